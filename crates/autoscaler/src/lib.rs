@@ -1,0 +1,1 @@
+//! Pure scaling decisions: how many instances a revision should have, and why.

@@ -1,0 +1,1 @@
+//! Provider of sandboxed processes on this host.

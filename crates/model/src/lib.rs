@@ -1,0 +1,1 @@
+//! The nouns of Taper: names, functions, revisions, calls, faults, demand.

@@ -1,0 +1,1 @@
+//! The truth: functions, immutable revisions, artifacts and secrets, published as whole snapshots.
