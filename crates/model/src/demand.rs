@@ -1,0 +1,45 @@
+//! What callers ask of a revision, as the autoscaler sees it, and the contract of whoever measures it.
+
+use crate::{BoxFuture, Fault, InstanceId, RevisionId};
+
+/// What one revision was asked for since the last sample. Exact: integrals, not scrapes.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Demand {
+    /// Seconds that this sample covers.
+    pub seconds: f64,
+    /// Integral of calls in the system (waiting and running) over the sample, in call-seconds; divided by `seconds` it is the average concurrency.
+    pub call_seconds: f64,
+    /// Calls that arrived in the sample.
+    pub arrived: u64,
+    /// Calls waiting for a slot now.
+    pub waiting: u32,
+    /// Calls running now.
+    pub running: u32,
+    /// Instances that take calls now.
+    pub ready: u32,
+}
+
+/// Where demand is measured and calls are held: the dispatcher, as the control plane sees it.
+///
+/// *Flow.* The control plane awaits [`Load::knock`], samples each active revision on its tick, and decides. Before it lets a
+/// provider stop instances it asks [`Load::retire`] which ones are idle; those get no further call. When a revision cannot start,
+/// [`Load::refuse`] fails the calls that wait for it.
+///
+/// *Guarantees.* No method blocks; each is cheap enough for a tick over every active revision.
+pub trait Load: Send + Sync {
+    /// The next revision whose waiting calls found no instance. Each revision is reported once until it is sampled or served.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: a knock that was not returned is returned by the next call.
+    fn knock(&self) -> BoxFuture<'_, RevisionId>;
+
+    /// The demand of every revision that has calls or instances, or had calls since the last sample. Starts the next sample.
+    fn sample(&self) -> Vec<(RevisionId, Demand)>;
+
+    /// Takes up to `count` instances of a revision out of service, idle ones first, then those with the fewest calls, and names them.
+    /// They get no new call; what runs on them runs on.
+    fn retire(&self, revision: &RevisionId, count: u32) -> Vec<InstanceId>;
+
+    /// Fails every call that waits for this revision with a copy of the fault.
+    fn refuse(&self, revision: &RevisionId, fault: &Fault);
+}
