@@ -329,7 +329,7 @@ impl FunctionSpec {
         span("timeout", self.timeout, ms, hour * 24)?;
         span("idleTimeout", self.idle_timeout, ms, hour * 24)?;
         span("startTimeout", self.start_timeout, ms, hour)?;
-        span("scale.zeroAfter", self.scale.zero_after, second, hour * 24 * 7)?;
+        span("scale.zeroAfter", self.scale.zero_after, second, hour * 24)?;
         span("scale.window", self.scale.window, second * 6, hour)?;
         span("scale.scaleDownDelay", self.scale.scale_down_delay, Duration::ZERO, hour)?;
         if let Some(n) = self.concurrency.filter(|n| *n > MAX_CONCURRENCY) {

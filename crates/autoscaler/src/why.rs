@@ -1,0 +1,149 @@
+//! The reason of a decision, as data and in words. Never decides.
+
+use std::{fmt, time::Duration};
+
+/// Why a number was chosen. It prints as the left side of "`stable 12.4 / target 7 → 2`".
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Why {
+    /// The load of one window, divided by the target.
+    Load {
+        /// The window that decided.
+        window: Which,
+        /// Its average.
+        value: f64,
+        /// The target per instance.
+        target: f64,
+        /// What held the quotient back or lifted it.
+        limit: Option<Limit>,
+    },
+    /// A panic holds the most that was asked for in it.
+    PanicHold {
+        /// How long it holds after the last burst.
+        window: Duration,
+    },
+    /// A larger number is younger than the scale-down delay.
+    DownDelay {
+        /// What the load asks for.
+        asked: u32,
+        /// The delay.
+        delay: Duration,
+    },
+    /// Nothing was measured for a whole window: what was decided before stands.
+    NoData,
+    /// A new revision has to reach its initial scale.
+    Initial,
+    /// The least there may be.
+    Min {
+        /// What was asked for.
+        asked: u32,
+    },
+    /// The most there may be.
+    Max {
+        /// What was asked for.
+        asked: u32,
+    },
+    /// The load needs nothing, but it has not been idle for long enough.
+    IdleHold {
+        /// Idle so far.
+        idle: Duration,
+        /// Idle before zero.
+        zero_after: Duration,
+    },
+    /// Idle for long enough.
+    Idle {
+        /// Idle before zero.
+        zero_after: Duration,
+    },
+    /// A call came while nothing was wanted.
+    Wake {
+        /// Calls that waited.
+        waiting: u32,
+        /// The target per instance.
+        target: f64,
+    },
+    /// Somebody said so.
+    Manual,
+}
+
+/// One of the two windows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Which {
+    /// The calm one.
+    Stable,
+    /// The quick one.
+    Panic,
+}
+
+/// What came between the load and the number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Limit {
+    /// The scale-up rate.
+    UpRate,
+    /// The scale-down rate.
+    DownRate,
+    /// The activation scale.
+    Activation,
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Load { window, value, target, limit } => {
+                write!(f, "{window} {} / target {}", Short(*value), Short(*target))?;
+                limit.map_or(Ok(()), |limit| write!(f, ", {limit}"))
+            }
+            Self::PanicHold { window } => {
+                write!(f, "panic holds its peak until {} after the last burst", Seconds(*window))
+            }
+            Self::DownDelay { asked, delay } => write!(f, "scale-down delay {} ({asked} asked for)", Seconds(*delay)),
+            Self::NoData => f.write_str("no data, stays"),
+            Self::Initial => f.write_str("initial scale"),
+            Self::Min { asked } => write!(f, "min ({asked} asked for)"),
+            Self::Max { asked } => write!(f, "max ({asked} asked for)"),
+            Self::IdleHold { idle, zero_after } => {
+                write!(f, "idle {} of {}, the last one stays", Seconds(*idle), Seconds(*zero_after))
+            }
+            Self::Idle { zero_after } => write!(f, "idle {}", Seconds(*zero_after)),
+            Self::Wake { waiting, target } => write!(f, "woken by {waiting} waiting / target {}", Short(*target)),
+            Self::Manual => f.write_str("set by hand"),
+        }
+    }
+}
+
+impl fmt::Display for Which {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Stable => "stable",
+            Self::Panic => "panic",
+        })
+    }
+}
+
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::UpRate => "limited by the scale-up rate",
+            Self::DownRate => "slowed by the scale-down rate",
+            Self::Activation => "lifted to the activation scale",
+        })
+    }
+}
+
+/// A number with at most three decimals.
+struct Short(f64);
+
+impl fmt::Display for Short {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Adding zero turns a negative zero into zero.
+        write!(f, "{}", (self.0 * 1000.0).round() / 1000.0 + 0.0)
+    }
+}
+
+/// A duration in seconds with at most three decimals.
+struct Seconds(Duration);
+
+impl fmt::Display for Seconds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}s", Short(self.0.as_secs_f64()))
+    }
+}
