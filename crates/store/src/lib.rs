@@ -1,21 +1,165 @@
 //! The truth: functions, immutable revisions, secrets and artifacts; published as whole snapshots.
+//!
+//! [`Store`] is the contract, [`Disk`] and [`Memory`] keep it, and [`conformance`] is the suite that both pass. What a
+//! command does to a function is decided once, without I/O, in `change`; the two differ only in where the outcome is kept.
+//! [`Artifacts`] holds the code, by digest, as files beside the database.
+//!
+//! This crate never starts anything, never judges whether a spec is sensible (the control plane does, before it
+//! publishes), and is never asked anything on a call's path: readers hold a [`Snapshot`].
 
-use std::{collections::HashMap, sync::Arc};
+mod artifacts;
+mod change;
+pub mod conformance;
+mod disk;
+mod error;
+mod memory;
+mod snapshot;
 
-use taper_model::{Function, FunctionName};
+use std::{collections::BTreeMap, sync::Arc};
 
-/// Everything the gateway and the control plane read, always whole: a reader holds one version until it lets go.
-#[derive(Debug, Default)]
-pub struct Snapshot {
-    /// Counts up with every change.
-    pub version: u64,
-    /// Every function.
-    pub functions: HashMap<FunctionName, Arc<Function>>,
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use taper_model::{BoxFuture, Digest, FunctionName, FunctionSpec, Name, Revision, RevisionId, RevisionState};
+use tokio::sync::watch;
+
+pub use artifacts::{Artifacts, GRACE, Stored, Upload};
+pub use disk::Disk;
+pub use error::Error;
+pub use memory::Memory;
+pub use snapshot::{Functions, Snapshot};
+
+/// Largest secret, in bytes.
+pub const MAX_SECRET: usize = 1 << 20;
+/// Largest revision without its code, in bytes of JSON: the spec, the labels and the annotations.
+pub const MAX_REVISION: usize = 1 << 20;
+/// Longest reason that is kept for a failed revision, in bytes; the end of a longer one is cut off.
+pub const MAX_REASON: usize = 16 << 10;
+
+/// How a store keeps what it is given.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Config {
+    /// Revisions kept per function. The newest and the latest ready one stay whatever this says. Default 20.
+    pub revisions: usize,
 }
 
-impl Snapshot {
-    /// A function by name.
-    pub fn function(&self, name: &FunctionName) -> Option<&Arc<Function>> {
-        self.functions.get(name)
+impl Default for Config {
+    fn default() -> Self {
+        Self { revisions: 20 }
     }
+}
+
+/// What somebody wants a function to be from now on.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Deploy {
+    /// The function; made when it is new.
+    pub function: FunctionName,
+    /// Its configuration, already validated.
+    pub spec: FunctionSpec,
+    /// Its code; none for a bare command.
+    pub artifact: Option<Digest>,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Its annotations.
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// What became of a [`Deploy`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct Published {
+    /// The function's newest revision.
+    pub revision: Arc<Revision>,
+    /// Whether it was made now. False: the function was so already.
+    pub changed: bool,
+}
+
+/// Whether a secret may be there before it is put.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Put {
+    /// It must be new.
+    Create,
+    /// It must exist.
+    Update,
+    /// Either.
+    Either,
+}
+
+/// The truth about functions. Writes are commands; reads are one snapshot that is always whole.
+///
+/// *Guarantees*, checked by [`conformance`]: commands take effect one after another, each wholly or not at all. When a command
+/// returns `Ok`, its effect is durable (as far as the implementation is) and [`snapshot`](Store::snapshot) already shows it.
+/// A command that changes nothing publishes no snapshot. A revision is never edited, and its number is never given
+/// to another revision of the function as long as the function is not deleted.
+///
+/// *Caveats.* After a function is deleted its numbers begin at 1 again: who keeps something by [`RevisionId`] beyond
+/// that must let go of it when the function leaves the snapshot, and must not settle a revision it learned of before.
+///
+/// *Errors.* After any error but [`Error::Stopped`] and those about the medium, nothing was changed. After an error of the medium
+/// (disk full, I/O) the snapshot is unchanged; whether the command survives a crash is open, as with any failed commit.
+///
+/// *Cancel safety.* A command whose future is dropped takes effect or does not; it is never half done.
+pub trait Store: Send + Sync {
+    /// Makes the function's next revision, in the state [`Pending`](RevisionState::Pending), and forgets what `scale` asked for.
+    ///
+    /// Its number is the highest ever used plus one. When the newest revision is the same (spec but for `traffic`, artifact,
+    /// labels, annotations) and has not failed, it is returned instead and `changed` is false. The stored spec's
+    /// `source` is the artifact's digest, or nothing. At most [`Config::revisions`] are kept: the oldest that never served go first, then
+    /// the oldest that did; never the newest, never the latest ready one.
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`], [`Error::Refused`] when the spec has values that cannot be written down, and those of the medium.
+    fn publish(&self, deploy: Deploy) -> BoxFuture<'_, Result<Published, Error>>;
+
+    /// Says what became of a pending revision: ready, or failed and why. The first verdict holds: giving the same one
+    /// again is fine, another is refused.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Settled`], and those of the medium.
+    fn settle<'a>(&'a self, id: &'a RevisionId, state: RevisionState) -> BoxFuture<'a, Result<(), Error>>;
+
+    /// Notes the instances that a person wants now; `None` leaves the number to the autoscaler again.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], and those of the medium.
+    fn scale<'a>(&'a self, function: &'a FunctionName, wanted: Option<u32>) -> BoxFuture<'a, Result<(), Error>>;
+
+    /// Removes a function with all its revisions, and names them.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], and those of the medium.
+    fn delete<'a>(&'a self, function: &'a FunctionName) -> BoxFuture<'a, Result<Vec<RevisionId>, Error>>;
+
+    /// Keeps a secret of at most [`MAX_SECRET`] bytes.
+    ///
+    /// # Errors
+    /// [`Error::Exists`] and [`Error::NotFound`] as `put` says, [`Error::TooLarge`], and those of the medium.
+    /// None of them holds a byte of the value.
+    fn put_secret<'a>(
+        &'a self,
+        namespace: &'a Name,
+        name: &'a Name,
+        value: Bytes,
+        put: Put,
+    ) -> BoxFuture<'a, Result<(), Error>>;
+
+    /// Removes a secret.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], and those of the medium.
+    fn delete_secret<'a>(&'a self, namespace: &'a Name, name: &'a Name) -> BoxFuture<'a, Result<(), Error>>;
+
+    /// The names of a namespace's secrets, sorted.
+    ///
+    /// # Errors
+    /// Those of the medium.
+    fn secrets<'a>(&'a self, namespace: &'a Name) -> BoxFuture<'a, Result<Vec<Name>, Error>>;
+
+    /// A secret's value. Does not wait for writes that are under way.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], and those of the medium.
+    fn secret<'a>(&'a self, namespace: &'a Name, name: &'a Name) -> BoxFuture<'a, Result<Bytes, Error>>;
+
+    /// All functions, now and after every change. The current snapshot counts as seen.
+    fn snapshot(&self) -> watch::Receiver<Arc<Snapshot>>;
 }

@@ -1,0 +1,190 @@
+//! Functions and secrets as rows. Decides nothing: writes down the difference between a function before and after, and reads
+//! back what was written.
+
+use std::{path::Path, sync::Arc};
+
+use bytes::Bytes;
+use rusqlite::{Connection, OptionalExtension, Row, params};
+use taper_model::{Function, FunctionName, Name, RevisionId, RevisionState, revision::Entry};
+
+use crate::{Error, Functions, change::Record};
+
+/// Every function.
+pub(super) fn load(db: &Connection, path: &Path) -> Result<Functions, Error> {
+    let sql = Error::sql(path);
+    let mut statement = db
+        .prepare(
+            "SELECT f.namespace, f.name, f.scale, f.created_ms, r.number, r.state, r.why, r.record
+             FROM function f LEFT JOIN revision r USING (namespace, name)
+             ORDER BY f.namespace, f.name, r.number",
+        )
+        .map_err(&sql)?;
+    let mut rows = statement.query(()).map_err(&sql)?;
+    let mut functions = Functions::default();
+    let mut current: Option<Function> = None;
+    while let Some(row) = rows.next().map_err(&sql)? {
+        let (namespace, name) = (text(row, 0, path)?, text(row, 1, path)?);
+        let corrupt = |detail: String| Error::Corrupt {
+            path: path.to_owned(),
+            detail: format!("function `{name}` in namespace `{namespace}`: {detail}"),
+        };
+        let same = |f: &Function| f.name.name.as_str() == name && f.name.namespace.as_str() == namespace;
+        if !current.as_ref().is_some_and(same) {
+            functions.extend(current.take());
+        }
+        let function = match &mut current {
+            Some(function) => function,
+            None => current.insert(function(row, namespace, name).map_err(corrupt)?),
+        };
+        let entry = entry(row, &function.name).map_err(corrupt)?;
+        function.revisions.push(entry);
+    }
+    functions.extend(current);
+    Ok(functions)
+}
+
+/// Writes down what became of a function.
+pub(super) fn write(
+    db: &Connection,
+    path: &Path,
+    name: &FunctionName,
+    before: Option<&Function>,
+    after: Option<&Function>,
+) -> Result<(), Error> {
+    let sql = Error::sql(path);
+    let (ns, name) = (name.namespace.as_str(), name.name.as_str());
+    let run = |text: &str, values: &[&dyn rusqlite::ToSql]| {
+        db.prepare_cached(text).and_then(|mut s| s.execute(values)).map(drop).map_err(&sql)
+    };
+    let Some(after) = after else {
+        return run("DELETE FROM function WHERE namespace = ?1 AND name = ?2", params![ns, name]);
+    };
+    match before {
+        None => {
+            let text = "INSERT INTO function (namespace, name, scale, created_ms) VALUES (?1, ?2, ?3, ?4)";
+            let created = i64::try_from(after.created_ms).unwrap_or(i64::MAX);
+            run(text, params![ns, name, after.scale, created])?;
+        }
+        Some(before) if before.scale != after.scale => {
+            run("UPDATE function SET scale = ?3 WHERE namespace = ?1 AND name = ?2", params![ns, name, after.scale])?;
+        }
+        Some(_) => {}
+    }
+    for gone in before.into_iter().flat_map(|b| &b.revisions).map(number).filter(|n| after.entry(*n).is_none()) {
+        let text = "DELETE FROM revision WHERE namespace = ?1 AND name = ?2 AND number = ?3";
+        run(text, params![ns, name, gone])?;
+    }
+    for entry in &after.revisions {
+        let (state, why) = state_columns(&entry.state);
+        let key = number(entry);
+        match before.and_then(|b| b.entry(key)) {
+            None => {
+                let record = Record::write(&entry.revision);
+                let record = record.map_err(|e| Error::Refused(format!("revision {}: {e}", entry.revision.id)))?;
+                let text = "INSERT INTO revision (namespace, name, number, state, why, record)
+                            VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
+                run(text, params![ns, name, key, state, why, record])?;
+            }
+            Some(old) if old.state != entry.state => {
+                let text = "UPDATE revision SET state = ?4, why = ?5
+                            WHERE namespace = ?1 AND name = ?2 AND number = ?3";
+                run(text, params![ns, name, key, state, why])?;
+            }
+            Some(_) => {}
+        }
+    }
+    Ok(())
+}
+
+/// Whether a secret is there.
+pub(super) fn has_secret(db: &Connection, path: &Path, namespace: &Name, name: &Name) -> Result<bool, Error> {
+    let text = "SELECT 1 FROM secret WHERE namespace = ?1 AND name = ?2";
+    let found = db.query_row(text, [namespace.as_str(), name.as_str()], |_| Ok(())).optional();
+    found.map(|f| f.is_some()).map_err(Error::sql(path))
+}
+
+/// Keeps a secret, instead of the one before.
+pub(super) fn put_secret(
+    db: &Connection,
+    path: &Path,
+    namespace: &Name,
+    name: &Name,
+    value: &[u8],
+) -> Result<(), Error> {
+    let text = "INSERT INTO secret (namespace, name, value) VALUES (?1, ?2, ?3)
+                ON CONFLICT (namespace, name) DO UPDATE SET value = excluded.value";
+    db.execute(text, params![namespace.as_str(), name.as_str(), value]).map(drop).map_err(Error::sql(path))
+}
+
+/// Removes a secret; false when there was none.
+pub(super) fn delete_secret(db: &Connection, path: &Path, namespace: &Name, name: &Name) -> Result<bool, Error> {
+    let text = "DELETE FROM secret WHERE namespace = ?1 AND name = ?2";
+    db.execute(text, [namespace.as_str(), name.as_str()]).map(|n| n > 0).map_err(Error::sql(path))
+}
+
+/// The names of a namespace's secrets.
+pub(super) fn secrets(db: &Connection, path: &Path, namespace: &Name) -> Result<Vec<Name>, Error> {
+    let sql = Error::sql(path);
+    let mut statement = db.prepare("SELECT name FROM secret WHERE namespace = ?1 ORDER BY name").map_err(&sql)?;
+    let mut rows = statement.query([namespace.as_str()]).map_err(&sql)?;
+    let mut names = Vec::new();
+    while let Some(row) = rows.next().map_err(&sql)? {
+        let name = Name::new(text(row, 0, path)?);
+        names.push(name.map_err(|e| Error::Corrupt { path: path.to_owned(), detail: format!("a secret: {e}") })?);
+    }
+    Ok(names)
+}
+
+/// A secret's value.
+pub(super) fn secret(db: &Connection, path: &Path, namespace: &Name, name: &Name) -> Result<Option<Bytes>, Error> {
+    let text = "SELECT value FROM secret WHERE namespace = ?1 AND name = ?2";
+    let value = db.query_row(text, [namespace.as_str(), name.as_str()], |row| row.get::<_, Vec<u8>>(0));
+    value.optional().map(|v| v.map(Bytes::from)).map_err(Error::sql(path))
+}
+
+fn function(row: &Row<'_>, namespace: &str, name: &str) -> Result<Function, String> {
+    let word = |text: &str| Name::new(text).map_err(|e| e.to_string());
+    let column = |e: rusqlite::Error| e.to_string();
+    let created: i64 = row.get(3).map_err(column)?;
+    Ok(Function {
+        name: FunctionName::new(word(namespace)?, word(name)?),
+        revisions: Vec::new(),
+        scale: row.get(2).map_err(column)?,
+        created_ms: u64::try_from(created).unwrap_or(0),
+    })
+}
+
+fn entry(row: &Row<'_>, name: &FunctionName) -> Result<Entry, String> {
+    let column = |e: rusqlite::Error| e.to_string();
+    let number: Option<u32> = row.get(4).map_err(column)?;
+    let number = number.filter(|n| *n > 0).ok_or("it has no revision")?;
+    let id = RevisionId::new(name.clone(), number);
+    let state: String = row.get(5).map_err(column)?;
+    let why: Option<String> = row.get(6).map_err(column)?;
+    let state = match (state.as_str(), why) {
+        ("pending", None) => RevisionState::Pending,
+        ("ready", None) => RevisionState::Ready,
+        ("failed", Some(why)) => RevisionState::Failed(why),
+        (other, _) => return Err(format!("revision {number} has the state `{other}`")),
+    };
+    let record = row.get_ref(7).map_err(column)?.as_str().map_err(|e| e.to_string())?;
+    let revision = Record::read(id, record).map_err(|e| format!("revision {number}: {e}"))?;
+    Ok(Entry { revision: Arc::new(revision), state })
+}
+
+fn text<'row>(row: &'row Row<'_>, column: usize, path: &Path) -> Result<&'row str, Error> {
+    let value = row.get_ref(column).map_err(Error::sql(path))?;
+    value.as_str().map_err(|e| Error::Corrupt { path: path.to_owned(), detail: format!("a name: {e}") })
+}
+
+fn number(entry: &Entry) -> u32 {
+    entry.revision.id.number()
+}
+
+fn state_columns(state: &RevisionState) -> (&'static str, Option<&str>) {
+    match state {
+        RevisionState::Pending => ("pending", None),
+        RevisionState::Ready => ("ready", None),
+        RevisionState::Failed(why) => ("failed", Some(why)),
+    }
+}

@@ -1,0 +1,68 @@
+//! Ten thousand functions: opening takes well under two seconds, and one change costs what it costs among ten.
+
+use std::{sync::Arc, time::Duration};
+
+use rusqlite::Connection;
+use taper_model::RevisionState;
+use taper_store::Store;
+use tokio::time::Instant;
+
+use crate::support::{deploy, function, open};
+
+/// A closed store whose one function, with three revisions, was copied to `count`.
+async fn filled(count: u32) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    for i in 0..3 {
+        let made = store.publish(deploy("f1", &i.to_string().repeat(200))).await.unwrap();
+        store.settle(&made.revision.id, RevisionState::Ready).await.unwrap();
+    }
+    drop(store);
+    let db = Connection::open(dir.path().join("taper.db")).unwrap();
+    let copies = format!(
+        "WITH RECURSIVE n(i) AS (SELECT 2 UNION ALL SELECT i + 1 FROM n WHERE i < {count})
+         INSERT INTO function SELECT namespace, 'f' || i, scale, created_ms FROM function, n;
+         WITH RECURSIVE n(i) AS (SELECT 2 UNION ALL SELECT i + 1 FROM n WHERE i < {count})
+         INSERT INTO revision SELECT namespace, 'f' || i, number, state, why, record FROM revision, n;"
+    );
+    db.execute_batch(&format!("BEGIN; {copies} COMMIT")).unwrap();
+    dir
+}
+
+/// The time of opening, and the best of 101 publishes: what it costs when nobody else wants the machine.
+async fn measured(count: u32) -> (Duration, Duration) {
+    let dir = filled(count).await;
+    let begin = Instant::now();
+    let store = open(dir.path());
+    let opened = begin.elapsed();
+    assert_eq!(store.snapshot().borrow().functions.len(), count as usize);
+    // A reader that holds on, as the gateway does.
+    let held = Arc::clone(&store.snapshot().borrow());
+    let mut times = Vec::new();
+    for i in 0..101 {
+        let wanted = deploy(&format!("f{}", 1 + i % count), &i.to_string());
+        let begin = Instant::now();
+        store.publish(wanted).await.unwrap();
+        times.push(begin.elapsed());
+    }
+    assert_eq!(held.function(&function("f1")).unwrap().revisions.len(), 3);
+    times.sort_unstable();
+    println!("{count} functions: publish, median {:?}", times[50]);
+    (opened, times[0])
+}
+
+#[tokio::test]
+async fn ten_thousand_functions_open_fast_and_change_as_ten_do() {
+    let (_, few) = measured(10).await;
+    let (opened, many) = measured(10_000).await;
+    println!("10,000 functions with 30,000 revisions: open {opened:?}, publish at best {many:?} (among ten: {few:?})");
+    assert!(opened < Duration::from_secs(2), "opening took {opened:?}");
+    assert!(many < few * 3 + Duration::from_millis(1), "a publish took {many:?}, among ten {few:?}");
+}
+
+#[tokio::test]
+#[ignore = "a measurement; the guarantee is held with ten thousand"]
+async fn a_hundred_thousand_functions() {
+    let (opened, many) = measured(100_000).await;
+    println!("100,000 functions with 300,000 revisions: open {opened:?}, publish at best {many:?}");
+}
