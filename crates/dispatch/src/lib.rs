@@ -1,1 +1,61 @@
 //! The activator: per revision a bounded queue, slots, and the choice of instance.
+//!
+//! *Owns*: who waits and who runs, for every revision that has calls or instances. *Never*: makes or stops an instance,
+//! decides how many there should be, reads the store, or knows a status code.
+//!
+//! # How it works
+//!
+//! [`Dispatcher`] finds the revision's pool in a sharded map and enters it. A pool is one short mutex around three things: the
+//! instances, the calls that wait, and the meter. Under that mutex one rule always holds: **nobody waits while a slot is free**.
+//! So a newcomer either finds the queue empty and takes a slot at once, or stands behind everybody who waits.
+//!
+//! A slot is a value, the [`Permit`]. Dropping it frees the slot and, in the same critical section, hands it to the first
+//! who waits. A waiting call holds the receiving end of a one-shot channel and the grant that is sent to it *is* the permit: a
+//! grant that nobody will read is dropped, and dropping it passes the slot on. A wake-up cannot be lost with its reader.
+//!
+//! # The choice of instance
+//!
+//! The fewest running calls first, because calls on one instance share its processor and its memory. Among equals the one that
+//! was used last: with one slot per instance this makes the idle ones a stack, so that what is at its bottom stays
+//! idle and can be stopped, and what is at its top has its caches warm. [`Load::retire`](taper_model::Load::retire) takes from the bottom.
+//!
+//! # Time
+//!
+//! No task and no timer belongs to a revision. A waiting call carries its own deadline; demand is integrated when something
+//! changes. A revision without calls and instances is forgotten by the next sample and costs nothing.
+//!
+//! # Locks, and the way to one core each
+//!
+//! The map's shard is read, then released, before the pool is locked; a pool is never locked under another. Nothing is awaited and
+//! no waker is called under a lock. Should one hot revision's mutex ever show in a profile, the pool splits by core: every
+//! core holds a share of the instances' slots in a pool of its own without a lock, borrows from a neighbour when it runs dry, and
+//! only a call that must wait goes to the shared queue here, where order matters. Permits and callers would not change.
+
+mod dispatcher;
+mod instances;
+mod meter;
+mod permit;
+mod pool;
+mod signals;
+
+pub use dispatcher::{Dispatcher, Stats};
+pub use permit::{Permit, Tunnel};
+
+use serde::{Deserialize, Serialize};
+
+/// The dispatcher's settings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Config {
+    /// Calls that may wait per revision; the next one is refused with 503. Default 10,000; 0 counts as 1, because a revision at
+    /// zero starts only when a call waits for it.
+    pub queue: usize,
+    /// How often a call that could not be sent is tried on another instance. Default 3.
+    pub retries: u32,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { queue: 10_000, retries: 3 }
+    }
+}

@@ -1,0 +1,115 @@
+//! A slot as a value: it is freed by being dropped, wherever that happens, and rides in the reply's body until the body's end.
+
+use std::{
+    fmt,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::StatusCode;
+use http_body::{Frame, SizeHint};
+use taper_model::{
+    Body, BoxError, InstanceId, Reply,
+    call::{Start, Timing},
+};
+use taper_provider::Instance;
+
+use crate::pool::Pool;
+
+/// The right to run one call on one instance.
+///
+/// *Guarantees.* While it lives the instance counts one call more, and never more than it has slots. Dropping it hands the slot to
+/// the first call that waits; where none waits, the slot is free.
+pub struct Permit {
+    pub(crate) pool: Arc<Pool>,
+    pub(crate) instance: Arc<Instance>,
+    /// Where the pool finds the instance.
+    pub(crate) key: u32,
+    /// The call's place among all calls of its revision.
+    pub(crate) ticket: u64,
+    pub(crate) start: Start,
+    /// How long the call waited, and for what.
+    pub(crate) timing: Timing,
+    /// False once the slot was given back by other means than dropping.
+    pub(crate) held: bool,
+}
+
+impl Permit {
+    /// The instance to run the call on.
+    pub fn instance(&self) -> &InstanceId {
+        &self.instance.id
+    }
+
+    /// Whether the call found the instance running or waited for it to start.
+    pub fn start(&self) -> Start {
+        self.start
+    }
+
+    /// How long the call waited, and for what; `invoke` is still zero.
+    pub fn timing(&self) -> Timing {
+        self.timing
+    }
+
+    /// Lets the slot ride in a reply: until its body ends, breaks or is dropped.
+    pub(crate) fn ride(self, mut reply: Reply, invoke: Duration) -> Reply {
+        reply.extensions_mut().insert(self.start);
+        reply.extensions_mut().insert(Timing { invoke, ..self.timing });
+        if !http_body::Body::is_end_stream(reply.body()) {
+            return reply.map(|body| Body::new(Riding { body, permit: Some(self) }));
+        }
+        if reply.status() == StatusCode::SWITCHING_PROTOCOLS {
+            reply.extensions_mut().insert(Tunnel(Arc::new(self)));
+        }
+        reply
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        if self.held {
+            self.pool.release(self.key, &self.instance);
+        }
+    }
+}
+
+impl fmt::Debug for Permit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a slot of {}", self.instance.id)
+    }
+}
+
+/// The slot of a call whose connection was taken over (`101 Switching Protocols`): such a reply's body ends at once while the
+/// call goes on. It rides in the reply's extensions; whoever carries the tunnel keeps a clone until the tunnel ends.
+#[derive(Debug, Clone)]
+pub struct Tunnel(#[expect(dead_code, reason = "held for its drop")] Arc<Permit>);
+
+/// A reply's body with the slot in it. The body is dropped before the slot: the instance learns that the reader left before
+/// it can get another call.
+struct Riding {
+    body: Body,
+    permit: Option<Permit>,
+}
+
+impl http_body::Body for Riding {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        if !matches!(frame, Some(Ok(_))) || self.body.is_end_stream() {
+            self.permit = None;
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

@@ -1,0 +1,489 @@
+//! One revision's calls and slots, and the rule that joins them: nobody waits while a slot is free. Every change is one short
+//! critical section; what it grants is sent after the lock is released. Knows no other revision.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use taper_model::{
+    Cause, Demand, Fault, InstanceId, RevisionId, Stage,
+    call::{Start, Timing},
+};
+use taper_provider::Instance;
+use tokio::{
+    sync::oneshot,
+    time::{Instant, timeout_at},
+};
+
+use crate::{
+    Permit, Stats,
+    instances::{Instances, Service},
+    meter::Meter,
+    signals::Signals,
+};
+
+/// One revision's activator.
+pub(crate) struct Pool {
+    revision: RevisionId,
+    signals: Arc<Signals>,
+    state: Mutex<State>,
+}
+
+struct State {
+    instances: Instances,
+    /// Who waits, by ticket: in the order of arrival, and removable from the middle.
+    waiting: BTreeMap<u64, Waiter>,
+    /// Permits that live, wherever their instances are now.
+    running: u32,
+    /// The next ticket.
+    tickets: u64,
+    meter: Meter,
+    knock: Knock,
+    /// Set when the pool left the map: whoever still holds it must look again.
+    forgotten: bool,
+}
+
+/// What was said about this revision since the last sample.
+#[derive(Default)]
+struct Knock {
+    /// That calls wait and no instance is ready; taken back when one becomes ready.
+    cold: bool,
+    /// That calls wait and every slot is taken.
+    busy: bool,
+    /// It lies in the mailbox and nobody has read it yet.
+    unread: bool,
+}
+
+struct Waiter {
+    grant: oneshot::Sender<Result<Permit, Fault>>,
+    wait: Wait,
+}
+
+/// Since when a call waits.
+#[derive(Clone, Copy)]
+struct Wait {
+    since: Instant,
+    /// The meter's time without instances, then.
+    cold: Duration,
+    /// What it had waited before, when it is tried again.
+    before: Timing,
+}
+
+/// What came of a call that wants a slot.
+pub(crate) enum Entry {
+    /// It has one.
+    Admitted(Permit),
+    /// It must wait for one.
+    Queued(Place),
+    /// It will get none.
+    Refused(Fault),
+    /// The pool was forgotten in the meantime; look it up again.
+    Forgotten,
+}
+
+/// A call's place in the queue. Dropping it leaves the queue; a slot that was granted already goes to the next.
+pub(crate) struct Place {
+    pool: Arc<Pool>,
+    ticket: u64,
+    /// Whether the pool may still list the ticket.
+    listed: bool,
+    grant: oneshot::Receiver<Result<Permit, Fault>>,
+}
+
+type Grants = Vec<(Waiter, Permit)>;
+
+impl Pool {
+    pub(crate) fn new(revision: RevisionId, signals: Arc<Signals>) -> Self {
+        let state = State {
+            instances: Instances::default(),
+            waiting: BTreeMap::new(),
+            running: 0,
+            tickets: 0,
+            meter: Meter::new(Instant::now()),
+            knock: Knock::default(),
+            forgotten: false,
+        };
+        Self { revision, signals, state: Mutex::new(state) }
+    }
+
+    pub(crate) fn revision(&self) -> &RevisionId {
+        &self.revision
+    }
+
+    /// A new call.
+    pub(crate) fn enter(self: &Arc<Self>, deadline: Instant) -> Entry {
+        let (mut guard, now) = self.lock();
+        let state = &mut *guard;
+        if state.forgotten {
+            return Entry::Forgotten;
+        }
+        if self.signals.is_closed() {
+            return Entry::Refused(Fault::new(Stage::Accept, Cause::ShuttingDown, "the platform is shutting down"));
+        }
+        state.meter.arrive();
+        if deadline <= now {
+            let stage = if state.instances.ready() == 0 { Stage::Activate } else { Stage::Queue };
+            drop(guard);
+            return Entry::Refused(self.late(stage));
+        }
+        let ticket = state.tickets;
+        state.tickets += 1;
+        if state.waiting.is_empty()
+            && let Some(permit) = self.seat(state, ticket, Timing::default())
+        {
+            return Entry::Admitted(permit);
+        }
+        if state.waiting.len() >= self.signals.queue {
+            drop(guard);
+            return Entry::Refused(self.full());
+        }
+        let wait = Wait { since: now, cold: state.meter.cold(), before: Timing::default() };
+        Entry::Queued(self.queue(guard, ticket, wait))
+    }
+
+    /// A call that was admitted but could not be sent. It keeps its ticket, so it stands before everybody who came after it; and as
+    /// it had a slot, the queue's bound is not asked again (so the queue exceeds it by the running calls at most).
+    pub(crate) fn reenter(self: &Arc<Self>, mut permit: Permit, lost: Duration) -> Result<Permit, Place> {
+        let (mut guard, now) = self.lock();
+        let state = &mut *guard;
+        permit.held = false;
+        state.running -= 1;
+        state.instances.free(permit.key, &permit.instance);
+        let before = Timing { queue: permit.timing.queue + lost, ..permit.timing };
+        if state.waiting.is_empty()
+            && let Some(another) = self.seat(state, permit.ticket, before)
+        {
+            return Ok(another);
+        }
+        let wait = Wait { since: now, cold: state.meter.cold(), before };
+        Err(self.queue(guard, permit.ticket, wait))
+    }
+
+    /// Gives a slot back, or on to the first who waits.
+    pub(crate) fn release(self: &Arc<Self>, key: u32, instance: &Arc<Instance>) {
+        let (mut guard, now) = self.lock();
+        let state = &mut *guard;
+        state.running -= 1;
+        state.instances.free(key, instance);
+        let grant = self.next(state, now);
+        let empty = state.calls() == 0;
+        drop(guard);
+        if let Some(grant) = grant {
+            deliver(grant);
+        } else if empty {
+            self.signals.emptied();
+        }
+    }
+
+    /// Takes a permit's instance out of service for good and reports it, once.
+    pub(crate) fn condemn(&self, permit: &Permit, why: &Fault) {
+        let (mut state, _) = self.lock();
+        let first = state.instances.condemn(permit.key, &permit.instance);
+        let knock = first && state.must_knock();
+        drop(state);
+        if first {
+            let id = permit.instance.id.clone();
+            tracing::warn!(revision = %self.revision, instance = %id, fault = ?why, "out of service: a call could not be sent to it");
+            self.signals.condemned.push((self.revision.clone(), id));
+        }
+        self.knock(knock);
+    }
+
+    /// Instances became ready. A pool that was forgotten takes none and gives them back.
+    pub(crate) fn ready(self: &Arc<Self>, instances: Vec<Instance>) -> Result<(), Vec<Instance>> {
+        let (mut guard, now) = self.lock();
+        let state = &mut *guard;
+        if state.forgotten {
+            return Err(instances);
+        }
+        for instance in instances {
+            state.instances.add(instance, state.tickets);
+        }
+        state.knock.cold &= state.instances.ready() == 0;
+        let grants: Grants = std::iter::from_fn(|| self.next(state, now)).collect();
+        let knock = state.must_knock();
+        drop(guard);
+        grants.into_iter().for_each(deliver);
+        self.knock(knock);
+        Ok(())
+    }
+
+    /// An instance takes no new call.
+    pub(crate) fn drain(&self, id: &InstanceId) {
+        let (mut state, _) = self.lock();
+        state.instances.drain(id);
+        let knock = state.must_knock();
+        drop(state);
+        self.knock(knock);
+    }
+
+    /// Instances are no more. Calls that run there are their own business.
+    pub(crate) fn gone<'a>(&self, ids: impl IntoIterator<Item = &'a InstanceId>) {
+        let (mut state, _) = self.lock();
+        let mut replaced = Vec::new();
+        for id in ids {
+            if state.instances.remove(id) == Some(Service::Condemned) {
+                replaced.push(id);
+            }
+        }
+        let knock = state.must_knock();
+        drop(state);
+        if !replaced.is_empty() {
+            self.signals.condemned.retain(|(_, id)| !replaced.contains(&id));
+        }
+        self.knock(knock);
+    }
+
+    /// These are all the instances that are ready. See [`Pool::ready`] for a pool that was forgotten.
+    pub(crate) fn reset(self: &Arc<Self>, listed: Vec<Instance>) -> Result<(), Vec<Instance>> {
+        let others = self.lock().0.instances.others(&listed);
+        self.gone(&others);
+        self.ready(listed)
+    }
+
+    /// Takes instances out of service.
+    pub(crate) fn retire(&self, count: u32) -> Vec<InstanceId> {
+        let (mut state, _) = self.lock();
+        let ids = state.instances.retire(count as usize);
+        let knock = state.must_knock();
+        drop(state);
+        self.knock(knock);
+        ids
+    }
+
+    /// Fails everybody who waits.
+    pub(crate) fn refuse(&self, fault: &Fault) {
+        let (mut state, _) = self.lock();
+        let waiting = std::mem::take(&mut state.waiting);
+        // They are answered: the next call that finds nothing knocks anew.
+        state.knock.cold = false;
+        let empty = state.calls() == 0;
+        drop(state);
+        for waiter in waiting.into_values() {
+            // A call that has left meanwhile needs no answer.
+            let _ = waiter.grant.send(Err(fault.copy()));
+        }
+        if empty {
+            self.signals.emptied();
+        }
+    }
+
+    /// Reads a knock from the mailbox. False when its reason is gone.
+    pub(crate) fn read_knock(&self) -> bool {
+        let (mut state, _) = self.lock();
+        let unread = std::mem::take(&mut state.knock.unread);
+        if state.waiting.is_empty() {
+            // It was never told to anybody.
+            state.knock = Knock::default();
+        }
+        unread && !state.waiting.is_empty()
+    }
+
+    /// The demand since the last sample; `None` when there is nothing to tell, and the pool is forgotten by that.
+    pub(crate) fn sample(&self) -> Option<Demand> {
+        let (mut state, _) = self.lock();
+        if state.calls() == 0 && state.instances.len() == 0 && state.meter.is_blank() {
+            state.forgotten = true;
+            return None;
+        }
+        let sample = state.meter.sample();
+        (state.knock.cold, state.knock.busy) = (false, false);
+        Some(Demand {
+            seconds: sample.seconds,
+            call_seconds: sample.call_seconds,
+            arrived: sample.arrived,
+            waiting: state.waiting.len() as u32,
+            running: state.running,
+            ready: state.instances.ready(),
+        })
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        let (state, now) = self.lock();
+        Stats {
+            revision: self.revision.clone(),
+            waiting: state.waiting.len() as u32,
+            running: state.running,
+            ready: state.instances.ready(),
+            leaving: state.instances.len() as u32 - state.instances.ready(),
+            longest_wait: state.waiting.values().next().map_or(Duration::ZERO, |w| now.duration_since(w.wait.since)),
+        }
+    }
+
+    /// Whether no call waits or runs.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.lock().0.calls() == 0
+    }
+
+    /// Locks the state, and turns the meter up to now: whatever changes next has held until now.
+    fn lock(&self) -> (MutexGuard<'_, State>, Instant) {
+        let now = Instant::now();
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let (calls, cold) = (state.calls(), state.instances.ready() == 0);
+        let now = state.meter.turn(now, calls, cold);
+        (state, now)
+    }
+
+    /// A slot for a call, if there is one.
+    fn seat(self: &Arc<Self>, state: &mut State, ticket: u64, timing: Timing) -> Option<Permit> {
+        let taken = state.instances.take()?;
+        state.running += 1;
+        // A ticket older than the instance means that the call was here first and waited for it.
+        let start = if ticket < taken.born { taken.instance.start } else { Start::Warm };
+        let (pool, key, instance) = (self.clone(), taken.key, taken.instance);
+        Some(Permit { pool, instance, key, ticket, start, timing, held: true })
+    }
+
+    /// A slot for the first who waits, if there are both.
+    fn next(self: &Arc<Self>, state: &mut State, now: Instant) -> Option<(Waiter, Permit)> {
+        let (&ticket, waiter) = state.waiting.first_key_value()?;
+        let timing = waiter.wait.until(now, state.meter.cold());
+        let permit = self.seat(state, ticket, timing)?;
+        let waiter = state.waiting.remove(&ticket).expect("it was the first just now");
+        Some((waiter, permit))
+    }
+
+    fn queue(self: &Arc<Self>, mut state: MutexGuard<'_, State>, ticket: u64, wait: Wait) -> Place {
+        let (tx, rx) = oneshot::channel();
+        state.waiting.insert(ticket, Waiter { grant: tx, wait });
+        let knock = state.must_knock();
+        drop(state);
+        self.knock(knock);
+        Place { pool: self.clone(), ticket, listed: true, grant: rx }
+    }
+
+    /// Takes a call out of the queue, and tells what it waited for; `None` when it was not in it any more.
+    fn leave(&self, ticket: u64) -> Option<Stage> {
+        let (mut state, now) = self.lock();
+        let waiter = state.waiting.remove(&ticket);
+        let empty = state.calls() == 0;
+        let cold = state.meter.cold();
+        drop(state);
+        if empty {
+            self.signals.emptied();
+        }
+        let Waiter { wait, .. } = waiter?;
+        let never_ready = cold - wait.cold >= now.duration_since(wait.since);
+        Some(if never_ready { Stage::Activate } else { Stage::Queue })
+    }
+
+    fn knock(&self, must: bool) {
+        if must {
+            self.signals.knocks.push(self.revision.clone());
+        }
+    }
+
+    fn full(&self) -> Fault {
+        let (name, queue) = (self.revision.name(), self.signals.queue);
+        let text =
+            format!("{queue} calls wait for {name} and its queue is full; try again later, or raise its `scale.max`");
+        Fault::new(Stage::Queue, Cause::QueueFull, text)
+    }
+
+    fn late(&self, stage: Stage) -> Fault {
+        let name = self.revision.name();
+        let text = match stage {
+            Stage::Activate => {
+                format!(
+                    "the deadline passed while the call waited for {name} to start; `taper describe` says how its starts go"
+                )
+            }
+            _ => format!(
+                "the deadline passed while the call waited for a free slot of {name}; raise its `scale.max`, `concurrency` or `timeout`"
+            ),
+        };
+        Fault::new(stage, Cause::Deadline, text)
+    }
+}
+
+impl State {
+    fn calls(&self) -> u32 {
+        self.waiting.len() as u32 + self.running
+    }
+
+    /// Whether a knock must go into the mailbox: calls wait, it was not said yet since the last sample, and none lies there.
+    fn must_knock(&mut self) -> bool {
+        if self.waiting.is_empty() {
+            return false;
+        }
+        let said = if self.instances.ready() == 0 { &mut self.knock.cold } else { &mut self.knock.busy };
+        !std::mem::replace(said, true) && !std::mem::replace(&mut self.knock.unread, true)
+    }
+}
+
+impl Wait {
+    /// Divides the time waited until `now` by whether instances were there.
+    fn until(&self, now: Instant, cold: Duration) -> Timing {
+        let (waited, cold) = (now.duration_since(self.since), cold - self.cold);
+        Timing { queue: self.before.queue + (waited - cold), activate: self.before.activate + cold, ..self.before }
+    }
+}
+
+impl Place {
+    /// Waits for the slot.
+    pub(crate) async fn wait(mut self, deadline: Instant) -> Result<Permit, Fault> {
+        let outcome = timeout_at(deadline, &mut self.grant).await;
+        self.listed = false;
+        match outcome {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(_)) => Err(Fault::new(Stage::Queue, Cause::Internal, "the call's place in the queue was lost")),
+            // Not listed any more: a grant is on its way, too late; dropping the receiver passes it on.
+            Err(_) => Err(self.pool.late(self.pool.leave(self.ticket).unwrap_or(Stage::Queue))),
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if self.listed {
+            self.pool.leave(self.ticket);
+        }
+    }
+}
+
+/// Sends a slot to who waited for it. Never under a lock: it wakes a task, and a permit that nobody takes is dropped here, which
+/// gives its slot to the next.
+fn deliver((waiter, permit): (Waiter, Permit)) {
+    drop(waiter.grant.send(Ok(permit)));
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU32;
+
+    use taper_model::{BoxFuture, Call, FunctionName, Invoke, Reply};
+
+    use super::*;
+
+    struct Uncalled;
+
+    impl Invoke for Uncalled {
+        fn invoke(&self, _: Call) -> BoxFuture<'_, Result<Reply, Fault>> {
+            unreachable!("only slots are taken here")
+        }
+    }
+
+    /// The moment between the lock and the sending, in which another thread may drop the receiver: held open here.
+    #[tokio::test(start_paused = true)]
+    async fn a_grant_that_finds_nobody_goes_to_the_next() {
+        let revision = RevisionId::new(FunctionName::parse("hello").unwrap(), 1);
+        let pool = Arc::new(Pool::new(revision.clone(), Arc::new(Signals::new(10))));
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let queued = || match pool.enter(deadline) {
+            Entry::Queued(place) => place,
+            _ => panic!("nothing is ready, so it waits"),
+        };
+        let (mut first, mut second, third) = (queued(), queued(), queued());
+        for place in [&mut first, &mut second] {
+            place.listed = false;
+        }
+        drop((first, second));
+
+        let (id, slots, run) = (InstanceId::new("a"), NonZeroU32::MIN, Arc::new(Uncalled));
+        assert!(pool.ready(vec![Instance { id, revision, slots, start: Start::Cold, run }]).is_ok());
+        drop(third.wait(deadline).await.expect("the slot that nobody took"));
+        assert!(pool.is_empty());
+    }
+}

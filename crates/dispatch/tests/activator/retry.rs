@@ -1,0 +1,162 @@
+//! Calls that could not be sent go elsewhere, and what could not be reached is reported.
+
+use std::sync::{
+    Mutex,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use http_body_util::BodyExt;
+use taper_model::{Load, Retry, call::Timing};
+
+use super::*;
+
+#[tokio::test(start_paused = true)]
+async fn an_unsent_call_is_served_by_another_instance() {
+    let (d, hello) = (dispatcher(), hello());
+    d.learn(ready(&hello, "good", 1));
+    d.learn(Event::Ready(unreachable(&hello, "bad", 1)));
+    let reply = d.invoke(request(&hello, within(60), "whole")).await.unwrap();
+    assert_eq!(reply.into_body().collect().await.unwrap().to_bytes(), "whole");
+
+    // The bad one is reported, takes nothing more, and does not come back by being listed again.
+    assert_eq!(d.condemned().await, (hello.clone(), id("bad")));
+    d.learn(Event::Reset(vec![instance(&hello, "good", 1), unreachable(&hello, "bad", 1)]));
+    assert_eq!((counts(&d), d.stats()[0].leaving), ((0, 0, 1), 1));
+    let _good = admitted(&d, &hello);
+    let _waits = waiting(&d, &hello);
+    d.learn(gone(&hello, "bad"));
+    assert_eq!(d.stats()[0].leaving, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_instance_is_tried_twice_and_the_tries_end() {
+    let (d, hello) = (dispatcher(), hello());
+    let tried = Arc::new(Mutex::new(Vec::new()));
+    for name in ["a", "b", "c", "d", "e", "f"] {
+        let tried = tried.clone();
+        d.learn(Event::Ready(instance_that(&hello, name, 5, move |call| {
+            tried.lock().unwrap().push(name);
+            Box::pin(async move { Err(Fault::new(Stage::Invoke, Cause::Died, "no route").with_unsent(call)) })
+        })));
+    }
+    let call = request(&hello, within(60), "x");
+    let sent = call.id.clone();
+    let fault = d.invoke(call).await.unwrap_err();
+
+    // Four tries on four instances; then the last one's fault, with the call in it because nothing of it was sent.
+    let mut tried = tried.lock().unwrap().clone();
+    tried.sort_unstable();
+    tried.dedup();
+    assert_eq!(tried.len(), 4);
+    assert_eq!((fault.stage, fault.cause, fault.retry), (Stage::Invoke, Cause::Died, Retry::Safe));
+    assert_eq!(fault.unsent.unwrap().id, sent);
+    assert_eq!(counts(&d), (0, 0, 2));
+    let mut reported = Vec::new();
+    for _ in 0..4 {
+        reported.push(d.condemned().await.1.to_string());
+    }
+    reported.sort_unstable();
+    assert_eq!(reported, tried);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unsent_call_waits_for_the_replacement_at_its_old_place() {
+    let (d, hello) = (dispatcher(), hello());
+    d.learn(Event::Ready(instance_that(&hello, "bad", 1, |call| {
+        Box::pin(async move {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            Err(Fault::new(Stage::Invoke, Cause::Died, "connect timed out").with_unsent(call))
+        })
+    })));
+    let mut call = d.invoke(request(&hello, within(60), "x"));
+    assert!(poll(&mut call).is_none());
+    let mut later = waiting(&d, &hello);
+    // The wait behind the taken slot was told; read it away.
+    assert_eq!(d.knock().await, hello);
+
+    // The only instance fails the first call, which now waits before the one that came later; both are told by a knock.
+    pass(1.0).await;
+    assert!(poll(&mut call).is_none());
+    assert_eq!(counts(&d), (2, 0, 0));
+    assert_eq!(d.knock().await, hello);
+    pass(2.0).await;
+    d.learn(ready(&hello, "new", 1));
+    assert!(poll(&mut later).is_none());
+    let reply = poll(&mut call).unwrap().unwrap();
+    let timing = *reply.extensions().get::<Timing>().unwrap();
+    assert_eq!((timing.queue, timing.activate), (Duration::from_secs(1), Duration::from_secs(2)));
+    assert_eq!(reply.extensions().get::<Start>(), Some(&Start::Pool), "it did wait for the new instance");
+    drop(reply);
+    granted(&mut later);
+
+    // One call: it is counted as one arrival however often it was tried.
+    assert_eq!(d.sample()[0].1.arrived, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_retry_ends_with_the_deadline_and_keeps_its_words() {
+    let (d, hello) = (dispatcher(), hello());
+    d.learn(Event::Ready(unreachable(&hello, "bad", 1)));
+    let fault = d.invoke(request(&hello, within(3), "x")).await.unwrap_err();
+    assert_eq!((fault.stage, fault.cause), (Stage::Activate, Cause::Deadline));
+    assert!(fault.message.contains("connection refused"), "{fault}");
+    assert!(fault.unsent.is_some());
+    assert_eq!(counts(&d), (0, 0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_was_sent_is_never_sent_again() {
+    let (d, hello) = (dispatcher(), hello());
+    let sent = Arc::new(AtomicUsize::new(0));
+    for name in ["a", "b"] {
+        let sent = sent.clone();
+        d.learn(Event::Ready(instance_that(&hello, name, 1, move |_| {
+            sent.fetch_add(1, Ordering::SeqCst);
+            Box::pin(async { Err(Fault::new(Stage::Invoke, Cause::Died, "broke the connection")) })
+        })));
+    }
+    let fault = d.invoke(request(&hello, within(60), "x")).await.unwrap_err();
+    assert_eq!((fault.cause, fault.unsent.is_none(), sent.load(Ordering::SeqCst)), (Cause::Died, true, 1));
+    assert_eq!(counts(&d), (0, 0, 2), "the slot is free, and the instance stays in service");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_instance_is_condemned_once_and_not_when_it_is_gone() {
+    let (d, hello) = (dispatcher(), hello());
+    let fails = Arc::new(tokio::sync::Notify::new());
+    let both = fails.clone();
+    d.learn(Event::Ready(instance_that(&hello, "bad", 2, move |call| {
+        let both = both.clone();
+        Box::pin(async move {
+            both.notified().await;
+            Err(Fault::new(Stage::Invoke, Cause::Died, "connection refused").with_unsent(call))
+        })
+    })));
+    // Two calls fail on it at the same time: one report. It is gone before anybody asks: none.
+    let mut calls = [d.invoke(request(&hello, within(60), "1")), d.invoke(request(&hello, within(60), "2"))];
+    assert!(calls.iter_mut().all(|c| poll(c).is_none()));
+    fails.notify_waiters();
+    assert!(calls.iter_mut().all(|c| poll(c).is_none()));
+    assert_eq!(counts(&d), (2, 0, 0));
+    let mut report: BoxFuture<'_, _> = Box::pin(d.condemned());
+    assert_eq!(poll(&mut report).unwrap(), (hello.clone(), id("bad")));
+    let mut report: BoxFuture<'_, _> = Box::pin(d.condemned());
+    assert!(poll(&mut report).is_none());
+    drop(report);
+
+    d.learn(Event::Ready(unreachable(&hello, "worse", 2)));
+    assert!(calls.iter_mut().all(|c| poll(c).is_none()));
+    d.learn(gone(&hello, "worse"));
+    let mut report: BoxFuture<'_, _> = Box::pin(d.condemned());
+    assert!(poll(&mut report).is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn faults_of_the_dispatcher_give_the_call_back() {
+    let (d, hello) = (Dispatcher::new(Config { queue: 1, ..Config::default() }), hello());
+    let _first = waiting(&d, &hello);
+    let fault = d.invoke(request(&hello, within(60), "x")).await.unwrap_err();
+    assert_eq!(fault.cause, Cause::QueueFull);
+    assert!(matches!(fault.retry, Retry::After(_)), "the advice stays: {:?}", fault.retry);
+    assert!(fault.unsent.is_some());
+}
