@@ -1,3 +1,51 @@
-//! The `taper` command.
+//! The `taper` command: reads the command line, hands it to one file under `command/`, prints, and sets the exit status.
+//!
+//! Exit status: 0 success, 1 failure, 2 usage. Standard output carries results alone; everything else goes to standard error.
 
-fn main() {}
+mod client;
+mod command;
+mod context;
+mod output;
+mod pack;
+
+use std::{io::Write, process::ExitCode};
+
+use clap::Parser;
+
+/// Functions that light on demand and taper to zero.
+#[derive(Parser)]
+#[command(
+    name = "taper",
+    version,
+    max_term_width = 110,
+    after_help = "Examples:\n  taper up hello.py                      start the platform and deploy a file\n  \
+                  taper deploy hello.py                  deploy to the platform that runs on this machine\n  \
+                  taper invoke hello -d world            call it\n  taper logs hello -f                    watch what it writes"
+)]
+struct Cli {
+    #[command(flatten)]
+    global: context::Global,
+    #[command(subcommand)]
+    command: command::Command,
+}
+
+fn main() -> ExitCode {
+    // The platform's own helper process is this same program under another name.
+    if let Some(ended) = taper_server::work_as_helper() {
+        return ended;
+    }
+    let cli = Cli::parse();
+    match cli.command.run(&cli.global) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "taper: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// `taper … | head` closes our standard output; that is the reader's choice, not a failure.
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|e| e.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe))
+}

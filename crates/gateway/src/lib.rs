@@ -1,1 +1,117 @@
 //! HTTP in and out: listen, authenticate, route, forward, reply.
+//!
+//! A request's way, by the names of the modules: `listen` takes the connection and `connection` watches it; `accept` gives the
+//! request its identity and refuses what is malformed; `authenticate` is one layer over everything behind it; `route`
+//! reads the path; `forward` makes the request a call and hands it to whoever dispatches; `reply` turns what comes back,
+//! reply or fault, into a response, and is the only place that knows status codes; `upgrade` keeps tunnels. Beside the
+//! way stand `headers` and `trace` (what is changed), `upload` and `timeout` (the bodies and their limits), `record`,
+//! `metrics` and `log` (what is remembered).
+//!
+//! This crate knows no control plane and no provider: both are given to it in [`Parts`]. It never awaits the store: it reads
+//! the snapshot that was published last.
+
+mod accept;
+mod authenticate;
+mod config;
+mod connection;
+mod control;
+mod forward;
+mod headers;
+mod health;
+mod listen;
+mod log;
+mod metrics;
+mod record;
+mod reply;
+pub mod route;
+mod timeout;
+mod trace;
+mod upgrade;
+mod upload;
+
+use std::{io, net::SocketAddr, sync::Arc};
+
+use taper_model::{Invalid, Invoke};
+use taper_store::Snapshot;
+use tokio::sync::watch;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+pub use authenticate::Credentials;
+pub use config::{AccessLog, Config};
+pub use listen::{Drained, Gateway};
+pub use metrics::{Gauges, Invocations};
+
+/// What the gateway stands on. The server makes these and gives them.
+pub struct Parts {
+    /// The functions, as the store publishes them.
+    pub snapshot: watch::Receiver<Arc<Snapshot>>,
+    /// Whoever runs calls: the dispatcher. Its replies say in their extensions how the call was served
+    /// ([`Start`](taper_model::call::Start), [`Timing`](taper_model::call::Timing)), and a reply with status 101 brings
+    /// its connection as [`OnUpgrade`](hyper::upgrade::OnUpgrade).
+    pub invoke: Arc<dyn Invoke>,
+    /// What the control plane serves: `/system`, `/v1` and whatever else, all behind authentication. Its requests carry a
+    /// [`CallId`](taper_model::CallId) and axum's `ConnectInfo<SocketAddr>` as extensions. Fallbacks are set by the gateway.
+    pub api: axum::Router,
+    /// What opens the control plane.
+    pub credentials: Credentials,
+    /// How the functions stand; asked for at each scrape of `/metrics`.
+    pub gauges: Box<dyn Fn() -> Vec<Gauges> + Send + Sync>,
+    /// Whether the platform takes calls; asked for by `/readyz`.
+    pub ready: Box<dyn Fn() -> bool + Send + Sync>,
+    /// Where access log lines go: standard error.
+    pub log: Box<dyn io::Write + Send>,
+}
+
+/// Why the gateway could not begin.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The configuration says what cannot be.
+    #[error(transparent)]
+    Config(#[from] Invalid),
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}: {source}; choose another address with --listen")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// The system's own words.
+        source: io::Error,
+    },
+    /// The access log has no writer.
+    #[error("cannot start the access log's writer: {0}")]
+    Log(#[source] io::Error),
+}
+
+/// What every request finds.
+struct Context {
+    config: Config,
+    snapshot: watch::Receiver<Arc<Snapshot>>,
+    invoke: Arc<dyn Invoke>,
+    api: axum::Router,
+    ready: Box<dyn Fn() -> bool + Send + Sync>,
+    metrics: metrics::Metrics,
+    log: log::Log,
+    /// The gateway is ending: what is in flight may end, nothing new begins.
+    drain: CancellationToken,
+    /// The gateway has ended: what is still in flight is cut.
+    cut: CancellationToken,
+    /// Connections and tunnels.
+    tasks: TaskTracker,
+}
+
+impl Context {
+    fn new(config: Config, parts: Parts) -> Result<(Arc<Self>, Credentials), Error> {
+        let context = Self {
+            log: log::Log::start(config.access_log, parts.log).map_err(Error::Log)?,
+            metrics: metrics::Metrics::new(parts.snapshot.clone(), parts.gauges),
+            config,
+            snapshot: parts.snapshot,
+            invoke: parts.invoke,
+            api: control::marked(parts.api),
+            ready: parts.ready,
+            drain: CancellationToken::new(),
+            cut: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        };
+        Ok((Arc::new(context), parts.credentials))
+    }
+}

@@ -1,1 +1,37 @@
 //! Provider of sandboxed processes on this host.
+//!
+//! Owns what surrounds a process function: the spawner that starts every process, the sandbox a function runs in, its
+//! network, and the facts about this machine that `taper doctor` prints. It never decides how many instances there are,
+//! never reads the store, and keeps nothing on disk that may not be lost.
+//!
+//! # Cancel safety
+//!
+//! Every public async function here may be dropped: what it had begun to make is taken down again.
+
+#![allow(
+    unsafe_code,
+    reason = "namespaces, mounts and descriptors are made by system calls that no safe interface covers"
+)]
+
+pub mod network;
+pub mod probe;
+pub mod sandbox;
+pub mod spawner;
+
+mod cache;
+mod call;
+mod claim;
+mod code;
+mod config;
+mod error;
+mod host;
+mod install;
+mod instance;
+mod language;
+mod logs;
+mod pool;
+mod provider;
+
+pub use config::{Config, Install, Isolation, Logs};
+pub use error::Error;
+pub use provider::Local;

@@ -1,18 +1,26 @@
 //! A provider without processes, for tests and the simulation: instances are closures, and a script says what goes wrong.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, BTreeSet, HashMap},
     num::NonZeroU32,
+    pin::Pin,
     sync::{Arc, Mutex, MutexGuard},
+    task::{Context, Poll},
     time::Duration,
 };
 
+use bytes::Bytes;
 use futures_util::StreamExt;
+use http_body::{Frame, SizeHint};
 use taper_model::{
-    BoxFuture, BoxStream, Call, Cause, Fault, FunctionName, InstanceId, Invoke, Reply, Revision, RevisionId, Stage,
-    call::Start,
+    Body, BoxError, BoxFuture, BoxStream, Call, Cause, Fault, FunctionName, InstanceId, Invoke, Reply, Revision,
+    RevisionId, Stage, call::Start,
 };
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
+use tokio_util::{
+    sync::{CancellationToken, WaitForCancellationFutureOwned},
+    task::{TaskTracker, task_tracker::TaskTrackerToken},
+};
 
 use crate::{Error, Event, Instance, LogLine, LogQuery, Progress, Provider, Usage};
 
@@ -29,6 +37,9 @@ pub struct Script {
 }
 
 /// A provider without processes. Clones share their state.
+///
+/// A start that is wanted no more is given up at once. An instance that is stopped takes no new call and is gone when its calls have
+/// ended, their replies' bodies included; one that is killed breaks them.
 #[derive(Clone)]
 pub struct Fake {
     state: Arc<Mutex<State>>,
@@ -37,25 +48,47 @@ pub struct Fake {
 
 #[derive(Default)]
 struct State {
-    revisions: HashMap<RevisionId, Applied>,
+    revisions: BTreeMap<RevisionId, Applied>,
     watchers: Vec<mpsc::UnboundedSender<Event>>,
     scripts: HashMap<RevisionId, Script>,
     prepared: Vec<RevisionId>,
+    /// Numbers starts, and with them the instances that come of them.
     next: u64,
 }
 
 #[derive(Default)]
 struct Applied {
     want: u32,
-    ready: Vec<(Instance, watch::Sender<bool>)>,
-    starting: u32,
+    starting: BTreeSet<u64>,
+    ready: Vec<Held>,
+    draining: Vec<Held>,
+}
+
+struct Held {
+    instance: Instance,
+    life: Life,
+}
+
+/// What an instance's calls hang on. Clones share it.
+#[derive(Clone, Default)]
+struct Life {
+    killed: CancellationToken,
+    /// Those that run; closed when no more may come.
+    calls: TaskTracker,
 }
 
 /// Runs the behaviour until the instance dies: then every call on it breaks, as it would with a real process.
 struct Run {
     id: InstanceId,
     behaviour: Behaviour,
-    alive: watch::Receiver<bool>,
+    life: Life,
+}
+
+/// A reply's body on its way out of an instance.
+struct Sending {
+    body: Body,
+    killed: Pin<Box<WaitForCancellationFutureOwned>>,
+    call: Option<TaskTrackerToken>,
 }
 
 impl Fake {
@@ -78,25 +111,28 @@ impl Fake {
 
     /// Kills an instance as a crash would. False when it is not there.
     pub fn kill(&self, id: &InstanceId) -> bool {
-        let mut state = self.lock();
-        let found = state.revisions.values_mut().find_map(|a| {
-            let at = a.ready.iter().position(|(i, _)| i.id == *id)?;
-            Some(a.ready.swap_remove(at))
-        });
-        let Some((instance, alive)) = found else { return false };
-        let _ = alive.send(false);
-        state.tell(&Event::Gone { id: instance.id, revision: instance.revision, why: Some("killed".into()) });
-        true
+        self.end(id, Some("killed"))
     }
 
-    /// Every ready instance, in no order.
+    /// Every ready instance, by revision, the oldest first.
     pub fn ready(&self) -> Vec<Instance> {
-        self.lock().revisions.values().flat_map(|a| a.ready.iter().map(|(i, _)| i.clone())).collect()
+        self.lock().ready()
     }
 
     /// How many instances of a revision are ready or starting.
     pub fn count(&self, revision: &RevisionId) -> usize {
-        self.lock().revisions.get(revision).map_or(0, |a| a.ready.len() + a.starting as usize)
+        self.lock().revisions.get(revision).map_or(0, |a| a.ready.len() + a.starting.len())
+    }
+
+    /// How many instances of a revision end what they run.
+    pub fn draining(&self, revision: &RevisionId) -> usize {
+        self.lock().revisions.get(revision).map_or(0, |a| a.draining.len())
+    }
+
+    /// Every revision of which an instance is ready, starting or draining.
+    pub fn left(&self) -> Vec<RevisionId> {
+        let some = |a: &Applied| !a.ready.is_empty() || !a.starting.is_empty() || !a.draining.is_empty();
+        self.lock().revisions.iter().filter(|(_, a)| some(a)).map(|(id, _)| id.clone()).collect()
     }
 
     /// How often each revision was prepared.
@@ -108,13 +144,13 @@ impl Fake {
         self.state.lock().expect("the fake's state is never poisoned")
     }
 
-    /// Ends one start: ready, failed, or no longer wanted.
-    fn started(&self, revision: &RevisionId, slots: NonZeroU32, script: &Script) {
+    /// Ends one start: ready, failed, or given up before.
+    fn started(&self, revision: &RevisionId, start: u64, slots: NonZeroU32, script: &Script) {
         let mut state = self.lock();
-        state.next += 1;
-        let id = InstanceId::new(&format!("{}-{:04x}", revision.name(), state.next));
         let Some(applied) = state.revisions.get_mut(revision) else { return };
-        applied.starting -= 1;
+        if !applied.starting.remove(&start) {
+            return;
+        }
         if let Some(words) = &script.fail {
             return state.tell(&Event::Failed {
                 revision: revision.clone(),
@@ -122,18 +158,33 @@ impl Fake {
                 why: words.clone(),
             });
         }
-        if applied.ready.len() as u32 >= applied.want {
-            return;
-        }
-        let (tx, alive) = watch::channel(true);
-        let run = Arc::new(Run { id: id.clone(), behaviour: self.behaviour.clone(), alive });
+        let (id, life) = (InstanceId::new(&format!("{}-{start:04x}", revision.name())), Life::default());
+        let run = Arc::new(Run { id: id.clone(), behaviour: self.behaviour.clone(), life: life.clone() });
         let instance = Instance { id, revision: revision.clone(), slots, start: Start::Cold, run };
-        applied.ready.push((instance.clone(), tx));
+        applied.ready.push(Held { instance: instance.clone(), life });
         state.tell(&Event::Ready(instance));
+    }
+
+    /// Ends an instance: of itself when there is a reason. False when it is not there.
+    fn end(&self, id: &InstanceId, why: Option<&str>) -> bool {
+        let mut state = self.lock();
+        let found = state.revisions.values_mut().flat_map(|a| [&mut a.ready, &mut a.draining]).find_map(|held| {
+            let at = held.iter().position(|h| h.instance.id == *id)?;
+            Some(held.remove(at))
+        });
+        let Some(Held { instance, life }) = found else { return false };
+        life.calls.close();
+        life.killed.cancel();
+        state.tell(&Event::Gone { id: instance.id, revision: instance.revision, why: why.map(Into::into) });
+        true
     }
 }
 
 impl State {
+    fn ready(&self) -> Vec<Instance> {
+        self.revisions.values().flat_map(|a| a.ready.iter().map(|h| h.instance.clone())).collect()
+    }
+
     fn tell(&mut self, event: &Event) {
         self.watchers.retain(|w| w.send(event.clone()).is_ok());
     }
@@ -152,29 +203,47 @@ impl Provider for Fake {
         want: u32,
         spare: &'a [InstanceId],
     ) -> BoxFuture<'a, Result<(), Error>> {
-        let mut state = self.lock();
+        let mut guard = self.lock();
+        let state = &mut *guard;
         let script = state.scripts.get(&revision.id).cloned().unwrap_or_default();
         let applied = state.revisions.entry(revision.id.clone()).or_default();
         applied.want = want;
-        let mut gone = Vec::new();
-        while applied.ready.len() as u32 > want {
-            let at = applied.ready.iter().position(|(i, _)| spare.contains(&i.id)).unwrap_or(applied.ready.len() - 1);
-            gone.push(applied.ready.remove(at));
+        while applied.over() && applied.starting.pop_last().is_some() {}
+        let mut stopped = Vec::new();
+        while applied.over() {
+            let spared = applied.ready.iter().position(|h| spare.contains(&h.instance.id));
+            let held = applied.ready.remove(spared.unwrap_or(applied.ready.len() - 1));
+            held.life.calls.close();
+            stopped.push((held.instance.id.clone(), held.life.clone()));
+            applied.draining.push(held);
         }
-        let missing = want.saturating_sub(applied.ready.len() as u32 + applied.starting);
-        applied.starting += missing;
-        for (instance, alive) in gone {
-            state.tell(&Event::Draining { id: instance.id.clone(), revision: instance.revision.clone() });
-            let _ = alive.send(false);
-            state.tell(&Event::Gone { id: instance.id, revision: instance.revision, why: None });
+        let mut starts = Vec::new();
+        while applied.ready.len() + applied.starting.len() < want as usize {
+            state.next += 1;
+            applied.starting.insert(state.next);
+            starts.push(state.next);
         }
-        drop(state);
+        for (id, _) in &stopped {
+            state.tell(&Event::Draining { id: id.clone(), revision: revision.id.clone() });
+        }
+        drop(guard);
+        for (id, life) in stopped {
+            if life.calls.is_empty() {
+                self.end(&id, None);
+            } else {
+                let fake = self.clone();
+                tokio::spawn(async move {
+                    life.calls.wait().await;
+                    fake.end(&id, None);
+                });
+            }
+        }
         let slots = NonZeroU32::new(revision.spec.concurrency()).unwrap_or(NonZeroU32::MIN);
-        for _ in 0..missing {
+        for start in starts {
             let (fake, id, script) = (self.clone(), revision.id.clone(), script.clone());
             tokio::spawn(async move {
                 tokio::time::sleep(script.start_delay).await;
-                fake.started(&id, slots, &script);
+                fake.started(&id, start, slots, &script);
             });
         }
         Box::pin(std::future::ready(Ok(())))
@@ -182,9 +251,8 @@ impl Provider for Fake {
 
     fn watch(&self) -> BoxStream<'static, Event> {
         let (tx, mut rx) = mpsc::unbounded_channel();
-        let ready = self.ready();
         let mut state = self.lock();
-        let _ = tx.send(Event::Reset(ready));
+        let _ = tx.send(Event::Reset(state.ready()));
         state.watchers.push(tx);
         futures_util::stream::poll_fn(move |cx| rx.poll_recv(cx)).boxed()
     }
@@ -198,23 +266,66 @@ impl Provider for Fake {
     }
 
     fn forget(&self, function: &FunctionName) {
-        self.lock().revisions.retain(|id, a| id.function() != function || !a.ready.is_empty());
+        let left = |a: &Applied| !a.ready.is_empty() || !a.draining.is_empty();
+        self.lock().revisions.retain(|id, a| id.function() != function || left(a));
+    }
+}
+
+impl Applied {
+    fn over(&self) -> bool {
+        self.ready.len() + self.starting.len() > self.want as usize
     }
 }
 
 impl Invoke for Run {
     fn invoke(&self, call: Call) -> BoxFuture<'_, Result<Reply, Fault>> {
-        let mut alive = self.alive.clone();
+        let life = self.life.clone();
         Box::pin(async move {
-            if !*alive.borrow() {
-                return Err(Fault::new(Stage::Invoke, Cause::Died, "the instance is gone").with_unsent(call));
+            if life.calls.is_closed() {
+                let fault = Fault::new(Stage::Invoke, Cause::Died, "the instance takes no calls any more");
+                return Err(fault.with_unsent(call));
             }
+            let running = life.calls.token();
             let work = (self.behaviour)(self.id.clone(), call);
-            tokio::select! {
-                reply = work => reply,
-                _ = alive.wait_for(|a| !a) => Err(Fault::new(Stage::Invoke, Cause::Died, "the instance died during the call")),
+            let reply = tokio::select! { biased;
+                () = life.killed.cancelled() => {
+                    return Err(Fault::new(Stage::Invoke, Cause::Died, "the instance died during the call"));
+                }
+                reply = work => reply?,
+            };
+            if http_body::Body::is_end_stream(reply.body()) {
+                return Ok(reply);
             }
+            let killed = Box::pin(life.killed.cancelled_owned());
+            Ok(reply.map(|body| Body::new(Sending { body, killed, call: Some(running) })))
         })
+    }
+}
+
+impl http_body::Body for Sending {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        if self.call.is_none() {
+            return Poll::Ready(None);
+        }
+        let frame = match self.killed.as_mut().poll(cx) {
+            Poll::Ready(()) => Some(Err("the instance died while it answered".into())),
+            Poll::Pending => std::task::ready!(Pin::new(&mut self.body).poll_frame(cx)),
+        };
+        if !matches!(frame, Some(Ok(_))) || self.body.is_end_stream() {
+            self.call = None;
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.call.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 
@@ -228,16 +339,6 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_fake_keeps_the_contract() {
         let fake = Fake::echo();
-        let revision = |name: &str| {
-            Arc::new(Revision {
-                id: RevisionId::new(FunctionName::parse(name).unwrap(), 1),
-                spec: FunctionSpec { command: vec!["cat".into()], ..FunctionSpec::default() },
-                artifact: None,
-                labels: Default::default(),
-                annotations: Default::default(),
-                created_ms: 0,
-            })
-        };
         let (echo, broken) = (revision("echo"), revision("broken"));
         fake.script(&echo.id, Script { start_delay: Duration::from_millis(20), fail: None });
         fake.script(&broken.id, Script { start_delay: Duration::ZERO, fail: Some("no such file".into()) });
@@ -250,5 +351,73 @@ mod tests {
             left: Box::new(move |r| left.count(&r.id)),
         })
         .await;
+    }
+
+    fn revision(name: &str) -> Arc<Revision> {
+        Arc::new(Revision {
+            id: RevisionId::new(FunctionName::parse(name).unwrap(), 1),
+            spec: FunctionSpec { command: vec!["cat".into()], ..FunctionSpec::default() },
+            artifact: None,
+            labels: Default::default(),
+            annotations: Default::default(),
+            created_ms: 0,
+        })
+    }
+
+    fn call(instance: &Instance, body: Body) -> BoxFuture<'static, Result<Reply, Fault>> {
+        let call = Call {
+            id: taper_model::CallId::random(),
+            revision: instance.revision.clone(),
+            deadline: tokio::time::Instant::now() + Duration::from_secs(60),
+            request: http::Request::new(body),
+        };
+        let run = Arc::clone(&instance.run);
+        Box::pin(async move { run.invoke(call).await })
+    }
+
+    /// Applies, and gives what is ready when the starts are over.
+    async fn scaled(fake: &Fake, revision: &Arc<Revision>, want: u32) -> Vec<Instance> {
+        fake.apply(revision, want, &[]).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        fake.ready()
+    }
+
+    async fn frame(reply: &mut Reply) -> Option<Result<Bytes, String>> {
+        let frame = std::future::poll_fn(|cx| http_body::Body::poll_frame(Pin::new(reply.body_mut()), cx)).await?;
+        Some(frame.map(|f| f.into_data().unwrap()).map_err(|e| e.to_string()))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_runs_on_a_stopped_instance_may_end_and_what_runs_on_a_killed_one_breaks() {
+        let (fake, hello) = (Fake::echo(), revision("hello"));
+        let one = scaled(&fake, &hello, 1).await.remove(0);
+        let mut reply = call(&one, taper_model::call::full("hello")).await.unwrap();
+        assert!(scaled(&fake, &hello, 0).await.is_empty());
+        assert_eq!((fake.count(&hello.id), fake.draining(&hello.id), fake.left().len()), (0, 1, 1));
+        let fault = call(&one, taper_model::call::empty()).await.unwrap_err();
+        assert!(fault.unsent.is_some(), "it takes no new call");
+        assert_eq!(frame(&mut reply).await, Some(Ok(Bytes::from("hello"))));
+        tokio::task::yield_now().await;
+        assert!(fake.left().is_empty(), "its last call has ended");
+
+        let one = scaled(&fake, &hello, 1).await.remove(0);
+        let mut reply = call(&one, taper_model::call::full("hello")).await.unwrap();
+        assert!(fake.kill(&one.id) && !fake.kill(&one.id));
+        assert!(frame(&mut reply).await.unwrap().unwrap_err().contains("died") && frame(&mut reply).await.is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_start_that_is_wanted_no_more_is_given_up() {
+        let (fake, hello) = (Fake::echo(), revision("hello"));
+        fake.script(&hello.id, Script { start_delay: Duration::from_millis(500), fail: None });
+        fake.apply(&hello, 2, &[]).await.unwrap();
+        fake.apply(&hello, 0, &[]).await.unwrap();
+        assert!(fake.left().is_empty());
+        fake.forget(hello.id.function());
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        fake.apply(&hello, 1, &[]).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        assert!(fake.ready().is_empty(), "what was begun before does not count for what came in its place");
+        assert_eq!(scaled(&fake, &hello, 1).await.len(), 1);
     }
 }

@@ -71,7 +71,7 @@ pub trait Supply: Send + Sync {
     ///
     /// # Errors
     /// When there is no secret of that name.
-    fn secret(&self, namespace: &Name, name: &Name) -> Result<Bytes, Error>;
+    fn secret<'a>(&'a self, namespace: &'a Name, name: &'a Name) -> BoxFuture<'a, Result<Bytes, Error>>;
 }
 
 /// One running copy of a revision, ready for calls.

@@ -1,0 +1,112 @@
+//! The scenarios, one file each. A scenario starts what it needs, measures in rounds, and fills a report.
+
+mod burst;
+mod classic;
+mod cold;
+mod deploy;
+mod floors;
+mod handler;
+mod http;
+mod memory;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use crate::{error::Error, machine::Cpus, platform::Platform, report::Report};
+
+/// What a scenario works with.
+pub(crate) struct Bench {
+    /// A folder that goes away at the end.
+    pub(crate) dir: PathBuf,
+    /// The platform's program.
+    pub(crate) taper: Result<PathBuf, String>,
+    pub(crate) rounds: usize,
+    pub(crate) quick: bool,
+    /// Where what is measured runs.
+    pub(crate) server: Cpus,
+    /// Where the load comes from.
+    pub(crate) load: Cpus,
+    pub(crate) all: Cpus,
+}
+
+impl Bench {
+    /// The platform on these processors.
+    pub(crate) fn platform(&self, cpus: &Cpus) -> Result<Platform, Error> {
+        let taper = self.taper.as_ref().map_err(|why| Error::Answer(why.clone()))?;
+        Platform::start(taper, &self.dir, cpus)
+    }
+
+    /// How long a load lasts.
+    pub(crate) fn duration(&self) -> Duration {
+        Duration::from_millis(if self.quick { 500 } else { 2_000 })
+    }
+
+    /// A number that a quick run divides.
+    pub(crate) fn count(&self, whole: usize) -> usize {
+        if self.quick { whole.div_ceil(5) } else { whole }
+    }
+
+    /// A file of a function, in a folder of its own.
+    pub(crate) fn function(&self, name: &str, text: &str) -> Result<PathBuf, Error> {
+        let dir = self.dir.join("functions");
+        let file = dir.join(name);
+        fs::create_dir_all(&dir).and_then(|()| fs::write(&file, text)).map_err(Error::io(format!("writing {name}")))?;
+        Ok(file)
+    }
+
+    /// The folder with the hello function's program.
+    pub(crate) fn hello(&self) -> Result<PathBuf, Error> {
+        let dir = self.dir.join("hello-code");
+        if !dir.join("hello").exists() {
+            fs::create_dir_all(&dir).map_err(Error::io("making a folder"))?;
+            // Built elsewhere: the folder is deployed, and a function needs its program alone.
+            let program = crate::peers::build_hello(&self.dir)?;
+            fs::copy(program, dir.join("hello")).map_err(Error::io("copying hello"))?;
+        }
+        Ok(dir)
+    }
+}
+
+/// Deploys the hello function in mode `http` on a Unix socket (`unix`) or a port (`tcp`).
+fn deploy_hello(platform: &Platform, code: &Path, name: &str, transport: &str) -> Result<(), Error> {
+    let command = format!("./hello {transport}");
+    platform.deploy(Some(code), name, &["--mode", "http", "--command", &command, "--max", "1", "--cpu", "4"])
+}
+
+/// What hello answers.
+const HELLO: &[u8] = b"Hello, world\n";
+
+/// A Python handler and a Node handler that answer with what they got.
+const ECHO_PYTHON: &str = "def handle(event, context):\n    return event.body\n";
+const ECHO_NODE: &str = "export function handle(event, context) {\n  return event.body;\n}\n";
+
+/// One thing to measure.
+pub(crate) struct Scenario {
+    pub(crate) name: &'static str,
+    pub(crate) what: &'static str,
+    pub(crate) run: fn(&Bench, &mut Report) -> Result<(), Error>,
+}
+
+/// All of them, in the order of the table.
+pub(crate) const ALL: &[Scenario] = &[
+    Scenario { name: "floors", what: "what starting a process costs on this machine", run: floors::run },
+    Scenario { name: "warm-http", what: "a warm call to an HTTP function, beside nginx and HAProxy", run: http::run },
+    Scenario {
+        name: "warm-python",
+        what: "a warm call to a Python handle, beside functions-framework and a bare loop",
+        run: handler::python,
+    },
+    Scenario {
+        name: "warm-node",
+        what: "a warm call to a Node handle, beside functions-framework",
+        run: handler::node,
+    },
+    Scenario { name: "classic", what: "a process per call, beside the spawn ceiling", run: classic::run },
+    Scenario { name: "cold", what: "a call to a function at zero, beside the spawn floor", run: cold::run },
+    Scenario { name: "burst", what: "64 calls at once to a function at zero", run: burst::run },
+    Scenario { name: "deploy", what: "a one-file function until it is ready", run: deploy::run },
+    Scenario { name: "memory", what: "of the platform, per function at zero, per running instance", run: memory::run },
+];

@@ -1,0 +1,138 @@
+//! The platform's HTTP API as the commands use it: one blocking client, errors in words.
+
+use std::io::{BufRead, BufReader, Cursor, Read};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use http::{Method, Request, Response};
+use serde_json::Value;
+use taper_model::FunctionName;
+use ureq::{Agent, Body, SendBody};
+
+use crate::context::Global;
+
+/// The body of a request that has none.
+const NOTHING: Option<std::io::Empty> = None;
+
+/// A platform at a URL, with the credential that is known for it.
+pub(crate) struct Client {
+    agent: Agent,
+    url: String,
+    authorization: Option<String>,
+}
+
+impl Client {
+    /// A client for the platform that the flags name.
+    pub(crate) fn new(global: &Global) -> Result<Self> {
+        let config = Agent::config_builder()
+            .http_status_as_error(false)
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .proxy(None)
+            .user_agent(concat!("taper/", env!("CARGO_PKG_VERSION")))
+            .build();
+        let authorization = global
+            .credential()?
+            .map(|c| format!("Basic {}", BASE64_STANDARD.encode(format!("{}:{}", c.user, c.password))));
+        Ok(Self { agent: config.into(), url: global.url(), authorization })
+    }
+
+    /// The platform's URL.
+    pub(crate) fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// The API path of a function.
+    pub(crate) fn function_path(name: &FunctionName) -> String {
+        format!("/v1/namespaces/{}/functions/{}", name.namespace, name.name)
+    }
+
+    /// Sends one request; any status comes back as a response.
+    pub(crate) fn send(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(String, String)],
+        body: Option<impl Read + 'static>,
+    ) -> Result<Response<Body>> {
+        let mut request = Request::builder().method(method).uri(format!("{}{path}", self.url));
+        if let Some(authorization) = &self.authorization {
+            request = request.header("authorization", authorization);
+        }
+        for (name, value) in headers {
+            request = request.header(name, value);
+        }
+        let body = body.map_or_else(SendBody::none, SendBody::from_owned_reader);
+        let request = request.body(body).with_context(|| format!("{}{path} is not a request that can be sent", self.url))?;
+        self.agent.run(request).map_err(|e| self.explain(e))
+    }
+
+    /// Sends JSON to the API and reads JSON back; a refusal becomes an error in the platform's words.
+    pub(crate) fn json(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Value> {
+        let mut response = self.api(method, path, body)?;
+        let text = response.body_mut().read_to_string().context("the platform's answer broke off")?;
+        if text.trim().is_empty() {
+            return Ok(Value::Null);
+        }
+        serde_json::from_str(&text).with_context(|| format!("{} did not answer with JSON: is it a Taper platform?", self.url))
+    }
+
+    /// Sends JSON to the API and reads its answer line by line as JSON.
+    pub(crate) fn lines(&self, method: Method, path: &str, body: Option<&Value>) -> Result<impl Iterator<Item = Result<Value>> + use<>> {
+        let response = self.api(method, path, body)?;
+        let reader = BufReader::new(response.into_body().into_reader());
+        Ok(reader.lines().filter(|l| l.as_ref().map_or(true, |l| !l.trim().is_empty())).map(|line| {
+            let line = line.context("the connection to the platform broke off")?;
+            serde_json::from_str(&line).with_context(|| format!("the platform sent a line that is not JSON: {line}"))
+        }))
+    }
+
+    /// Uploads an artifact and gives its digest.
+    pub(crate) fn upload(&self, archive: Vec<u8>, digest: &str) -> Result<()> {
+        let known = self.send(Method::HEAD, &format!("/v1/artifacts/{digest}"), &[], NOTHING)?;
+        if known.status() == 200 {
+            return Ok(());
+        }
+        let response = self.send(Method::PUT, &format!("/v1/artifacts?digest={digest}"), &[], Some(Cursor::new(archive)))?;
+        self.accept(response).map(drop).context("the code could not be uploaded")
+    }
+
+    fn api(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Response<Body>> {
+        let headers = [("content-type".to_owned(), "application/json".to_owned())];
+        let headers = if body.is_some() { &headers[..] } else { &[] };
+        let body = body.map(|value| Cursor::new(value.to_string()));
+        let response = self.send(method, path, headers, body)?;
+        self.accept(response)
+    }
+
+    /// Turns a refusal into an error with the mend that fits.
+    fn accept(&self, mut response: Response<Body>) -> Result<Response<Body>> {
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        let mut text = String::new();
+        let _ = response.body_mut().as_reader().take(1 << 20).read_to_string(&mut text);
+        let said = serde_json::from_str::<Value>(&text).ok().and_then(|v| v["message"].as_str().map(str::to_owned));
+        let said = said.unwrap_or_else(|| text.trim().to_owned());
+        match status.as_u16() {
+            401 if self.authorization.is_none() => bail!(
+                "{} wants a password and none is known here: start the platform as this user, or copy its credentials.json",
+                self.url
+            ),
+            401 => bail!("{} refused the password that is known here; it may belong to another data directory", self.url),
+            _ if said.is_empty() => bail!("{} answered {status}", self.url),
+            _ => Err(anyhow!(said)),
+        }
+    }
+
+    fn explain(&self, error: ureq::Error) -> anyhow::Error {
+        match error {
+            ureq::Error::Io(e) if e.kind() == std::io::ErrorKind::ConnectionRefused => {
+                anyhow!("nothing answers at {}: start the platform with `taper up`, or say where it is with --url", self.url)
+            }
+            ureq::Error::BadUri(e) => anyhow!("`{}` is not a URL: {e}", self.url),
+            other => anyhow!(other).context(format!("cannot reach {}", self.url)),
+        }
+    }
+}

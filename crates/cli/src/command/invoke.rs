@@ -1,0 +1,67 @@
+//! `taper invoke NAME`: the response's body alone on standard output.
+
+use std::{
+    fs::File,
+    io::{Cursor, IsTerminal, Read},
+    path::PathBuf,
+};
+
+use anyhow::{Context as _, Result, bail};
+use clap::Args;
+use http::Method;
+
+use crate::{client::Client, context::Global, output};
+
+/// A call.
+#[derive(Args)]
+#[command(after_help = "Examples:\n  taper invoke hello -d world\n  taper invoke resize --file photo.jpg > small.jpg\n  \
+                        cat report.csv | taper invoke load/2026 -H 'Content-Type: text/csv'")]
+pub(crate) struct Invoke {
+    /// The function, with a path after it where it takes one: hello, hello/users/7
+    name: String,
+    /// The body
+    #[arg(long, short, conflicts_with = "file")]
+    data: Option<String>,
+    /// The body, from a file
+    #[arg(long, value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// The method
+    #[arg(long, short = 'X', default_value = "POST")]
+    method: Method,
+    /// A header; may be given several times
+    #[arg(long, short = 'H', value_name = "NAME: VALUE")]
+    header: Vec<String>,
+}
+
+impl Invoke {
+    pub(crate) fn run(self, global: &Global) -> Result<()> {
+        let (name, path) = self.name.split_once('/').map_or((self.name.as_str(), String::new()), |(n, p)| (n, format!("/{p}")));
+        let name = global.function(name)?;
+        let client = Client::new(global)?;
+        let mut headers = Vec::new();
+        for header in &self.header {
+            let (key, value) = header.split_once(':').with_context(|| format!("`{header}` is not a header; write 'Name: value'"))?;
+            headers.push((key.trim().to_owned(), value.trim().to_owned()));
+        }
+        if !headers.iter().any(|(k, _)| k.eq_ignore_ascii_case("content-type")) {
+            headers.push(("content-type".into(), "text/plain".into()));
+        }
+        let body: Box<dyn Read> = match (self.data, &self.file) {
+            (Some(data), _) => Box::new(Cursor::new(data)),
+            (None, Some(file)) => Box::new(File::open(file).with_context(|| format!("cannot read {}", file.display()))?),
+            (None, None) if std::io::stdin().is_terminal() => Box::new(std::io::empty()),
+            (None, None) => Box::new(std::io::stdin()),
+        };
+        let body = (!matches!(self.method, Method::GET | Method::HEAD)).then_some(body);
+        let response = client.send(self.method, &format!("/function/{name}{path}"), &headers, body)?;
+        let status = response.status();
+        let id = response.headers().get("x-call-id").and_then(|v| v.to_str().ok()).unwrap_or("-").to_owned();
+        let mut reader = response.into_body().into_reader();
+        std::io::copy(&mut reader, &mut std::io::stdout()).context("the answer broke off")?;
+        if !status.is_success() && !status.is_redirection() {
+            output::note("");
+            bail!("{name} answered {status} (call {id}); `taper logs {}` has more", self.name.split('/').next().unwrap_or_default());
+        }
+        Ok(())
+    }
+}

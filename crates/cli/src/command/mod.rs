@@ -1,0 +1,76 @@
+//! The verbs, one file each. A verb is listed here when what is behind it works.
+
+mod autoscaler;
+mod completions;
+mod delete;
+mod deploy;
+mod describe;
+mod doctor;
+mod invoke;
+mod list;
+mod logs;
+mod scale;
+mod secret;
+mod up;
+mod version;
+
+use anyhow::Result;
+use clap::Subcommand;
+
+use crate::context::Global;
+
+/// What `taper` can do.
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Start the platform on this machine, and deploy what is named
+    Up(Box<up::Up>),
+    /// Deploy a file, a folder, a command or a manifest, and wait until it is ready
+    Deploy(Box<deploy::Deploy>),
+    /// Call a function and print what it answers
+    Invoke(invoke::Invoke),
+    /// List functions
+    #[command(visible_alias = "ls")]
+    List(list::List),
+    /// Show everything about one function
+    Describe(describe::Describe),
+    /// Print what a function's instances wrote
+    Logs(logs::Logs),
+    /// Remove a function
+    #[command(visible_alias = "remove", alias = "rm")]
+    Delete(delete::Delete),
+    /// Set how many instances a function has now
+    Scale(scale::Scale),
+    /// Create, update, list and delete secrets
+    #[command(subcommand)]
+    Secret(secret::Secret),
+    /// Look into the autoscaler's decisions
+    #[command(subcommand)]
+    Autoscaler(autoscaler::Autoscaler),
+    /// Say what this machine can isolate, and what to do about what it can't
+    Doctor(doctor::Doctor),
+    /// Print a completion script for a shell
+    Completions(completions::Completions),
+    /// Print the version of this program and of the platform
+    Version(version::Version),
+}
+
+impl Command {
+    /// Runs the verb.
+    pub(crate) fn run(self, global: &Global) -> Result<()> {
+        match self {
+            Self::Up(c) => c.run(global),
+            Self::Deploy(c) => c.run(global),
+            Self::Invoke(c) => c.run(global),
+            Self::List(c) => c.run(global),
+            Self::Describe(c) => c.run(global),
+            Self::Logs(c) => c.run(global),
+            Self::Delete(c) => c.run(global),
+            Self::Scale(c) => c.run(global),
+            Self::Secret(c) => c.run(global),
+            Self::Autoscaler(c) => c.run(),
+            Self::Doctor(c) => c.run(global),
+            Self::Completions(c) => c.run(),
+            Self::Version(c) => c.run(global),
+        }
+    }
+}

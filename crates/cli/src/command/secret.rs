@@ -1,0 +1,93 @@
+//! `taper secret`: values go in, names come out.
+
+use std::{
+    fs,
+    io::{IsTerminal, Read},
+    path::PathBuf,
+};
+
+use anyhow::{Context as _, Result, bail};
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use clap::{Args, Subcommand};
+use http::Method;
+use serde_json::{Value, json};
+use taper_model::Name;
+
+use crate::{client::Client, context::Global, output};
+
+/// What to do with secrets.
+#[derive(Subcommand)]
+pub(crate) enum Secret {
+    /// Create a secret from --from-literal, --from-file or standard input
+    #[command(after_help = "Examples:\n  taper secret create api-key --from-file key.txt\n  pass show api | taper secret create api-key")]
+    Create(Value_),
+    /// Change a secret; new instances see the new value
+    Update(Value_),
+    /// List the names
+    List,
+    /// Remove a secret
+    #[command(alias = "remove")]
+    Delete {
+        /// The secret
+        name: Name,
+    },
+}
+
+/// A secret's name and where its value comes from.
+#[derive(Args)]
+pub(crate) struct Value_ {
+    /// The secret
+    name: Name,
+    /// The value itself (it will be in your shell's history)
+    #[arg(long, value_name = "VALUE", conflicts_with = "from_file")]
+    from_literal: Option<String>,
+    /// The file that holds the value
+    #[arg(long, value_name = "FILE")]
+    from_file: Option<PathBuf>,
+}
+
+impl Secret {
+    pub(crate) fn run(&self, global: &Global) -> Result<()> {
+        let client = Client::new(global)?;
+        let namespace = global.namespace()?;
+        let path = format!("/v1/namespaces/{namespace}/secrets");
+        match self {
+            Self::Create(v) => {
+                client.json(Method::POST, &path, Some(&v.body()?))?;
+                output::line(&format!("secret {} created", v.name))
+            }
+            Self::Update(v) => {
+                client.json(Method::PUT, &format!("{path}/{}", v.name), Some(&v.body()?))?;
+                output::line(&format!("secret {} updated", v.name))
+            }
+            Self::Delete { name } => {
+                client.json(Method::DELETE, &format!("{path}/{name}"), None)?;
+                output::line(&format!("secret {name} deleted"))
+            }
+            Self::List => {
+                let list = client.json(Method::GET, &path, None)?;
+                if output::machine(&list, global.output)? {
+                    return Ok(());
+                }
+                let rows: Vec<_> = list.as_array().into_iter().flatten().map(|s| vec![output::text(s, "/name")]).collect();
+                output::table(&["NAME"], &rows)
+            }
+        }
+    }
+}
+
+impl Value_ {
+    fn body(&self) -> Result<Value> {
+        let value = match (&self.from_literal, &self.from_file) {
+            (Some(text), _) => text.clone().into_bytes(),
+            (None, Some(file)) => fs::read(file).with_context(|| format!("cannot read {}", file.display()))?,
+            (None, None) if std::io::stdin().is_terminal() => bail!("give the value with --from-file, --from-literal or on standard input"),
+            (None, None) => {
+                let mut value = Vec::new();
+                std::io::stdin().read_to_end(&mut value)?;
+                value
+            }
+        };
+        Ok(json!({"name": self.name, "rawValue": BASE64_STANDARD.encode(value)}))
+    }
+}

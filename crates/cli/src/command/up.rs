@@ -1,0 +1,97 @@
+//! `taper up`: the platform, in this process.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use anyhow::Result;
+use clap::Args;
+use taper_model::quantity::Span;
+use taper_server::{AccessLog, Config, Isolation, LogFormat};
+
+use super::deploy::{self, Deploy};
+use crate::{
+    client::Client,
+    context::{self, Credential, Global},
+    output,
+};
+
+/// How to run the platform.
+#[derive(Args)]
+#[command(after_help = "Examples:\n  taper up                                  on http://127.0.0.1:8080\n  \
+                        taper up hello.py resize/                 and deploy these\n  \
+                        taper up --listen 0.0.0.0:80 --data /srv/taper --access-log json")]
+pub(crate) struct Up {
+    /// Files and folders to deploy once the platform is ready
+    paths: Vec<PathBuf>,
+    /// Where to listen [default: 127.0.0.1:8080]
+    #[arg(long, value_name = "ADDR:PORT")]
+    listen: Option<SocketAddr>,
+    /// Where functions and their state live [default: $XDG_DATA_HOME/taper, as root /var/lib/taper]
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// A configuration file; flags win over it
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// A line per call on standard error
+    #[arg(long, value_name = "FORM")]
+    access_log: Option<AccessLog>,
+    /// The form of the platform's own log
+    #[arg(long, value_name = "FORM")]
+    log: Option<LogFormat>,
+    /// Longest wait for running calls at the end [default: 10s]
+    #[arg(long, value_name = "DURATION")]
+    drain: Option<Span>,
+    /// How functions are isolated: auto, or none where the machine cannot
+    #[arg(long)]
+    isolation: Option<Isolation>,
+    /// Let functions ask for `network: host`
+    #[arg(long)]
+    allow_host_network: bool,
+}
+
+impl Up {
+    pub(crate) fn run(self, global: &Global) -> Result<()> {
+        let mut config = Config::load(self.config.as_deref())?;
+        if let Some(listen) = self.listen {
+            config.gateway.listen = listen;
+        }
+        if let Some(data) = self.data {
+            config.data = data;
+        }
+        if let Some(form) = self.access_log {
+            config.gateway.access_log = form;
+        }
+        if let Some(form) = self.log {
+            config.log = form;
+        }
+        if let Some(drain) = self.drain {
+            config.gateway.drain = drain.0;
+        }
+        if let Some(isolation) = self.isolation {
+            config.local.isolation = isolation;
+        }
+        if self.allow_host_network {
+            config.control.allow_host_network = true;
+        }
+        let (paths, global) = (self.paths, global.clone());
+        taper_server::up(config, move |ready| {
+            let credential = Credential { user: ready.user.clone(), password: ready.password.clone() };
+            if let Err(error) = context::remember(&ready.urls, &credential) {
+                output::note(&format!("taper: the CLI will not find the password by itself: {error:#}"));
+            }
+            // Nobody may be reading: the platform serves all the same.
+            let _ = output::line(&format!("listening on {}", ready.urls[0]));
+            let global = global.at(&ready.urls[0]);
+            for path in paths {
+                let deploy = Deploy::of(path.clone());
+                // A file that does not deploy is the file's trouble; the platform and its other functions go on.
+                let deployed = deploy.read(&global).and_then(|(m, p)| deploy::push(&Client::new(&global)?, m, p));
+                if let Err(error) = deployed {
+                    output::note(&format!("taper: {}: {error:#}", path.display()));
+                }
+            }
+            if let Ok(program) = std::env::current_exe() {
+                output::note(&format!("the CLI is {}", program.display()));
+            }
+        })
+    }
+}

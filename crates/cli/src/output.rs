@@ -1,0 +1,69 @@
+//! How results look: aligned tables for people, JSON and YAML for programs.
+
+use std::io::{IsTerminal, Write};
+
+use anyhow::Result;
+use serde_json::Value;
+
+use crate::context::Output;
+
+/// Prints a resource or a list of them in the machine form that was asked for; false when a table was.
+pub(crate) fn machine(value: &Value, output: Output) -> Result<bool> {
+    match output {
+        Output::Table => return Ok(false),
+        Output::Json => line(&serde_json::to_string_pretty(value)?)?,
+        Output::Yaml => line(serde_saphyr::to_string(value)?.trim_end())?,
+    }
+    Ok(true)
+}
+
+/// Prints rows under a heading, columns aligned.
+pub(crate) fn table(heading: &[&str], rows: &[Vec<String>]) -> Result<()> {
+    let width = |i: usize| rows.iter().map(|r| r[i].chars().count()).chain([heading[i].len()]).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..heading.len()).map(width).collect();
+    let print = |cells: &mut dyn Iterator<Item = &str>| {
+        let text: String = cells.zip(&widths).map(|(cell, w)| format!("{cell:<w$}  ")).collect();
+        line(text.trim_end())
+    };
+    print(&mut heading.iter().copied())?;
+    rows.iter().try_for_each(|row| print(&mut row.iter().map(String::as_str)))
+}
+
+/// Prints one line on standard output.
+pub(crate) fn line(text: &str) -> Result<()> {
+    Ok(writeln!(std::io::stdout(), "{text}")?)
+}
+
+/// Says something about what is going on; on standard error, and only when a person watches.
+pub(crate) fn progress(text: &str) {
+    let mut stderr = std::io::stderr();
+    if stderr.is_terminal() {
+        let _ = writeln!(stderr, "\x1b[2m{text}\x1b[0m");
+    }
+}
+
+/// Says something on standard error, whoever watches.
+pub(crate) fn note(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// A string inside a JSON value, or `-`.
+pub(crate) fn text(value: &Value, pointer: &str) -> String {
+    match value.pointer(pointer) {
+        None | Some(Value::Null) => "-".into(),
+        Some(Value::String(s)) => s.clone(),
+        Some(other) => other.to_string(),
+    }
+}
+
+/// `12s`, `3m`, `5h`, `9d` since a time given in RFC 3339.
+pub(crate) fn age(rfc3339: &str) -> String {
+    let Ok(then) = rfc3339.parse::<jiff::Timestamp>() else { return "-".into() };
+    let seconds = taper_model::clock::unix().as_secs().saturating_sub(then.as_second().unsigned_abs());
+    match seconds {
+        0..120 => format!("{seconds}s"),
+        120..7200 => format!("{}m", seconds / 60),
+        7200..172_800 => format!("{}h", seconds / 3600),
+        _ => format!("{}d", seconds / 86_400),
+    }
+}

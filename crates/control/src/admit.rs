@@ -1,0 +1,76 @@
+//! The gate of the deploy journey: what must hold before anything is changed. Reads the store, never writes it.
+
+use std::collections::BTreeMap;
+
+use taper_model::{
+    FunctionName, FunctionSpec, Mode,
+    function::{Network, Source},
+};
+use taper_store::Deploy;
+
+use crate::{Config, Error, Parts, policy};
+
+/// Checks a function completely and says it as the store takes it: runtime and mode spelled out, the source a digest or nothing.
+///
+/// # Errors
+/// The first thing that is wrong, with the field's path, the value and the mend.
+pub(crate) async fn admit(
+    config: &Config,
+    parts: &Parts,
+    function: FunctionName,
+    mut spec: FunctionSpec,
+    labels: BTreeMap<String, String>,
+    annotations: BTreeMap<String, String>,
+) -> Result<Deploy, Error> {
+    let artifact = match &spec.source {
+        Some(Source::Path(path)) => {
+            return refuse(format!(
+                "spec.source: `{}` is a path on your machine, which the platform cannot read; `taper deploy -f FILE` packs and uploads it, \
+                 or upload an archive with PUT /v1/artifacts and write `source: {{digest: sha256:…}}`",
+                path.escape_debug()
+            ));
+        }
+        Some(Source::Digest { digest }) => Some(*digest),
+        None => None,
+    };
+    spec.validate()?;
+    policy::policy(&spec, &annotations).map_err(|e| Error::Invalid(e.to_string()))?;
+    match (spec.mode(), &spec.handler) {
+        (Mode::Handler, _) if artifact.is_none() => {
+            return refuse("spec.source: mode `handler` needs the code; write `source: {digest: sha256:…}`".into());
+        }
+        (mode, Some(handler)) if mode != Mode::Handler => {
+            return refuse(format!(
+                "spec.handler: `{}` means nothing in mode `{mode}`; leave it out",
+                handler.escape_debug()
+            ));
+        }
+        _ => {}
+    }
+    if spec.network() == Network::Host && !config.allow_host_network {
+        return refuse(
+            "spec.network: `host` is not allowed on this platform; its operator can set `allowHostNetwork`".into(),
+        );
+    }
+    if !spec.traffic.iter().all(|t| t.latest && t.percent.unwrap_or(100) == 100) || spec.traffic.len() > 1 {
+        return refuse("spec.traffic: shares are not served by this version; leave it out, and the latest ready revision gets all calls".into());
+    }
+    if let Some(digest) = artifact
+        && !parts.artifacts.renew(&digest).await?
+    {
+        return refuse(format!("spec.source.digest: there is no artifact {digest}; upload it with PUT /v1/artifacts"));
+    }
+    let known = if spec.secrets.is_empty() { Vec::new() } else { parts.store.secrets(&function.namespace).await? };
+    if let Some(missing) = spec.secrets.iter().find(|s| !known.contains(s)) {
+        return refuse(format!(
+            "spec.secrets: there is no secret `{missing}` in namespace `{}`; create it with `taper secret create {missing}`",
+            function.namespace
+        ));
+    }
+    (spec.runtime, spec.mode) = (Some(spec.runtime()), Some(spec.mode()));
+    Ok(Deploy { function, spec, artifact, labels, annotations })
+}
+
+fn refuse<T>(text: String) -> Result<T, Error> {
+    Err(Error::Invalid(text))
+}

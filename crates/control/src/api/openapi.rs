@@ -1,0 +1,260 @@
+//! The OpenAPI 3.1 description of `/v1`, written by hand. A test holds it against the routes, in both directions.
+
+use serde_json::{Map, Value, json};
+
+const JSON: &str = "application/json";
+const NDJSON: &str = "application/x-ndjson";
+
+/// The document.
+pub(crate) fn document() -> Value {
+    json!({
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Taper",
+            "version": "v1",
+            "description": "Functions that light on demand and taper to zero. Every error is an object with `error` and `message`.",
+        },
+        "security": [{"basic": []}],
+        "paths": paths(),
+        "components": {
+            "securitySchemes": {"basic": {"type": "http", "scheme": "basic"}},
+            "schemas": schemas(),
+        },
+    })
+}
+
+// long because: it is a table, one entry per operation
+fn paths() -> Value {
+    let function = [path("namespace", "The namespace."), path("name", "The function's name.")];
+    let secret = [path("namespace", "The namespace."), path("name", "The secret's name.")];
+    let wait =
+        query("wait", "boolean", "false: answer 202 at once instead of reporting until the verdict. Default true.");
+    let logs = [
+        query("follow", "boolean", "Go on with new lines as they are written."),
+        query("tail", "integer", "Only the last so many."),
+        query("since", "string", "Only lines from a time (RFC 3339) on, or of an age such as `5m`."),
+        query("instance", "string", "Only one instance's."),
+    ];
+    json!({
+        "/v1/info": {
+            "get": operation("What the platform is", &[], None, 200, Some((JSON, named("Info")))),
+        },
+        "/v1/openapi.json": {
+            "get": operation("This document", &[], None, 200, Some((JSON, json!({"type": "object"})))),
+        },
+        "/v1/artifacts": {
+            "put": operation(
+                "Upload code: a gzip-compressed tar archive",
+                &[query("digest", "string", "What the content's digest must be: `sha256:` and 64 hex digits.")],
+                Some(("application/octet-stream", json!({"type": "string", "format": "binary"}))),
+                201,
+                Some((JSON, named("Artifact"))),
+            ),
+        },
+        "/v1/artifacts/{digest}": {
+            "head": operation("Whether an artifact is there", &[path("digest", "Its digest.")], None, 200, None),
+        },
+        "/v1/namespaces/{namespace}/functions": {
+            "get": operation("List functions", &function[..1], None, 200, Some((JSON, list("Function")))),
+        },
+        "/v1/namespaces/{namespace}/functions/{name}": {
+            "get": operation("Show a function", &function, None, 200, Some((JSON, named("Function")))),
+            "put": operation(
+                "Deploy a function, and report until it is ready or has failed",
+                &[&function[..], &[wait]].concat(),
+                Some((JSON, named("Function"))),
+                200,
+                Some((NDJSON, named("DeployEvent"))),
+            ),
+            "delete": operation("Delete a function", &function, None, 204, None),
+        },
+        "/v1/namespaces/{namespace}/functions/{name}/revisions": {
+            "get": operation("List a function's revisions", &function, None, 200, Some((JSON, list("Revision")))),
+        },
+        "/v1/namespaces/{namespace}/functions/{name}/scale": {
+            "post": operation(
+                "Set the number of instances now",
+                &function,
+                Some((JSON, object(&[("replicas", "integer")], &["replicas"]))),
+                200,
+                Some((JSON, named("Function"))),
+            ),
+        },
+        "/v1/namespaces/{namespace}/functions/{name}/logs": {
+            "get": operation("Read a function's logs", &[&function[..], &logs].concat(), None, 200, Some((NDJSON, named("LogLine")))),
+        },
+        "/v1/namespaces/{namespace}/secrets": {
+            "get": operation("List the names of secrets", &secret[..1], None, 200, Some((JSON, list("Secret")))),
+            "post": operation("Create a secret", &secret[..1], Some((JSON, named("SecretValue"))), 201, Some((JSON, named("Secret")))),
+        },
+        "/v1/namespaces/{namespace}/secrets/{name}": {
+            "put": operation("Change a secret", &secret, Some((JSON, named("SecretValue"))), 200, Some((JSON, named("Secret")))),
+            "delete": operation("Delete a secret", &secret, None, 204, None),
+        },
+    })
+}
+
+// long because: it is a table, one entry per shape
+fn schemas() -> Value {
+    json!({
+        "Error": object(&[("error", "string"), ("message", "string")], &["error", "message"]),
+        "Info": object(
+            &[("version", "string"), ("apiVersion", "string"), ("provider", "string"), ("isolation", "string"), ("url", "string")],
+            &["version", "apiVersion", "provider", "isolation", "url"],
+        ),
+        "Artifact": object(&[("digest", "string")], &["digest"]),
+        "Secret": object(&[("name", "string"), ("namespace", "string")], &["name", "namespace"]),
+        "SecretValue": {
+            "description": "`value` is text, `rawValue` base64; `rawValue` wins.",
+            "allOf": [object(&[("name", "string"), ("value", "string"), ("rawValue", "string")], &["name"])],
+        },
+        "LogLine": object(
+            &[("atMs", "integer"), ("instance", "string"), ("stderr", "boolean"), ("text", "string")],
+            &["atMs", "instance", "stderr", "text"],
+        ),
+        "Revision": object(
+            &[
+                ("name", "string"),
+                ("number", "integer"),
+                ("state", "string"),
+                ("message", "string"),
+                ("serving", "boolean"),
+                ("createdAt", "string"),
+                ("readyInstances", "integer"),
+                ("artifact", "string"),
+                ("spec", "object"),
+            ],
+            &["name", "number", "state", "serving", "createdAt", "readyInstances", "spec"],
+        ),
+        "DeployEvent": {
+            "description": "One line of a deploy's report. `ready` or `failed` is the last.",
+            "oneOf": [
+                object(&[("stage", "string"), ("line", "string")], &["stage"]),
+                {"type": "object", "required": ["ready"], "properties": {"ready": named("Function")}},
+                {"type": "object", "required": ["failed"], "properties": {"failed": named("Error")}},
+            ],
+        },
+        "Function": {
+            "type": "object",
+            "description": "The manifest; `status` is shown, and read over when sent.",
+            "required": ["apiVersion", "kind", "metadata", "spec"],
+            "properties": {
+                "apiVersion": {"const": taper_model::manifest::API_VERSION},
+                "kind": {"const": "Function"},
+                "metadata": object(
+                    &[("name", "string"), ("namespace", "string"), ("labels", "object"), ("annotations", "object")],
+                    &["name"],
+                ),
+                "spec": named("FunctionSpec"),
+                "status": named("FunctionStatus"),
+            },
+        },
+        "FunctionSpec": {
+            "type": "object",
+            "description": "Durations are written `30s`, memory `128Mi`, CPU `500m`. What is absent has its default.",
+            "additionalProperties": false,
+            "properties": spec_properties(),
+        },
+        "FunctionStatus": object(
+            &[
+                ("url", "string"),
+                ("createdAt", "string"),
+                ("latestCreatedRevision", "string"),
+                ("latestReadyRevision", "string"),
+                ("wantedInstances", "integer"),
+                ("readyInstances", "integer"),
+                ("scaling", "string"),
+                ("invocations", "integer"),
+                ("conditions", "array"),
+                ("instances", "array"),
+            ],
+            &["url", "createdAt", "latestCreatedRevision", "wantedInstances", "readyInstances", "scaling", "conditions"],
+        ),
+    })
+}
+
+/// Every field of the spec; a test holds it against what serde knows.
+fn spec_properties() -> Value {
+    let words = |all: &[&str]| json!({"type": "string", "enum": all});
+    json!({
+        "runtime": words(&["python3", "node", "binary"]),
+        "mode": words(&["classic", "http", "handler"]),
+        "source": object(&[("digest", "string")], &["digest"]),
+        "handler": {"type": "string"},
+        "command": {"type": "array", "items": {"type": "string"}},
+        "timeout": {"type": "string", "default": "1m"},
+        "idleTimeout": {"type": "string", "default": "5m"},
+        "concurrency": {"type": "integer", "minimum": 0, "maximum": 1000},
+        "scale": {"type": "object", "additionalProperties": false, "properties": scale_properties()},
+        "env": {"type": "object", "additionalProperties": {"type": "string"}},
+        "secrets": {"type": "array", "items": {"type": "string"}},
+        "resources": object(&[("memory", "string"), ("cpu", "string"), ("pids", "integer"), ("tmp", "string")], &[]),
+        "network": words(&["none", "public", "open", "host"]),
+        "readyPath": {"type": "string"},
+        "startTimeout": {"type": "string", "default": "30s"},
+        "combineOutput": {"type": "boolean", "default": false},
+        "debug": {"type": "boolean", "default": false},
+        "traffic": {"type": "array", "items": {"type": "object"}},
+    })
+}
+
+fn scale_properties() -> Value {
+    json!({
+        "min": {"type": "integer", "default": 0},
+        "max": {"type": "integer", "default": 100},
+        "target": {"type": "number"},
+        "metric": {"type": "string", "enum": ["concurrency", "rps"]},
+        "zeroAfter": {"type": "string", "default": "1m"},
+        "window": {"type": "string", "default": "1m"},
+        "utilization": {"type": "number", "default": 70},
+        "panicWindowPercentage": {"type": "number", "default": 10},
+        "panicThresholdPercentage": {"type": "number", "default": 200},
+        "scaleDownDelay": {"type": "string", "default": "0s"},
+        "initialScale": {"type": "integer", "default": 1},
+        "activationScale": {"type": "integer", "default": 1},
+        "targetBurstCapacity": {"type": "number", "default": 211},
+    })
+}
+
+fn operation(
+    summary: &str,
+    parameters: &[Value],
+    body: Option<(&str, Value)>,
+    status: u16,
+    reply: Option<(&str, Value)>,
+) -> Value {
+    let content = |(kind, schema): (&str, Value)| json!({kind: {"schema": schema}});
+    let mut success = json!({"description": summary});
+    if let Some(reply) = reply {
+        success["content"] = content(reply);
+    }
+    let failure = json!({"description": "Refused; nothing was changed", "content": content((JSON, named("Error")))});
+    let responses = Map::from_iter([(status.to_string(), success), ("default".to_owned(), failure)]);
+    let mut operation = json!({"summary": summary, "parameters": parameters, "responses": responses});
+    if let Some(body) = body {
+        operation["requestBody"] = json!({"required": true, "content": content(body)});
+    }
+    operation
+}
+
+fn path(name: &str, what: &str) -> Value {
+    json!({"name": name, "in": "path", "required": true, "description": what, "schema": {"type": "string"}})
+}
+
+fn query(name: &str, kind: &str, what: &str) -> Value {
+    json!({"name": name, "in": "query", "description": what, "schema": {"type": kind}})
+}
+
+fn named(schema: &str) -> Value {
+    json!({"$ref": format!("#/components/schemas/{schema}")})
+}
+
+fn list(schema: &str) -> Value {
+    json!({"type": "array", "items": named(schema)})
+}
+
+fn object(fields: &[(&str, &str)], required: &[&str]) -> Value {
+    let properties: Map<String, Value> =
+        fields.iter().map(|(name, kind)| ((*name).to_owned(), json!({"type": kind}))).collect();
+    json!({"type": "object", "properties": properties, "required": required})
+}

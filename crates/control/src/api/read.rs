@@ -1,0 +1,103 @@
+//! What requests say, read strictly: paths, queries and JSON bodies, each refused in the API's own shape with the place named.
+
+use std::collections::HashMap;
+
+use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
+use bytes::Bytes;
+use http::{StatusCode, request::Parts};
+use serde::{Deserialize, Deserializer, de::DeserializeOwned};
+use taper_model::{FunctionName, Name};
+
+use crate::{Error, api::MAX_JSON};
+
+/// The `{namespace}` of a path.
+pub(crate) struct Space(pub(crate) Name);
+
+/// The `{namespace}` and the `{name}` of a path: a function, or a secret in its namespace.
+pub(crate) struct Target(pub(crate) FunctionName);
+
+/// A query without unknown fields.
+pub(crate) struct Asked<T>(pub(crate) T);
+
+/// A JSON body, whatever its content type says.
+pub(crate) struct Told<T>(pub(crate) T);
+
+async fn path_words<S: Send + Sync>(parts: &mut Parts, state: &S) -> Result<HashMap<String, String>, Error> {
+    let words = Path::<HashMap<String, String>>::from_request_parts(parts, state).await;
+    words.map(|Path(words)| words).map_err(|e| Error::Invalid(format!("path: {e}")))
+}
+
+fn word<'a>(words: &'a HashMap<String, String>, key: &str) -> &'a str {
+    words.get(key).map(String::as_str).unwrap_or_default()
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Space {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Error> {
+        let words = path_words(parts, state).await?;
+        Ok(Self(Name::namespace(word(&words, "namespace"))?))
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Target {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Error> {
+        let words = path_words(parts, state).await?;
+        let namespace = Name::namespace(word(&words, "namespace"))?;
+        Ok(Self(FunctionName::new(namespace, Name::new(word(&words, "name"))?)))
+    }
+}
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Asked<T> {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Error> {
+        let query = Query::<T>::try_from_uri(&parts.uri);
+        query.map(|Query(query)| Self(query)).map_err(|e| {
+            let inner = std::error::Error::source(&e).map_or_else(|| e.to_string(), ToString::to_string);
+            Error::Invalid(format!("query: {inner}"))
+        })
+    }
+}
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Told<T> {
+    type Rejection = Error;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Error> {
+        json(&body(request, state).await?).map(Self)
+    }
+}
+
+/// A whole body within the bound of JSON.
+pub(crate) async fn body<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, Error> {
+    Bytes::from_request(request, state).await.map_err(|e| match e.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => Error::TooLarge(format!("the body is over the limit of {MAX_JSON} bytes")),
+        _ => Error::Invalid(format!("the body could not be read: {}", e.body_text())),
+    })
+}
+
+/// Reads JSON; what is wrong is named by its path: `spec.scale.min: …`.
+fn json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
+    if bytes.is_empty() {
+        return Err(Error::Invalid("the body is empty; JSON is expected".into()));
+    }
+    let mut reader = serde_json::Deserializer::from_slice(bytes);
+    let value = serde_path_to_error::deserialize(&mut reader).map_err(|e| {
+        let path = e.path().to_string();
+        let place = if path == "." { String::new() } else { format!("{path}: ") };
+        Error::Invalid(format!("{place}{}", e.into_inner()))
+    })?;
+    reader.end().map_err(|e| Error::Invalid(format!("after the JSON: {e}")))?;
+    Ok(value)
+}
+
+/// A yes or no in a query: `follow`, `follow=true`, `follow=0`.
+pub(crate) fn flag<'de, D: Deserializer<'de>>(d: D) -> Result<bool, D::Error> {
+    match String::deserialize(d)?.as_str() {
+        "" | "1" | "true" => Ok(true),
+        "0" | "false" => Ok(false),
+        other => Err(serde::de::Error::custom(format!("`{other}` is neither `true` nor `false`"))),
+    }
+}

@@ -1,0 +1,157 @@
+//! A function as the API shows it: its manifest, with `status` beside `spec`. Reads the snapshot and the board, changes nothing.
+
+use std::collections::HashMap;
+
+use serde::Serialize;
+use serde_json::{Value, json};
+use taper_model::{
+    Digest, Function, FunctionName, FunctionSpec, Manifest, Revision, RevisionState, clock, name::DEFAULT_NAMESPACE,
+};
+use taper_provider::Usage;
+
+use crate::Shared;
+
+/// What is, beside what is wanted.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Status {
+    url: String,
+    created_at: String,
+    latest_created_revision: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    latest_ready_revision: Option<String>,
+    wanted_instances: u32,
+    ready_instances: u32,
+    scaling: String,
+    invocations: u64,
+    conditions: [Condition; 1],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    instances: Option<Vec<Value>>,
+}
+
+#[derive(Serialize)]
+struct Condition {
+    r#type: &'static str,
+    status: &'static str,
+    reason: &'static str,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    message: String,
+}
+
+/// One of a function's revisions.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct RevisionView<'a> {
+    name: String,
+    number: u32,
+    state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message: Option<&'a str>,
+    serving: bool,
+    created_at: String,
+    ready_instances: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    artifact: Option<Digest>,
+    spec: &'a FunctionSpec,
+}
+
+/// Where a function is called.
+pub(crate) fn url(shared: &Shared, name: &FunctionName) -> String {
+    let base = (shared.parts.public_url)();
+    let base = base.trim_end_matches('/');
+    match name.namespace.as_str() {
+        DEFAULT_NAMESPACE => format!("{base}/function/{}", name.name),
+        namespace => format!("{base}/function/{}.{namespace}", name.name),
+    }
+}
+
+/// A function's resource; with its instances and what they use when `detail`.
+pub(crate) fn resource(shared: &Shared, function: &Function, detail: bool) -> Value {
+    let latest = &function.latest().revision;
+    let mut manifest = Manifest::function(&function.name, latest.spec.clone());
+    manifest.metadata.labels.clone_from(&latest.labels);
+    manifest.metadata.annotations.clone_from(&latest.annotations);
+    let serving = function.latest_ready();
+    let seen = serving.map(|r| shared.board.seen(&r.id)).unwrap_or_default();
+    let status = Status {
+        url: url(shared, &function.name),
+        created_at: clock::rfc3339(function.created_ms),
+        latest_created_revision: latest.id.name(),
+        latest_ready_revision: serving.map(|r| r.id.name()),
+        wanted_instances: seen.want,
+        ready_instances: u32::try_from(seen.ready.len()).unwrap_or(u32::MAX),
+        scaling: match (serving, function.scale) {
+            (None, _) => "no revision is ready".into(),
+            (Some(_), Some(0)) => "set to 0 by hand, until the next call".into(),
+            (Some(_), _) if seen.why.is_empty() => "idle → 0".into(),
+            _ => seen.why,
+        },
+        invocations: (shared.parts.invocations)(&function.name),
+        conditions: [ready(function, seen.trouble)],
+        instances: detail.then(|| instances(shared, function)),
+    };
+    let mut resource = json!(manifest);
+    resource["status"] = json!(status);
+    resource
+}
+
+/// Whether the newest revision serves, and if not, why.
+fn ready(function: &Function, trouble: Option<String>) -> Condition {
+    let condition = |status, reason, message| Condition { r#type: "Ready", status, reason, message };
+    let still = function.latest_ready().map(|r| format!("{} serves meanwhile", r.id.name()));
+    match (&function.latest().state, trouble) {
+        (RevisionState::Pending, _) => condition("Unknown", "Deploying", still.unwrap_or_default()),
+        (RevisionState::Failed(why), _) => {
+            let still = still.map(|s| format!("; {s}")).unwrap_or_default();
+            condition(
+                "False",
+                "DeployFailed",
+                format!("{} never became ready: {why}{still}", function.latest().revision.id.name()),
+            )
+        }
+        (RevisionState::Ready, Some(why)) => condition("False", "CannotStart", why),
+        (RevisionState::Ready, None) => condition("True", "Ready", String::new()),
+    }
+}
+
+fn instances(shared: &Shared, function: &Function) -> Vec<Value> {
+    let usage = shared.parts.provider.usage(&function.name);
+    let usage: HashMap<&str, &Usage> = usage.iter().map(|u| (u.instance.as_str(), u)).collect();
+    let of = |revision: &Revision| {
+        let show = |id: &taper_model::InstanceId| {
+            let used = usage.get(id.as_str());
+            json!({
+                "instance": id,
+                "revision": revision.id.name(),
+                "memoryBytes": used.and_then(|u| u.memory_bytes),
+                "cpuNanos": used.and_then(|u| u.cpu_nanos),
+            })
+        };
+        shared.board.seen(&revision.id).ready.iter().map(show).collect::<Vec<_>>()
+    };
+    function.revisions.iter().flat_map(|e| of(&e.revision)).collect()
+}
+
+/// Every revision, oldest first.
+pub(crate) fn revisions<'a>(shared: &Shared, function: &'a Function) -> Vec<RevisionView<'a>> {
+    let serving = function.latest_ready().map(|r| &r.id);
+    let view = |e: &'a taper_model::revision::Entry| {
+        let (state, message) = match &e.state {
+            RevisionState::Pending => ("pending", None),
+            RevisionState::Ready => ("ready", None),
+            RevisionState::Failed(why) => ("failed", Some(why.as_str())),
+        };
+        RevisionView {
+            name: e.revision.id.name(),
+            number: e.revision.id.number(),
+            state,
+            message,
+            serving: serving == Some(&e.revision.id),
+            created_at: clock::rfc3339(e.revision.created_ms),
+            ready_instances: shared.board.seen(&e.revision.id).ready.len(),
+            artifact: e.revision.artifact,
+            spec: &e.revision.spec,
+        }
+    };
+    function.revisions.iter().map(view).collect()
+}

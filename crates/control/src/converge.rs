@@ -1,0 +1,183 @@
+//! What goes out of the loop: how each revision is brought from what is to what should be, one order at a time.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use futures_util::StreamExt;
+use taper_model::{BoxStream, FunctionName, InstanceId, RevisionId, RevisionState};
+use taper_provider::{Event, Progress};
+use tokio::time::Instant;
+
+use crate::{
+    live::{Live, Role},
+    reconcile::{Done, Reconcile, next},
+    trial::Verdict,
+};
+
+impl Reconcile {
+    /// Brings a revision nearer to what it should be.
+    pub(crate) fn converge(&mut self, id: &RevisionId, now: Instant) {
+        let Some(live) = self.live.get(id) else { return };
+        let goal = live.goal(self.role(live));
+        let differs = live.differs(goal, now);
+        let condemned = self.live.get_mut(id).map(|live| live.take_condemned(now)).unwrap_or_default();
+        if !condemned.is_empty() {
+            // First without them; when that is under way, others in their place.
+            let held = self.live[id].held();
+            self.order_without(id, goal.min(held.saturating_sub(count(&condemned))), condemned);
+        } else if differs {
+            self.order(id, goal);
+        }
+        self.try_judge_ready(id);
+        if let Some(live) = self.live.get(id) {
+            self.shared.board.show(id, Some(live.seen(self.role(live), now)));
+        }
+    }
+
+    /// Tells the provider how many there should be. One order per revision is under way at a time.
+    pub(crate) fn order(&mut self, id: &RevisionId, goal: u32) {
+        self.order_without(id, goal, Vec::new());
+    }
+
+    /// The same, when these instances should be the first to go.
+    fn order_without(&mut self, id: &RevisionId, goal: u32, mut spare: Vec<InstanceId>) {
+        let Some(live) = self.live.get_mut(id) else { return };
+        let excess = live.ready_count().saturating_sub(goal);
+        if excess > 0 {
+            spare.extend(self.shared.parts.load.retire(id, excess));
+        }
+        spare.iter().for_each(|instance| live.draining(instance));
+        live.order(goal, Instant::now());
+        tracing::debug!(revision = %id, want = goal, "apply");
+        let prepare = goal > 0 && !self.prepared.contains(id);
+        let (shared, revision) = (Arc::clone(&self.shared), Arc::clone(&live.revision));
+        self.work.push(Box::pin(async move {
+            let provider = &shared.parts.provider;
+            let ready = if prepare { provider.prepare(&revision, Progress::silent()).await } else { Ok(()) };
+            let result = match ready {
+                Ok(()) => provider.apply(&revision, goal, &spare).await,
+                Err(e) => Err(e),
+            };
+            Done::Applied(revision.id.clone(), result)
+        }));
+    }
+
+    /// Fails the calls that wait for a revision that has no instance and may not start one now.
+    pub(crate) fn refuse_hopeless(&mut self, id: &RevisionId, now: Instant) {
+        let Some(live) = self.live.get_mut(id) else { return };
+        if live.is_hopeless(now) {
+            self.shared.parts.load.refuse(id, &live.backoff.fault(id.function(), now));
+            live.refused();
+        }
+    }
+
+    /// When nothing of a deleted function is left, the provider forgets it, and one that came in its place begins.
+    pub(crate) fn leave(&mut self, name: &FunctionName) {
+        let mine = self.revisions_of(name);
+        if !self.leaving.contains(name) || !mine.iter().all(|id| self.live[id].is_empty()) {
+            return;
+        }
+        for id in mine {
+            self.live.remove(&id);
+            self.shared.board.show(&id, None);
+        }
+        self.leaving.remove(name);
+        self.shared.parts.provider.forget(name);
+        if let Some(function) = self.snapshot.function(name).cloned() {
+            self.changed(&function);
+        }
+    }
+
+    /// Stops everything, and returns when nothing is left.
+    pub(crate) async fn stop(&mut self, mut events: Option<BoxStream<'static, Event>>) {
+        self.trials.clear();
+        let ids: Vec<RevisionId> = self.live.keys().cloned().collect();
+        let mut told = BTreeSet::new();
+        loop {
+            for id in &ids {
+                let live = &self.live[id];
+                if !live.applying && !live.is_empty() && told.insert(id.clone()) {
+                    self.order(id, 0);
+                }
+            }
+            if self.live.values().all(Live::is_empty) {
+                return;
+            }
+            let now = Instant::now();
+            tokio::select! { biased;
+                Some(done) = self.work.next(), if !self.work.is_empty() => {
+                    if let Done::Applied(id, _) = done {
+                        self.with(&id, |live| live.applying = false);
+                    }
+                }
+                event = next(&mut events) => match event {
+                    Some(Event::Ready(i)) => self.with(&i.revision, |live| live.ready(i.id, now)),
+                    Some(Event::Draining { id, revision }) => self.with(&revision, |live| live.draining(&id)),
+                    Some(Event::Gone { id, revision, .. }) => self.with(&revision, |live| _ = live.gone(&id, true, now)),
+                    Some(Event::Reset(_) | Event::Failed { .. }) => {}
+                    None => events = None,
+                },
+            }
+        }
+    }
+}
+
+impl Reconcile {
+    /// What a revision is to its function, as the snapshot has it.
+    pub(crate) fn role(&self, live: &Live) -> Role {
+        let id = &live.revision.id;
+        let Some(function) = self.snapshot.function(id.function()) else { return Role::Gone };
+        if self.leaving.contains(id.function()) {
+            return Role::Gone;
+        }
+        match function.entry(id.number()) {
+            Some(entry) if !Arc::ptr_eq(&entry.revision, &live.revision) => Role::Gone,
+            Some(entry) if entry.state == RevisionState::Pending && function.latest().revision.id == *id => {
+                Role::Trial { starting: !self.verdicts.get(id).is_some_and(Verdict::is_failure) }
+            }
+            Some(entry)
+                if entry.state == RevisionState::Ready && function.latest_ready().is_some_and(|r| r.id == *id) =>
+            {
+                Role::Serving { parked: self.parked.contains(id.function()) }
+            }
+            None if id.number() > function.latest().revision.id.number() => Role::Gone,
+            _ => Role::Old,
+        }
+    }
+
+    /// Begins to keep a revision, if it is known and may run. False when it is not.
+    pub(crate) fn enliven(&mut self, id: &RevisionId, now: Instant) -> bool {
+        if self.live.contains_key(id) {
+            return true;
+        }
+        if self.leaving.contains(id.function()) {
+            return false;
+        }
+        let Some(entry) = self.snapshot.function(id.function()).and_then(|f| f.entry(id.number())) else {
+            return false;
+        };
+        let live = Live::new(Arc::clone(&entry.revision), &self.shared.config, self.at(now), now);
+        self.live.insert(id.clone(), live);
+        true
+    }
+
+    pub(crate) fn with(&mut self, id: &RevisionId, change: impl FnOnce(&mut Live)) {
+        if let Some(live) = self.live.get_mut(id) {
+            change(live);
+        }
+    }
+
+    /// The revisions of a function that are kept, oldest first.
+    pub(crate) fn revisions_of(&self, name: &FunctionName) -> Vec<RevisionId> {
+        let all = RevisionId::new(name.clone(), 0)..=RevisionId::new(name.clone(), u32::MAX);
+        self.live.range(all).map(|(id, _)| id.clone()).collect()
+    }
+
+    /// The autoscaler's clock: since the loop was made.
+    pub(crate) fn at(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.started)
+    }
+}
+
+fn count(ids: &[InstanceId]) -> u32 {
+    u32::try_from(ids.len()).unwrap_or(u32::MAX)
+}

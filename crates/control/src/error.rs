@@ -1,0 +1,117 @@
+//! Everything the control plane can refuse, and the status that says so. The OpenFaaS face prints the text, `/v1` the JSON.
+
+use axum::{
+    Extension, Json,
+    extract::Request,
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use http::{StatusCode, header::CONTENT_LENGTH};
+use serde_json::json;
+use taper_model::{CallId, Invalid};
+
+/// Why the control plane did not do as it was told. Nothing was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The request is wrong; the text names the field, the value, and the mend.
+    #[error("{0}")]
+    Invalid(String),
+    /// There is no such thing.
+    #[error("{0}")]
+    NotFound(String),
+    /// What is there already stands against it.
+    #[error("{0}")]
+    Conflict(String),
+    /// More bytes than are allowed.
+    #[error("{0}")]
+    TooLarge(String),
+    /// The path exists, the method does not.
+    #[error("{0}")]
+    Method(String),
+    /// The platform is shutting down.
+    #[error("the platform is shutting down; try again when it is back")]
+    Stopping,
+    /// The store could not do its work.
+    #[error("{0}")]
+    Store(taper_store::Error),
+}
+
+impl Error {
+    /// The word in the field `error` of the JSON.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Invalid(_) => "invalid",
+            Self::NotFound(_) => "not_found",
+            Self::Conflict(_) => "conflict",
+            Self::TooLarge(_) => "body_too_large",
+            Self::Method(_) => "method_not_allowed",
+            Self::Stopping => "shutting_down",
+            Self::Store(_) => "internal",
+        }
+    }
+
+    /// The status.
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Self::Invalid(_) => StatusCode::BAD_REQUEST,
+            Self::NotFound(_) => StatusCode::NOT_FOUND,
+            Self::Conflict(_) => StatusCode::CONFLICT,
+            Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Method(_) => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Stopping => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Store(taper_store::Error::Full { .. }) => StatusCode::INSUFFICIENT_STORAGE,
+            Self::Store(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+}
+
+impl From<Invalid> for Error {
+    fn from(e: Invalid) -> Self {
+        Self::Invalid(e.0)
+    }
+}
+
+impl From<taper_store::Error> for Error {
+    fn from(e: taper_store::Error) -> Self {
+        use taper_store::Error as S;
+        match e {
+            S::NotFound(_) => Self::NotFound(e.to_string()),
+            S::Exists(_) | S::Settled { .. } | S::Exhausted(_) => Self::Conflict(e.to_string()),
+            S::Refused(_) | S::Mismatch { .. } | S::Ended => Self::Invalid(e.to_string()),
+            S::TooLarge { .. } => Self::TooLarge(e.to_string()),
+            S::Stopped => Self::Stopping,
+            other => Self::Store(other),
+        }
+    }
+}
+
+/// Its status; a layer of the router, which knows the request, writes the body.
+impl IntoResponse for Error {
+    fn into_response(self) -> Response {
+        if let Self::Store(e) = &self {
+            tracing::error!(error = %e, "the store failed");
+        }
+        (self.status(), Extension(Refusal { code: self.code(), message: self.to_string() })).into_response()
+    }
+}
+
+/// An error on its way out.
+#[derive(Clone)]
+struct Refusal {
+    code: &'static str,
+    message: String,
+}
+
+/// Writes the body of errors: `{"error": CODE, "message": …, "callId": …}`. The id is the gateway's, where there is one.
+pub(crate) async fn body(request: Request, next: Next) -> Response {
+    let id = request.extensions().get::<CallId>().cloned();
+    let mut response = next.run(request).await;
+    let Some(Refusal { code, message }) = response.extensions_mut().remove() else { return response };
+    let mut body = json!({"error": code, "message": message});
+    if let Some(id) = id {
+        body["callId"] = id.as_str().into();
+    }
+    let (mut parts, _) = response.into_parts();
+    parts.headers.remove(CONTENT_LENGTH);
+    (parts.status, parts.headers, Json(body)).into_response()
+}

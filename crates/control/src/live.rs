@@ -1,0 +1,337 @@
+//! One revision of which something runs, or should: its instances as the provider reports them, its demand, its autoscaler and
+//! its backoff. Pure bookkeeping: says what there should be, never asks anybody for it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use taper_autoscaler::{Autoscaler, Decision, Sample};
+use taper_model::{Cause, Demand, InstanceId, Revision};
+use tokio::time::Instant;
+
+use crate::{Config, backoff::Backoff, board::Seen, policy};
+
+/// An order that was not carried out after this long is given again: it is idempotent, and a message may have been lost.
+const ORDER_AGAIN: Duration = Duration::from_secs(10);
+
+/// What a revision is to its function.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// The newest one, not yet ready. It starts once it is prepared, unless it was already judged a failure.
+    Trial {
+        /// Whether its first instances should be there.
+        starting: bool,
+    },
+    /// The latest ready one: new calls go to it, and it alone keeps `min`.
+    Serving {
+        /// Somebody set it to 0 by hand, and no call came since.
+        parked: bool,
+    },
+    /// Any other: it ends with the calls that it has.
+    Old,
+    /// Its function was deleted. Calls that run may end; nothing more is started.
+    Gone,
+}
+
+/// A revision of which something runs, or should.
+///
+/// What the provider holds is counted, not asked: `applied` instances were ordered last, `short` of them have failed or died since.
+/// The rest is ready or on its way. So an instance that is lost is seen as a difference, and ordered again.
+pub(crate) struct Live {
+    /// The revision.
+    pub(crate) revision: Arc<Revision>,
+    /// Whether an order to the provider is under way.
+    pub(crate) applying: bool,
+    /// What held its starts back.
+    pub(crate) backoff: Backoff,
+    autoscaler: Autoscaler,
+    decision: Option<Decision>,
+    ready: BTreeMap<InstanceId, Instant>,
+    draining: BTreeSet<InstanceId>,
+    /// Instances that calls could not be sent to, and that the provider was not told of yet.
+    condemned: Vec<InstanceId>,
+    applied: u32,
+    short: u32,
+    ordered_at: Instant,
+    /// After an order that could not be given: no further one before.
+    not_before: Instant,
+    /// Instances that died while nobody called are not replaced before somebody does: no more than these until then.
+    ceiling: Option<u32>,
+    /// Woken from zero, and not decided since: no more than the calls that wait can fill.
+    woken: Option<u32>,
+    waiting: u32,
+    running: u32,
+    /// Calls that the last sample left in the system.
+    left: u64,
+    /// Whether calls were there in the last sample, or came since.
+    busy: bool,
+    /// Whether calls were refused since the last sample.
+    refused: bool,
+}
+
+impl Live {
+    /// A revision of which nothing runs yet.
+    pub(crate) fn new(revision: Arc<Revision>, config: &Config, at: Duration, now: Instant) -> Self {
+        Self {
+            autoscaler: Autoscaler::resume(policy::of(&revision), 0, at),
+            revision,
+            applying: false,
+            backoff: Backoff::new(config.backoff_least.0, config.backoff_most.0, now),
+            decision: None,
+            ready: BTreeMap::new(),
+            draining: BTreeSet::new(),
+            condemned: Vec::new(),
+            applied: 0,
+            short: 0,
+            ordered_at: now,
+            not_before: now,
+            ceiling: None,
+            woken: None,
+            waiting: 0,
+            running: 0,
+            left: 0,
+            busy: false,
+            refused: false,
+        }
+    }
+
+    // === what happens to instances ===
+
+    /// An instance takes calls.
+    pub(crate) fn ready(&mut self, id: InstanceId, now: Instant) {
+        self.ready.entry(id).or_insert(now);
+        if self.ready.len() > self.held() as usize {
+            // One that nobody ordered: it counts as ordered, so that it is seen as too many.
+            self.hold(self.ready_count());
+        }
+    }
+
+    /// An instance takes no new call.
+    pub(crate) fn draining(&mut self, id: &InstanceId) {
+        if self.ready.remove(id).is_some() {
+            self.draining.insert(id.clone());
+        }
+    }
+
+    /// An instance is no more. When it died of itself while it took calls: how long it had.
+    pub(crate) fn gone(&mut self, id: &InstanceId, asked: bool, now: Instant) -> Option<Duration> {
+        self.draining.remove(id);
+        let since = self.ready.remove(id)?;
+        if asked {
+            return None;
+        }
+        self.lost();
+        Some(now.saturating_duration_since(since))
+    }
+
+    /// Calls cannot be sent to an instance: it has to be replaced. How long it was ready; `None` when it is on its way out already.
+    pub(crate) fn condemn(&mut self, id: &InstanceId, now: Instant) -> Option<Duration> {
+        let since = self.ready.remove(id)?;
+        self.draining.insert(id.clone());
+        self.condemned.push(id.clone());
+        Some(now.saturating_duration_since(since))
+    }
+
+    /// Those to be stopped before others are started in their place.
+    pub(crate) fn take_condemned(&mut self, now: Instant) -> Vec<InstanceId> {
+        if self.may_order(now) { std::mem::take(&mut self.condemned) } else { Vec::new() }
+    }
+
+    /// A start failed, or an instance died: there is one fewer, unless that one was wanted no more.
+    pub(crate) fn lost(&mut self) {
+        if self.held() > self.ready_count() {
+            self.short += 1;
+        }
+        if !self.busy {
+            self.ceiling = Some(self.held());
+        }
+    }
+
+    /// Exactly these are ready, says a provider that begins anew.
+    pub(crate) fn reset(&mut self, ready: Vec<InstanceId>, now: Instant) {
+        self.ready.retain(|id, _| ready.contains(id));
+        self.draining.clear();
+        ready.into_iter().for_each(|id| _ = self.ready.entry(id).or_insert(now));
+        self.hold(self.ready_count());
+    }
+
+    /// So many are ordered from the provider now.
+    pub(crate) fn order(&mut self, count: u32, now: Instant) {
+        self.hold(count);
+        (self.applying, self.ordered_at) = (true, now);
+    }
+
+    /// The order could not be given: what is ready is all there is, and the next try is not before then.
+    pub(crate) fn not_ordered(&mut self, not_before: Instant) {
+        self.hold(self.ready_count());
+        self.not_before = not_before;
+    }
+
+    fn hold(&mut self, count: u32) {
+        (self.applied, self.short) = (count, 0);
+    }
+
+    // === what is asked of it ===
+
+    /// Takes in a sample.
+    pub(crate) fn sample(&mut self, at: Duration, demand: &Demand) {
+        self.autoscaler.observe(
+            at,
+            Sample {
+                seconds: demand.seconds,
+                call_seconds: demand.call_seconds,
+                arrived: demand.arrived,
+                waiting: demand.waiting,
+                running: demand.running,
+            },
+        );
+        let left = u64::from(demand.waiting) + u64::from(demand.running);
+        if self.left + demand.arrived > left {
+            // Calls ended while instances were there to end them: they do their work, however short they live.
+            self.ready.values().for_each(|since| self.backoff.forgive(*since));
+        }
+        (self.waiting, self.running, self.left) = (demand.waiting, demand.running, left);
+        self.busy = left > 0 || demand.arrived > 0 && !self.refused;
+        self.refused = false;
+        if self.busy {
+            self.ceiling = None;
+        }
+    }
+
+    /// A call came and found no instance.
+    pub(crate) fn called(&mut self) {
+        (self.busy, self.ceiling) = (true, None);
+        self.waiting = self.waiting.max(1);
+    }
+
+    /// Its waiting calls were refused: nobody calls any more.
+    pub(crate) fn refused(&mut self) {
+        (self.waiting, self.left) = (0, self.running.into());
+        (self.busy, self.refused) = (false, true);
+        self.ceiling = Some(self.held());
+    }
+
+    // === what there should be ===
+
+    /// It was judged ready and serves from now on. What it was tried with stays until its own load has been seen.
+    pub(crate) fn serve(&mut self, at: Duration) {
+        self.autoscaler = Autoscaler::resume(policy::of(&self.revision), self.ready_count(), at);
+        self.decide(at);
+    }
+
+    /// Lets the autoscaler decide.
+    pub(crate) fn decide(&mut self, at: Duration) {
+        self.woken = None;
+        self.decision = Some(self.autoscaler.decide(at, self.ready_count()));
+    }
+
+    /// Calls woke it. The autoscaler keeps some of an instance free, which is worth a second start under load but not before the first
+    /// call was served: until it decides again there are no more than those who wait can fill.
+    pub(crate) fn wake(&mut self, at: Duration) {
+        let least = self.autoscaler.policy().activation_scale.max(1);
+        self.woken = Some(self.waiting.div_ceil(self.revision.spec.concurrency()).max(least));
+        self.decision = Some(self.autoscaler.wake(at, self.waiting));
+    }
+
+    /// A person set the number; for 0 the history is forgotten.
+    pub(crate) fn set(&mut self, at: Duration, count: u32) {
+        (self.ceiling, self.woken) = (None, None);
+        self.decision = Some(self.autoscaler.set(at, count));
+    }
+
+    /// How many instances there should be.
+    pub(crate) fn goal(&self, role: Role) -> u32 {
+        let policy = self.autoscaler.policy();
+        match role {
+            Role::Trial { starting: true } => policy.min.max(policy.initial_scale).max(1).min(policy.max),
+            Role::Serving { parked: false } => {
+                let bounds = [self.ceiling, self.woken].into_iter().flatten();
+                bounds.fold(self.autoscaler.want(), u32::min).max(policy.min).min(policy.max)
+            }
+            Role::Old if self.waiting > 0 => self.held().max(1),
+            Role::Old => self.held().min(self.running),
+            Role::Trial { starting: false } | Role::Serving { parked: true } | Role::Gone => 0,
+        }
+    }
+
+    /// Whether the provider has to be told so: it holds another number, and what is missing may be started now.
+    pub(crate) fn differs(&self, goal: u32, now: Instant) -> bool {
+        let held = self.held();
+        self.may_order(now) && (goal < held || goal > held && !self.backoff.waits(now))
+    }
+
+    /// Whether the provider was told so a while ago and it is still not so.
+    pub(crate) fn is_overdue(&self, goal: u32, now: Instant) -> bool {
+        let late = now.saturating_duration_since(self.ordered_at) >= ORDER_AGAIN;
+        late && self.may_order(now) && self.ready_count() != goal && !self.backoff.waits(now)
+    }
+
+    fn may_order(&self, now: Instant) -> bool {
+        !self.applying && now >= self.not_before
+    }
+
+    /// Calls wait for what may not be started now.
+    pub(crate) fn is_hopeless(&self, now: Instant) -> bool {
+        self.is_missed() && self.backoff.waits(now)
+    }
+
+    /// Instances that are ready or on their way, as far as is known.
+    pub(crate) fn held(&self) -> u32 {
+        self.applied - self.short
+    }
+
+    /// Instances that take calls.
+    pub(crate) fn ready_count(&self) -> u32 {
+        u32::try_from(self.ready.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Instances that have been ready for so long are proof that it works.
+    pub(crate) fn forgive(&mut self, stable: Duration, now: Instant) {
+        let proof = self.ready.values().filter(|since| now.saturating_duration_since(**since) >= stable);
+        proof.for_each(|since| self.backoff.forgive(*since));
+    }
+
+    /// Calls wait, and nothing that could serve them is there or on its way.
+    pub(crate) fn is_missed(&self) -> bool {
+        self.waiting > 0 && self.held() == 0 && !self.applying
+    }
+
+    /// Nothing of it is left, and nothing has to be remembered.
+    pub(crate) fn is_over(&self, now: Instant) -> bool {
+        let nothing = self.held() == 0 && self.ready.is_empty() && self.draining.is_empty();
+        nothing && !self.applying && !self.busy && self.backoff.is_over(now)
+    }
+
+    /// No instance is left.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.held() == 0 && !self.applying && self.ready.is_empty() && self.draining.is_empty()
+    }
+
+    /// What to show of it.
+    pub(crate) fn seen(&self, role: Role, now: Instant) -> Seen {
+        let failing = self.ready.is_empty() && matches!(role, Role::Serving { .. });
+        let trouble = failing.then(|| self.backoff.words(now)).flatten();
+        Seen {
+            want: self.goal(role),
+            ready: self.ready.keys().cloned().collect(),
+            starting: self.held().saturating_sub(self.ready_count()),
+            draining: u32::try_from(self.draining.len()).unwrap_or(u32::MAX),
+            why: match role {
+                Role::Trial { .. } => "a first start".into(),
+                Role::Serving { parked: true } => "set to 0 by hand, until the next call".into(),
+                Role::Serving { .. } if self.woken.is_some() => format!("woken by a call → {}", self.goal(role)),
+                Role::Serving { .. } => self.decision.map_or_else(|| "min".into(), |d| d.to_string()),
+                Role::Old => "not the latest: ends with its calls".into(),
+                Role::Gone => "deleted: ends with its calls".into(),
+            },
+            trouble,
+        }
+    }
+
+    /// The fault's cause of an instance that died: the provider says it in words only.
+    pub(crate) fn cause_of_death(why: &str) -> Cause {
+        if why.contains("out of memory") { Cause::OutOfMemory } else { Cause::Died }
+    }
+}

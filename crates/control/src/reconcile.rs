@@ -1,0 +1,461 @@
+//! The loop: what should be (the snapshot), what is asked (the demand) and what is (the instances), compared until they agree.
+//!
+//! One task for all functions, and one state that only it changes. Orders to the provider and writes to the store run beside the loop as
+//! futures that it polls; what came of them arrives like any other event. Nothing here waits for one function while another could go on.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use taper_model::{
+    BoxFuture, BoxStream, Cause, Demand, Fault, Function, FunctionName, InstanceId, Revision, RevisionId,
+    RevisionState, Stage,
+};
+use taper_provider::{Error as ProviderError, Event};
+use taper_store::Snapshot;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, MissedTickBehavior, interval, timeout},
+};
+
+use crate::{
+    Nudge, Shared,
+    live::{Live, Role},
+    policy,
+    trial::{Trial, Verdict},
+};
+
+/// The control plane at work.
+pub struct Service {
+    reconcile: Reconcile,
+    inbox: mpsc::UnboundedReceiver<Nudge>,
+}
+
+impl Service {
+    pub(crate) fn new(shared: Arc<Shared>, inbox: mpsc::UnboundedReceiver<Nudge>) -> Self {
+        let now = Instant::now();
+        let reconcile = Reconcile {
+            shared,
+            started: now,
+            sampled: now,
+            snapshot: Arc::default(),
+            live: BTreeMap::new(),
+            trials: BTreeMap::new(),
+            verdicts: BTreeMap::new(),
+            parked: BTreeSet::new(),
+            leaving: BTreeSet::new(),
+            prepared: BTreeSet::new(),
+            work: FuturesUnordered::new(),
+        };
+        Self { reconcile, inbox }
+    }
+
+    /// Reconciles until `shutdown`; then stops every instance and returns when none is left, or when the drain time is over.
+    ///
+    /// # Cancel safety
+    /// Not cancel safe: dropped, it leaves the provider's instances to the provider.
+    pub async fn run(self, shutdown: impl Future<Output = ()> + Send) {
+        let Self { mut reconcile, mut inbox } = self;
+        let shared = Arc::clone(&reconcile.shared);
+        let mut events = Some(shared.parts.provider.watch());
+        let mut snapshots = shared.parts.store.snapshot();
+        let ticking = |period: Duration| {
+            let mut ticks = interval(period.max(Duration::from_millis(1)));
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            ticks
+        };
+        let (mut sample, mut tick) = (ticking(shared.config.sample.0), ticking(shared.config.tick.0));
+        tokio::pin!(shutdown);
+        let first = Arc::clone(&snapshots.borrow_and_update());
+        reconcile.adopt(first);
+        loop {
+            // In this order, so that the same inputs give the same outcome.
+            tokio::select! { biased;
+                () = &mut shutdown => break,
+                Some(done) = reconcile.work.next(), if !reconcile.work.is_empty() => reconcile.finished(done),
+                event = next(&mut events) => match event {
+                    Some(event) => reconcile.event(event),
+                    None => events = None,
+                },
+                Some(nudge) = inbox.recv() => reconcile.nudged(nudge),
+                Ok(()) = snapshots.changed() => {
+                    let snapshot = Arc::clone(&snapshots.borrow_and_update());
+                    reconcile.adopt(snapshot);
+                }
+                id = shared.parts.load.knock() => reconcile.knocked(&id),
+                _ = sample.tick() => {
+                    reconcile.sample();
+                    reconcile.tidy();
+                    // A provider that stopped telling is asked again, from its beginning.
+                    events.get_or_insert_with(|| shared.parts.provider.watch());
+                }
+                _ = tick.tick() => reconcile.decide(),
+            }
+        }
+        let drained = timeout(shared.config.drain.0, reconcile.stop(events)).await;
+        if drained.is_err() {
+            tracing::warn!("some instances had not ended when the drain time was over");
+        }
+    }
+}
+
+pub(crate) async fn next(events: &mut Option<BoxStream<'static, Event>>) -> Option<Event> {
+    match events {
+        Some(events) => events.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// What came of something that ran beside the loop.
+pub(crate) enum Done {
+    /// An order to the provider was given, or could not be.
+    Applied(RevisionId, Result<(), ProviderError>),
+    /// A new revision was prepared, or could not be.
+    Prepared(Arc<Revision>, Result<(), String>),
+    /// A verdict was written, or could not be.
+    Settled(RevisionId, Result<(), taper_store::Error>),
+    /// The store knows that a function is no longer held at 0.
+    Unparked(FunctionName, Result<(), taper_store::Error>),
+}
+
+/// The loop's state.
+pub(crate) struct Reconcile {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) started: Instant,
+    sampled: Instant,
+    pub(crate) snapshot: Arc<Snapshot>,
+    /// Every revision of which something runs, or should.
+    pub(crate) live: BTreeMap<RevisionId, Live>,
+    /// The pending revision of each function that is on its way to a verdict.
+    pub(crate) trials: BTreeMap<FunctionName, Trial>,
+    /// What was decided of pending revisions and is not in the snapshot yet.
+    pub(crate) verdicts: BTreeMap<RevisionId, Verdict>,
+    /// Functions that somebody set to 0, and that nobody called since.
+    pub(crate) parked: BTreeSet<FunctionName>,
+    /// Functions that were deleted, of which something is left. A new one of the same name begins when nothing is.
+    pub(crate) leaving: BTreeSet<FunctionName>,
+    /// Revisions that the provider has prepared in this run.
+    pub(crate) prepared: BTreeSet<RevisionId>,
+    pub(crate) work: FuturesUnordered<BoxFuture<'static, Done>>,
+}
+
+impl Reconcile {
+    /// The store has changed.
+    fn adopt(&mut self, snapshot: Arc<Snapshot>) {
+        let before = std::mem::replace(&mut self.snapshot, snapshot);
+        let same = |name: &FunctionName, f| before.function(name).is_some_and(|b| Arc::ptr_eq(b, f));
+        let new = self.snapshot.functions.iter().filter(|(name, f)| !same(name, f)).map(|(name, _)| name);
+        let gone = before.functions.keys().filter(|name| !self.snapshot.functions.contains_key(name));
+        let changed: BTreeSet<FunctionName> = new.chain(gone).cloned().collect();
+        for name in changed {
+            match self.snapshot.function(&name).cloned() {
+                Some(function) => {
+                    let scale = before.function(&name).and_then(|b| b.scale);
+                    if function.scale != scale {
+                        if function.scale == Some(0) {
+                            self.parked.insert(name)
+                        } else {
+                            self.parked.remove(&name)
+                        };
+                    }
+                    self.changed(&function);
+                }
+                None => self.deleted(&name),
+            }
+        }
+    }
+
+    /// A function is new, or not what it was.
+    pub(crate) fn changed(&mut self, function: &Arc<Function>) {
+        let now = Instant::now();
+        let name = &function.name;
+        let mine = self.revisions_of(name);
+        if mine.iter().any(|id| self.role(&self.live[id]) == Role::Gone) {
+            // Deleted and made anew between two looks: the numbers began at 1 again.
+            self.deleted(name);
+        }
+        if self.leaving.contains(name) {
+            return;
+        }
+        self.take_up(function);
+        if let Some(serving) = function.latest_ready()
+            && policy::of(serving).min > 0
+            && !self.parked.contains(name)
+        {
+            self.enliven(&serving.id, now);
+        }
+        for id in self.revisions_of(name) {
+            self.converge(&id, now);
+        }
+    }
+
+    /// A function is gone, whatever may have come in its place.
+    fn deleted(&mut self, name: &FunctionName) {
+        let now = Instant::now();
+        self.trials.remove(name);
+        self.parked.remove(name);
+        self.verdicts.retain(|id, _| id.function() != name);
+        self.prepared.retain(|id| id.function() != name);
+        self.leaving.insert(name.clone());
+        let fault = Fault::new(Stage::Route, Cause::NotFound, format!("function {name} was deleted"));
+        for id in self.revisions_of(name) {
+            self.shared.parts.load.refuse(&id, &fault);
+            self.converge(&id, now);
+        }
+        self.leave(name);
+    }
+
+    /// Something happened to an instance.
+    fn event(&mut self, event: Event) {
+        let now = Instant::now();
+        match event {
+            Event::Reset(instances) => self.reset(instances.into_iter().map(|i| (i.revision, i.id)).collect(), now),
+            Event::Ready(instance) => {
+                tracing::debug!(instance = %instance.id, revision = %instance.revision, "ready");
+                if self.enliven(&instance.revision, now) {
+                    self.with(&instance.revision, |live| live.ready(instance.id, now));
+                } else {
+                    tracing::warn!(instance = %instance.id, revision = %instance.revision, "an instance of nothing that is known");
+                }
+                self.converge(&instance.revision, now);
+            }
+            Event::Draining { id, revision } => {
+                self.with(&revision, |live| live.draining(&id));
+                self.converge(&revision, now);
+            }
+            Event::Gone { id, revision, why: None } => {
+                self.with(&revision, |live| _ = live.gone(&id, true, now));
+                self.converge(&revision, now);
+                self.leave(revision.function());
+            }
+            Event::Gone { id, revision, why: Some(why) } => {
+                self.died(&revision, &id, &why, now);
+                self.leave(revision.function());
+            }
+            Event::Failed { revision, cause, why } => self.failed(&revision, cause, &why, now),
+        }
+    }
+
+    /// The provider begins anew: these instances are all there are.
+    fn reset(&mut self, ready: Vec<(RevisionId, InstanceId)>, now: Instant) {
+        let mut by_revision: BTreeMap<RevisionId, Vec<InstanceId>> = BTreeMap::new();
+        for (revision, id) in ready {
+            by_revision.entry(revision).or_default().push(id);
+        }
+        for revision in by_revision.keys() {
+            self.enliven(revision, now);
+        }
+        for id in self.live.keys().cloned().collect::<Vec<_>>() {
+            let ready = by_revision.remove(&id).unwrap_or_default();
+            self.with(&id, |live| live.reset(ready, now));
+            self.converge(&id, now);
+        }
+    }
+
+    /// An instance died of itself.
+    fn died(&mut self, id: &RevisionId, instance: &InstanceId, why: &str, now: Instant) {
+        tracing::warn!(%instance, revision = %id, why, "an instance died");
+        // What was asked of it until now decides whether it is missed.
+        self.sample();
+        let Some(live) = self.live.get_mut(id) else { return };
+        let Some(age) = live.gone(instance, false, now) else { return self.converge(id, now) };
+        self.mourn(id, age, why, now);
+        if self.is_trial(id) {
+            return self.judge(
+                id,
+                RevisionState::Failed(format!("it died {:.1} s after it was ready: {why}", age.as_secs_f64())),
+            );
+        }
+        self.refuse_hopeless(id, now);
+        self.converge(id, now);
+    }
+
+    /// Counts a death: soon after a start it is as bad as a failed one.
+    fn mourn(&mut self, id: &RevisionId, age: Duration, why: &str, now: Instant) {
+        let stable = self.shared.config.stable_after.0;
+        if age < stable {
+            self.with(id, |live| live.backoff.crashed(now, Live::cause_of_death(why), why));
+        }
+    }
+
+    /// A start failed.
+    fn failed(&mut self, id: &RevisionId, cause: Cause, why: &str, now: Instant) {
+        tracing::warn!(revision = %id, why, "a start failed");
+        let Some(live) = self.live.get_mut(id) else { return };
+        live.lost();
+        live.backoff.failed(now, cause, why);
+        if self.is_trial(id) {
+            return self.judge(id, RevisionState::Failed(why.trim().to_owned()));
+        }
+        self.refuse_hopeless(id, now);
+        self.converge(id, now);
+    }
+
+    /// Calls of a revision wait: for its first instance, or because every slot is taken.
+    fn knocked(&mut self, id: &RevisionId) {
+        let now = Instant::now();
+        if self.enliven(id, now) && self.live[id].held() == 0 && !self.live[id].backoff.waits(now) {
+            // How many wait is worth knowing before the first instances are ordered.
+            self.sample();
+        }
+        self.called(id, now);
+    }
+
+    /// Calls of a revision wait. Wakes it from zero; what runs already is the autoscaler's business.
+    fn called(&mut self, id: &RevisionId, now: Instant) {
+        let name = id.function();
+        let known = self.snapshot.function(name).and_then(|f| f.entry(id.number()).map(|e| (f, e)));
+        let Some((function, _)) = known.filter(|(_, e)| e.state == RevisionState::Ready) else {
+            let fault = Fault::new(Stage::Route, Cause::NotFound, format!("revision {id} is not there any more"));
+            return self.shared.parts.load.refuse(id, &fault);
+        };
+        let serving = function.latest_ready().is_some_and(|r| r.id == *id);
+        if serving && self.parked.remove(name) {
+            self.unpark(name.clone());
+        }
+        self.enliven(id, now);
+        let at = self.at(now);
+        self.with(id, |live| {
+            live.called();
+            if serving && live.held() == 0 {
+                live.wake(at);
+            }
+        });
+        self.refuse_hopeless(id, now);
+        self.converge(id, now);
+    }
+
+    /// Tells the store that a function is no longer held at 0.
+    fn unpark(&self, name: FunctionName) {
+        let shared = Arc::clone(&self.shared);
+        self.work.push(Box::pin(async move {
+            let result = shared.parts.store.scale(&name, None).await;
+            Done::Unparked(name, result)
+        }));
+    }
+
+    /// Others say what the store does not.
+    fn nudged(&mut self, nudge: Nudge) {
+        let now = Instant::now();
+        match nudge {
+            Nudge::Scale { function, count, done } => {
+                let serving = self.snapshot.function(&function).and_then(|f| f.latest_ready()).map(|r| r.id.clone());
+                if count == 0 {
+                    self.parked.insert(function)
+                } else {
+                    self.parked.remove(&function)
+                };
+                if let Some(id) = serving {
+                    if count > 0 {
+                        self.enliven(&id, now);
+                    }
+                    let at = self.at(now);
+                    self.with(&id, |live| live.set(at, count));
+                    self.converge(&id, now);
+                }
+                let _ = done.send(());
+            }
+            Nudge::Condemn { revision, instance } => {
+                let age = self.live.get_mut(&revision).and_then(|live| live.condemn(&instance, now));
+                if let Some(age) = age {
+                    self.mourn(&revision, age, "calls could not be sent to it", now);
+                    self.converge(&revision, now);
+                }
+            }
+        }
+    }
+
+    /// Something that ran beside the loop has ended.
+    fn finished(&mut self, done: Done) {
+        let now = Instant::now();
+        match done {
+            Done::Applied(id, result) => {
+                let Some(live) = self.live.get_mut(&id) else { return };
+                live.applying = false;
+                match result {
+                    Ok(()) => drop(self.prepared.insert(id.clone())),
+                    Err(error) => {
+                        live.not_ordered(now + self.shared.config.backoff_least.0);
+                        let cause = match error {
+                            ProviderError::Prepare(_) | ProviderError::Missing(_) => Cause::CannotStart,
+                            ProviderError::Host { .. } | ProviderError::Stopping => Cause::Internal,
+                        };
+                        self.failed(&id, cause, &error.to_string(), now);
+                    }
+                }
+                self.converge(&id, now);
+                self.leave(id.function());
+            }
+            Done::Prepared(revision, result) => self.prepared(&revision, result, now),
+            Done::Settled(id, result) => self.settled(&id, result),
+            Done::Unparked(name, Err(error)) => {
+                tracing::warn!(function = %name, %error, "the store still holds the function at 0; it does so again after a restart");
+            }
+            Done::Unparked(_, Ok(())) => {}
+        }
+    }
+
+    /// Measures every revision's demand since the last time. What waits unnoticed, because its knock came to one that was let go of
+    /// or failed since, is noticed now.
+    fn sample(&mut self) {
+        let now = Instant::now();
+        let at = self.at(now);
+        let seconds = now.saturating_duration_since(self.sampled).as_secs_f64();
+        self.sampled = now;
+        let mut demands: BTreeMap<RevisionId, Demand> = self.shared.parts.load.sample().into_iter().collect();
+        let mut missed = Vec::new();
+        for (id, live) in &mut self.live {
+            let demand = demands.remove(id).unwrap_or(Demand { seconds, ..Demand::default() });
+            live.sample(at, &demand);
+            if live.is_missed() {
+                missed.push(id.clone());
+            }
+        }
+        missed.extend(demands.into_iter().filter(|(_, d)| d.waiting > 0).map(|(id, _)| id));
+        for id in missed {
+            self.called(&id, now);
+        }
+    }
+
+    /// What the passing of time changes.
+    fn tidy(&mut self) {
+        let now = Instant::now();
+        let stable = self.shared.config.stable_after.0;
+        self.overdue(now);
+        for id in self.live.keys().cloned().collect::<Vec<_>>() {
+            self.with(&id, |live| live.forgive(stable, now));
+            self.converge(&id, now);
+            let Some(live) = self.live.get(&id) else { continue };
+            let role = self.role(live);
+            let over = live.is_over(now) && live.goal(role) == 0 && !matches!(role, Role::Trial { .. });
+            if over {
+                self.live.remove(&id);
+                self.shared.board.show(&id, None);
+            }
+            if role == Role::Gone {
+                self.leave(id.function());
+            }
+        }
+    }
+
+    /// Lets the autoscaler decide for every revision that serves.
+    fn decide(&mut self) {
+        let now = Instant::now();
+        let at = self.at(now);
+        for id in self.live.keys().cloned().collect::<Vec<_>>() {
+            let role = self.role(&self.live[&id]);
+            if role == (Role::Serving { parked: false }) {
+                self.with(&id, |live| live.decide(at));
+            }
+            self.converge(&id, now);
+            let live = &self.live[&id];
+            let goal = live.goal(role);
+            if live.is_overdue(goal, now) {
+                self.order(&id, goal);
+            }
+        }
+    }
+}

@@ -1,0 +1,549 @@
+//! A control plane with everything around it scripted, and words to ask it things.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use axum::{Router, body::Body};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use http::{Method, Request, StatusCode};
+use http_body_util::BodyExt;
+use serde_json::{Value, json};
+use taper_control::{Config, Control, Handle, Info, Parts};
+use taper_model::{
+    BoxFuture, BoxStream, Demand, Fault, FunctionName, InstanceId, Load, Name, Revision, RevisionId, RevisionState,
+    quantity::Span,
+};
+use taper_provider::{
+    Error as ProviderError, Event, LogLine, LogQuery, Progress, Provider, Usage,
+    fake::{Fake, Script},
+};
+use taper_store::{Artifacts, Deploy, Error as StoreError, Memory, Published, Put, Snapshot, Store};
+use tokio::{
+    sync::{Notify, watch},
+    task::JoinHandle,
+    time::{Instant, sleep},
+};
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
+
+/// A running control plane.
+pub(crate) struct House {
+    pub(crate) store: Arc<Flaky>,
+    pub(crate) stage: Stage,
+    pub(crate) load: Arc<Hand>,
+    pub(crate) handle: Handle,
+    stop: CancellationToken,
+    service: Option<JoinHandle<()>>,
+    _dir: tempfile::TempDir,
+}
+
+impl House {
+    /// With an empty store.
+    pub(crate) fn new() -> Self {
+        Self::over(Arc::default(), Stage::default())
+    }
+
+    /// Over what another one left, as after a restart.
+    pub(crate) fn over(store: Arc<Flaky>, stage: Stage) -> Self {
+        let config = Config {
+            artifact_limit: taper_model::quantity::Memory(1 << 20),
+            deploy_timeout: Span(secs(120)),
+            ..Config::default()
+        };
+        Self::with(config, store, stage)
+    }
+
+    pub(crate) fn with(config: Config, store: Arc<Flaky>, stage: Stage) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let load = Arc::new(Hand::new(stage.fake.clone()));
+        let parts = Parts {
+            store: Arc::clone(&store) as Arc<dyn Store>,
+            artifacts: Arc::new(Artifacts::open(dir.path()).unwrap()),
+            provider: Arc::new(stage.clone()),
+            load: Arc::clone(&load) as Arc<dyn Load>,
+            public_url: Box::new(|| "http://127.0.0.1:8080".into()),
+            invocations: Box::new(|name| if name.name.as_str() == "counted" { 7 } else { 0 }),
+            info: Info { version: "0.1.0".into(), provider: "local".into(), isolation: "none".into() },
+        };
+        let (service, handle) = Control::build(config, parts);
+        let stop = CancellationToken::new();
+        let service = Some(tokio::spawn(service.run(stop.clone().cancelled_owned())));
+        Self { store, stage, load, handle, stop, service, _dir: dir }
+    }
+
+    /// Stops it in good order.
+    pub(crate) async fn stop(mut self) -> (Arc<Flaky>, Stage) {
+        self.stop.cancel();
+        self.service.take().unwrap().await.unwrap();
+        (Arc::clone(&self.store), self.stage.clone())
+    }
+
+    /// Ends it in the middle of whatever it does.
+    pub(crate) fn kill(mut self) -> Arc<Flaky> {
+        self.service.take().unwrap().abort();
+        Arc::clone(&self.store)
+    }
+
+    pub(crate) fn router(&self) -> Router {
+        self.handle.router()
+    }
+
+    /// Sends a request; the body comes back as text.
+    pub(crate) async fn send(&self, method: &str, path: &str, body: impl Into<Body>) -> (StatusCode, String) {
+        let method: Method = method.parse().unwrap();
+        let request = Request::builder().method(method).uri(path).body(body.into()).unwrap();
+        let response = self.router().oneshot(request).await.unwrap();
+        let status = response.status();
+        let bytes = response.into_body().collect().await.unwrap().to_bytes();
+        (status, String::from_utf8(bytes.to_vec()).unwrap())
+    }
+
+    /// Sends JSON, reads JSON.
+    pub(crate) async fn json(&self, method: &str, path: &str, body: Value) -> (StatusCode, Value) {
+        let body = if body.is_null() { Body::empty() } else { Body::from(body.to_string()) };
+        let (status, text) = self.send(method, path, body).await;
+        let value =
+            if text.is_empty() { Value::Null } else { serde_json::from_str(&text).unwrap_or(Value::String(text)) };
+        (status, value)
+    }
+
+    /// Deploys a command with this spec and waits for its last line.
+    pub(crate) async fn deploy(&self, name: &str, spec: Value) -> Value {
+        let mut lines = self.deploy_lines(name, spec).await;
+        lines.pop().unwrap()
+    }
+
+    /// Deploys, and gives every line of the report.
+    pub(crate) async fn deploy_lines(&self, name: &str, spec: Value) -> Vec<Value> {
+        let (status, text) = self.send("PUT", &path(name), manifest(name, spec).to_string()).await;
+        assert_eq!(status, 200, "{text}");
+        text.lines().map(|l| serde_json::from_str(l).unwrap()).collect()
+    }
+
+    /// Deploys without waiting.
+    pub(crate) async fn deploy_later(&self, name: &str, spec: Value) {
+        let (status, text) =
+            self.send("PUT", &format!("{}?wait=false", path(name)), manifest(name, spec).to_string()).await;
+        assert_eq!(status, 202, "{text}");
+    }
+
+    /// A function as the API shows it.
+    pub(crate) async fn show(&self, name: &str) -> Value {
+        let (status, value) = self.json("GET", &path(name), Value::Null).await;
+        assert_eq!(status, 200, "{value}");
+        value
+    }
+
+    pub(crate) async fn scale(&self, name: &str, replicas: u32) -> (StatusCode, Value) {
+        self.json("POST", &format!("{}/scale", path(name)), json!({"replicas": replicas})).await
+    }
+
+    /// Instances of a revision that are ready or starting.
+    pub(crate) fn count(&self, name: &str, revision: u32) -> usize {
+        self.stage.fake.count(&id(name, revision))
+    }
+
+    /// The first ready instance of a revision.
+    pub(crate) fn instance(&self, name: &str, revision: u32) -> InstanceId {
+        let mut ready: Vec<_> =
+            self.stage.fake.ready().into_iter().filter(|i| i.revision == id(name, revision)).collect();
+        ready.sort_by(|a, b| a.id.cmp(&b.id));
+        ready.first().expect("an instance is ready").id.clone()
+    }
+}
+
+impl Drop for House {
+    fn drop(&mut self) {
+        self.service.iter().for_each(JoinHandle::abort);
+    }
+}
+
+pub(crate) fn secs(s: u64) -> Duration {
+    Duration::from_secs(s)
+}
+
+/// Lets time go by; the clock is paused, so this takes none.
+pub(crate) async fn pass(seconds: f64) {
+    sleep(Duration::from_secs_f64(seconds)).await;
+}
+
+pub(crate) fn function(name: &str) -> FunctionName {
+    FunctionName::parse(name).unwrap()
+}
+
+pub(crate) fn id(name: &str, number: u32) -> RevisionId {
+    RevisionId::new(function(name), number)
+}
+
+pub(crate) fn path(name: &str) -> String {
+    format!("/v1/namespaces/default/functions/{name}")
+}
+
+/// A manifest of a command; `spec` over `{command: [cat]}`.
+pub(crate) fn manifest(name: &str, spec: Value) -> Value {
+    let Value::Object(spec) = spec else { panic!("a spec is an object") };
+    let mut whole = serde_json::Map::from_iter([("command".to_owned(), json!(["cat"]))]);
+    whole.extend(spec);
+    json!({"apiVersion": "taper.dev/v1alpha1", "kind": "Function", "metadata": {"name": name}, "spec": whole})
+}
+
+/// The store in memory, whose disk can be full when a verdict is written.
+#[derive(Default)]
+pub(crate) struct Flaky {
+    memory: Memory,
+    pub(crate) is_full: AtomicBool,
+}
+
+impl Store for Flaky {
+    fn publish(&self, deploy: Deploy) -> BoxFuture<'_, Result<Published, StoreError>> {
+        self.memory.publish(deploy)
+    }
+    fn settle<'a>(&'a self, id: &'a RevisionId, state: RevisionState) -> BoxFuture<'a, Result<(), StoreError>> {
+        if self.is_full.load(Ordering::Relaxed) {
+            return Box::pin(async { Err(StoreError::Full { path: "taper.db".into() }) });
+        }
+        self.memory.settle(id, state)
+    }
+    fn scale<'a>(&'a self, function: &'a FunctionName, wanted: Option<u32>) -> BoxFuture<'a, Result<(), StoreError>> {
+        self.memory.scale(function, wanted)
+    }
+    fn delete<'a>(&'a self, function: &'a FunctionName) -> BoxFuture<'a, Result<Vec<RevisionId>, StoreError>> {
+        self.memory.delete(function)
+    }
+    fn put_secret<'a>(
+        &'a self,
+        ns: &'a Name,
+        name: &'a Name,
+        value: Bytes,
+        put: Put,
+    ) -> BoxFuture<'a, Result<(), StoreError>> {
+        self.memory.put_secret(ns, name, value, put)
+    }
+    fn delete_secret<'a>(&'a self, ns: &'a Name, name: &'a Name) -> BoxFuture<'a, Result<(), StoreError>> {
+        self.memory.delete_secret(ns, name)
+    }
+    fn secrets<'a>(&'a self, ns: &'a Name) -> BoxFuture<'a, Result<Vec<Name>, StoreError>> {
+        self.memory.secrets(ns)
+    }
+    fn secret<'a>(&'a self, ns: &'a Name, name: &'a Name) -> BoxFuture<'a, Result<Bytes, StoreError>> {
+        self.memory.secret(ns, name)
+    }
+    fn snapshot(&self) -> watch::Receiver<Arc<Snapshot>> {
+        self.memory.snapshot()
+    }
+}
+
+/// The fake, with preparations that can be scripted, orders that can be slow, and a record of everything.
+#[derive(Clone)]
+pub(crate) struct Stage {
+    pub(crate) fake: Fake,
+    inner: Arc<Mutex<Staged>>,
+}
+
+#[derive(Default)]
+struct Staged {
+    preparing: BTreeMap<RevisionId, (Duration, Vec<String>, Option<String>)>,
+    apply_takes: BTreeMap<RevisionId, Duration>,
+    applying: BTreeSet<RevisionId>,
+    stingy: BTreeSet<RevisionId>,
+    orders: Vec<(Instant, RevisionId, u32)>,
+    forgotten: Vec<FunctionName>,
+    given_up: Vec<RevisionId>,
+    lines: Vec<LogLine>,
+}
+
+impl Default for Stage {
+    fn default() -> Self {
+        Self { fake: Fake::echo(), inner: Arc::default() }
+    }
+}
+
+impl Stage {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Staged> {
+        self.inner.lock().unwrap()
+    }
+
+    /// How a revision's starts go.
+    pub(crate) fn starts(&self, name: &str, number: u32, delay: f64, fail: Option<&str>) {
+        let script = Script { start_delay: Duration::from_secs_f64(delay), fail: fail.map(Into::into) };
+        self.fake.script(&id(name, number), script);
+    }
+
+    /// How a revision's preparation goes.
+    pub(crate) fn prepares(&self, name: &str, number: u32, takes: f64, lines: &[&str], fail: Option<&str>) {
+        let lines = lines.iter().map(|l| (*l).into()).collect();
+        let how = (Duration::from_secs_f64(takes), lines, fail.map(Into::into));
+        self.lock().preparing.insert(id(name, number), how);
+    }
+
+    /// How long an order takes.
+    pub(crate) fn apply_takes(&self, name: &str, number: u32, takes: f64) {
+        self.lock().apply_takes.insert(id(name, number), Duration::from_secs_f64(takes));
+    }
+
+    /// Whether a revision gets one instance whatever is ordered, as if an order had been lost.
+    pub(crate) fn is_stingy(&self, name: &str, number: u32, stingy: bool) {
+        let mut inner = self.lock();
+        if stingy {
+            inner.stingy.insert(id(name, number))
+        } else {
+            inner.stingy.remove(&id(name, number))
+        };
+    }
+
+    /// What a function's instances wrote.
+    pub(crate) fn wrote(&self, lines: Vec<LogLine>) {
+        self.lock().lines = lines;
+    }
+
+    /// Every order so far: when, and how many.
+    pub(crate) fn orders(&self) -> Vec<(Instant, RevisionId, u32)> {
+        self.lock().orders.clone()
+    }
+
+    pub(crate) fn forgotten(&self) -> Vec<FunctionName> {
+        self.lock().forgotten.clone()
+    }
+
+    /// Preparations that were given up on the way.
+    pub(crate) fn given_up(&self) -> Vec<RevisionId> {
+        self.lock().given_up.clone()
+    }
+}
+
+/// Notes a preparation that is dropped before its end.
+struct Unfinished(Option<(Stage, RevisionId)>);
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if let Some((stage, id)) = self.0.take() {
+            stage.lock().given_up.push(id);
+        }
+    }
+}
+
+impl Provider for Stage {
+    fn prepare<'a>(
+        &'a self,
+        revision: &'a Arc<Revision>,
+        progress: Progress,
+    ) -> BoxFuture<'a, Result<(), ProviderError>> {
+        Box::pin(async move {
+            let how = self.lock().preparing.get(&revision.id).cloned();
+            if let Some((takes, lines, fail)) = how {
+                let mut unfinished = Unfinished(Some((self.clone(), revision.id.clone())));
+                lines.into_iter().for_each(|line| progress.line(line));
+                sleep(takes).await;
+                unfinished.0 = None;
+                if let Some(words) = fail {
+                    return Err(ProviderError::Prepare(words));
+                }
+            }
+            self.fake.prepare(revision, Progress::silent()).await
+        })
+    }
+
+    fn apply<'a>(
+        &'a self,
+        revision: &'a Arc<Revision>,
+        want: u32,
+        spare: &'a [InstanceId],
+    ) -> BoxFuture<'a, Result<(), ProviderError>> {
+        Box::pin(async move {
+            let takes = {
+                let mut inner = self.lock();
+                inner.orders.push((Instant::now(), revision.id.clone(), want));
+                assert!(inner.applying.insert(revision.id.clone()), "two orders for {} at a time", revision.id);
+                inner.apply_takes.get(&revision.id).copied()
+            };
+            if let Some(takes) = takes {
+                sleep(takes).await;
+            }
+            let want = if self.lock().stingy.contains(&revision.id) { want.min(1) } else { want };
+            let result = self.fake.apply(revision, want, spare).await;
+            self.lock().applying.remove(&revision.id);
+            result
+        })
+    }
+
+    fn watch(&self) -> BoxStream<'static, Event> {
+        self.fake.watch()
+    }
+
+    fn logs(&self, _function: &FunctionName, query: LogQuery) -> BoxStream<'static, LogLine> {
+        let lines: Vec<_> = self
+            .lock()
+            .lines
+            .iter()
+            .filter(|l| query.since_ms.is_none_or(|s| l.at_ms >= s))
+            .filter(|l| query.instance.as_ref().is_none_or(|i| l.instance == *i))
+            .cloned()
+            .collect();
+        let from = lines.len() - query.tail.unwrap_or(usize::MAX).min(lines.len());
+        let lines = futures_util::stream::iter(lines[from..].to_vec());
+        if query.follow { lines.chain(futures_util::stream::pending()).boxed() } else { lines.boxed() }
+    }
+
+    fn usage(&self, function: &FunctionName) -> Vec<Usage> {
+        let mine = self.fake.ready().into_iter().filter(|i| i.revision.function() == function);
+        mine.map(|i| Usage {
+            instance: i.id.to_string(),
+            revision: i.revision.name(),
+            memory_bytes: Some(1 << 20),
+            cpu_nanos: None,
+        })
+        .collect()
+    }
+
+    fn forget(&self, function: &FunctionName) {
+        self.lock().forgotten.push(function.clone());
+        self.fake.forget(function);
+    }
+}
+
+/// A load set by hand: so many calls are in the system of a revision, until the test says otherwise.
+pub(crate) struct Hand {
+    fake: Fake,
+    inner: Mutex<Held>,
+    knocks: Notify,
+}
+
+#[derive(Default)]
+struct Held {
+    calls: BTreeMap<RevisionId, Calls>,
+    knocked: BTreeSet<RevisionId>,
+    to_report: VecDeque<RevisionId>,
+    retired: BTreeSet<InstanceId>,
+    refused: Vec<(RevisionId, Fault)>,
+    sampled: Option<Instant>,
+}
+
+#[derive(Default)]
+struct Calls {
+    held: u32,
+    since: Option<Instant>,
+    integral: f64,
+    arrived: u64,
+}
+
+impl Calls {
+    fn settle(&mut self, now: Instant) {
+        let since = self.since.replace(now).unwrap_or(now);
+        self.integral += f64::from(self.held) * (now - since).as_secs_f64();
+    }
+}
+
+impl Hand {
+    fn new(fake: Fake) -> Self {
+        Self { fake, inner: Mutex::default(), knocks: Notify::new() }
+    }
+
+    /// So many calls are in a revision's system from now on.
+    pub(crate) fn hold(&self, name: &str, number: u32, count: u32) {
+        let id = id(name, number);
+        let mut inner = self.inner.lock().unwrap();
+        let calls = inner.calls.entry(id.clone()).or_default();
+        calls.settle(Instant::now());
+        calls.arrived += u64::from(count.saturating_sub(calls.held));
+        calls.held = count;
+        if count > 0 && self.in_service(&inner, &id).is_empty() && inner.knocked.insert(id.clone()) {
+            inner.to_report.push_back(id);
+            self.knocks.notify_one();
+        }
+    }
+
+    /// One call that is over at once, if there is an instance; else it waits.
+    pub(crate) async fn call(&self, name: &str, number: u32) -> Result<(), String> {
+        let before = self.inner.lock().unwrap().refused.len();
+        self.hold(name, number, 1);
+        for _ in 0..1000 {
+            let new = |inner: &Held| {
+                inner.refused[before..].iter().find(|(r, _)| *r == id(name, number)).map(|(_, f)| f.message.clone())
+            };
+            if let Some(words) = new(&self.inner.lock().unwrap()) {
+                return Err(words);
+            }
+            let served = !self.in_service(&self.inner.lock().unwrap(), &id(name, number)).is_empty();
+            if served {
+                self.hold(name, number, 0);
+                return Ok(());
+            }
+            pass(0.001).await;
+        }
+        Err("nobody answered".into())
+    }
+
+    /// What the calls of a revision that were refused were told.
+    pub(crate) fn refusals(&self, name: &str, number: u32) -> Vec<String> {
+        let id = id(name, number);
+        let inner = self.inner.lock().unwrap();
+        inner.refused.iter().filter(|(r, _)| *r == id).map(|(_, f)| f.message.clone()).collect()
+    }
+
+    /// The last fault that calls were refused with.
+    pub(crate) fn last_fault(&self) -> Fault {
+        self.inner.lock().unwrap().refused.last().expect("a refusal").1.copy()
+    }
+
+    fn in_service(&self, inner: &Held, id: &RevisionId) -> Vec<InstanceId> {
+        let ready = self.fake.ready().into_iter().filter(|i| i.revision == *id).map(|i| i.id);
+        let mut ready: Vec<_> = ready.filter(|i| !inner.retired.contains(i)).collect();
+        ready.sort_unstable();
+        ready
+    }
+}
+
+impl Load for Hand {
+    fn knock(&self) -> BoxFuture<'_, RevisionId> {
+        Box::pin(async move {
+            loop {
+                if let Some(id) = self.inner.lock().unwrap().to_report.pop_front() {
+                    return id;
+                }
+                self.knocks.notified().await;
+            }
+        })
+    }
+
+    fn sample(&self) -> Vec<(RevisionId, Demand)> {
+        let now = Instant::now();
+        let mut inner = self.inner.lock().unwrap();
+        let seconds = (now - inner.sampled.replace(now).unwrap_or(now)).as_secs_f64();
+        inner.knocked.clear();
+        let ids: Vec<RevisionId> = inner.calls.keys().cloned().collect();
+        ids.into_iter()
+            .map(|id| {
+                let ready = self.in_service(&inner, &id).len() as u32;
+                let calls = inner.calls.get_mut(&id).unwrap();
+                calls.settle(now);
+                let (waiting, running) = if ready == 0 { (calls.held, 0) } else { (0, calls.held) };
+                let (call_seconds, arrived) = (std::mem::take(&mut calls.integral), std::mem::take(&mut calls.arrived));
+                (id, Demand { seconds, call_seconds, arrived, waiting, running, ready })
+            })
+            .collect()
+    }
+
+    fn retire(&self, revision: &RevisionId, count: u32) -> Vec<InstanceId> {
+        let mut inner = self.inner.lock().unwrap();
+        let chosen: Vec<_> = self.in_service(&inner, revision).into_iter().take(count as usize).collect();
+        inner.retired.extend(chosen.iter().cloned());
+        chosen
+    }
+
+    fn refuse(&self, revision: &RevisionId, fault: &Fault) {
+        let mut inner = self.inner.lock().unwrap();
+        inner.refused.push((revision.clone(), fault.copy()));
+        inner.knocked.remove(revision);
+        if let Some(calls) = inner.calls.get_mut(revision) {
+            calls.settle(Instant::now());
+            calls.held = 0;
+        }
+    }
+}

@@ -1,0 +1,10 @@
+//! The control plane from outside: a paused clock, the fake provider, the store in memory, and a load that a test sets by hand.
+
+#![allow(clippy::unwrap_used, reason = "in a test, an unwrap is an assertion")]
+
+mod api;
+mod deploys;
+mod house;
+mod openfaas;
+mod scaling;
+mod trouble;

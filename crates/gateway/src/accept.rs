@@ -1,0 +1,145 @@
+//! The first stage: a request's head is complete. It gets its identity and its record, and is refused when it is malformed,
+//! too large, or late. What can be said of a request without knowing where it goes is said here.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context as Task, Poll, ready},
+};
+
+use bytes::Bytes;
+use http::{Version, header};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use taper_model::{BoxError, Cause, Fault, Stage};
+
+use crate::{
+    Context,
+    connection::Link,
+    record::Record,
+    route::Door,
+    timeout::{Bounded, Limit},
+    upload::Upload,
+};
+
+/// A request on its way in.
+pub(crate) type Request = http::Request<Arrival>;
+/// A response on its way out.
+pub(crate) type Response = http::Response<Departure>;
+
+/// What comes with a request's head.
+pub(crate) struct Arrival {
+    pub(crate) upload: Upload,
+    pub(crate) record: Record,
+}
+
+/// Takes a request in.
+pub(crate) fn arrive(context: &Arc<Context>, link: &Arc<Link>, request: http::Request<Incoming>) -> Request {
+    let (head, body) = request.into_parts();
+    let record = Record::open(context, link, &head);
+    let upload = Upload::new(body, head.version, &head.headers, link, record.transfer().clone());
+    http::Request::from_parts(head, Arrival { upload, record })
+}
+
+/// Refuses what no part of the platform should see. The HTTP parser has already refused what is not HTTP.
+///
+/// # Errors
+/// A fault of the stage `accept`.
+pub(crate) fn check(context: &Context, request: &Request) -> Result<(), Fault> {
+    let refuse = |cause, message: &str| Err(Fault::new(Stage::Accept, cause, message));
+    let map = request.headers();
+    let size: usize = map.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
+    let target = request.uri().path_and_query().map_or(0, |p| p.as_str().len());
+    if size + target > context.config.max_headers {
+        let text = format!("the request's head is over the limit of {} bytes", context.config.max_headers);
+        return refuse(Cause::HeadersTooLarge, &text);
+    }
+    let hosts = map.get_all(header::HOST).iter().count();
+    let named = request.uri().authority().is_some();
+    if hosts > 1 || (request.version() == Version::HTTP_11 && hosts == 0 && !named) {
+        return refuse(Cause::Malformed, "a request must have exactly one Host header");
+    }
+    let spelt = |b: &u8| b.is_ascii_alphanumeric() || b".-_:[]%~!$&'()*+,;=".contains(b);
+    let authority = request.uri().authority().map_or(&b""[..], |a| a.as_str().as_bytes());
+    if !map.get_all(header::HOST).iter().all(|h| h.as_bytes().iter().all(spelt)) || !authority.iter().all(spelt) {
+        return refuse(Cause::Malformed, "the Host header is not a host");
+    }
+    let codings: Vec<_> = map.get_all(header::TRANSFER_ENCODING).iter().collect();
+    if codings.len() > 1 || codings.iter().any(|c| !c.as_bytes().eq_ignore_ascii_case(b"chunked")) {
+        return refuse(Cause::Malformed, "the only transfer coding that is served is `chunked`");
+    }
+    let about_us = matches!(Door::of(request.uri().path()), Door::Health | Door::Ready | Door::Metrics);
+    if context.drain.is_cancelled() && !about_us {
+        return refuse(Cause::ShuttingDown, "the platform is shutting down; try again");
+    }
+    Ok(())
+}
+
+/// A response's body: counted, held to its limit, and the holder of the request's record until the last byte has left.
+pub(crate) struct Departure {
+    body: Bounded,
+    limit: Limit,
+    /// None for the head of a tunnel, whose record goes with the tunnel.
+    record: Option<Record>,
+    ended: bool,
+}
+
+impl Departure {
+    /// The body of the response to this request.
+    pub(crate) fn new(record: Record, body: taper_model::Body, limit: Limit) -> Self {
+        let body = if record.http2() {
+            Bounded::watched(body, limit.clone())
+        } else {
+            record.bound(limit.clone());
+            Bounded::Own(body)
+        };
+        Self { body, limit, record: Some(record), ended: false }
+    }
+
+    /// The nothing that follows the head of a tunnel.
+    pub(crate) fn tunnel() -> Self {
+        Self { body: Bounded::Own(taper_model::call::empty()), limit: Limit::None, record: None, ended: true }
+    }
+}
+
+impl Body for Departure {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Task<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let this = &mut *self;
+        let frame = ready!(this.body.poll_frame(cx));
+        let Some(record) = &mut this.record else { return Poll::Ready(frame) };
+        match &frame {
+            Some(Ok(frame)) => record.sends(frame.data_ref().map_or(0, Bytes::len)),
+            Some(Err(_)) if this.limit.passed() => record.breaks(Cause::Deadline),
+            Some(Err(_)) => record.breaks(Cause::Died),
+            None => this.ended = true,
+        }
+        // Of the platform's own answers, one says just that.
+        let function = !matches!(this.limit, Limit::None);
+        if let (Some(Ok(_)), Some(why)) = (&frame, record.transfer().broken().filter(|_| function)) {
+            record.breaks(why.cause());
+            return Poll::Ready(Some(Err("the request's body broke the call".into())));
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for Departure {
+    fn drop(&mut self) {
+        let Some(record) = &mut self.record else { return };
+        if self.ended || self.body.is_end_stream() || record.bodiless() {
+            return;
+        }
+        record.breaks(if self.limit.passed() { Cause::Deadline } else { Cause::CallerLeft });
+    }
+}

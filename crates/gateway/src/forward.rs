@@ -1,0 +1,121 @@
+//! A call on its way to its function: the revision is read from the snapshot, the request becomes a [`Call`], and whoever
+//! dispatches it is waited for, no longer than the call's deadline. Never awaits the store or the disk.
+
+use std::{sync::Arc, time::Duration};
+
+use http::{header, request, uri::PathAndQuery};
+use hyper::upgrade::OnUpgrade;
+use taper_model::{Call, Cause, Fault, Function, FunctionName, Reply, Retry, Revision, RevisionState, Stage};
+use tokio::time::sleep_until;
+use tracing::Instrument;
+
+use crate::{
+    Context,
+    accept::{Arrival, Request, Response},
+    headers,
+    record::Record,
+    reply,
+    route::{self, Target},
+    timeout::Broken,
+};
+
+/// Whoever holds the call answers for its deadline, because he knows at which stage it passed. This long after it we do.
+const GRACE: Duration = Duration::from_millis(250);
+
+/// Calls a function.
+pub(crate) async fn forward(context: &Context, request: Request) -> Response {
+    let (mut head, Arrival { upload, mut record }) = request.into_parts();
+    let revision = match route(context, &head, &mut record) {
+        Ok(revision) => revision,
+        Err(fault) => return reply::fault(record, &fault, false),
+    };
+    let spec = &revision.spec;
+    let max = context.config.max_body;
+    if upload.announced().is_some_and(|length| length > max) {
+        return reply::fault(record, &too_large(max), false);
+    }
+    let asked = head.headers.get(header::CONTENT_TYPE).cloned();
+    let tunnel = head.extensions.remove::<OnUpgrade>().filter(|_| headers::wants_tunnel(&head));
+    let call = call(head, upload.limited(max), &record, &revision);
+    match invoke(context, call, &record).await {
+        Ok(reply) => reply::function(record, reply, spec, asked, tunnel),
+        Err(fault) => reply::fault(record, &fault, spec.debug),
+    }
+}
+
+/// The revision that serves this request.
+fn route(context: &Context, head: &request::Parts, record: &mut Record) -> Result<Arc<Revision>, Fault> {
+    if !reply::METHODS.contains(&head.method) {
+        let text = format!("functions are not called with {}", head.method);
+        return Err(Fault::new(Stage::Route, Cause::Method, text));
+    }
+    let Target { function: name, .. } = route::parse(head.uri.path())?;
+    let function = context.snapshot.borrow().function(&name).cloned();
+    let Some(function) = function else {
+        let text = format!("function {name} is not deployed; `taper list` shows what is");
+        return Err(Fault::new(Stage::Route, Cause::NotFound, text));
+    };
+    record.calls(&name);
+    function.route().cloned().ok_or_else(|| unready(&name, &function))
+}
+
+/// A function without a ready revision cannot be called.
+fn unready(name: &FunctionName, function: &Function) -> Fault {
+    let fault = |text| Fault::new(Stage::Activate, Cause::CannotStart, text);
+    match &function.latest().state {
+        RevisionState::Failed(why) => fault(format!("function {name} has no revision that could start: {why}")),
+        RevisionState::Pending | RevisionState::Ready => Fault {
+            retry: Retry::After(Duration::from_secs(1)),
+            ..fault(format!("function {name} is being deployed; no revision of it is ready yet"))
+        },
+    }
+}
+
+/// The call that this request is.
+fn call(mut head: request::Parts, body: taper_model::Body, record: &Record, revision: &Revision) -> Call {
+    headers::inward(&mut head, record, revision.id.function());
+    let path = route::parse(head.uri.path()).map_or("/", |t| t.path);
+    let target = match head.uri.query() {
+        Some(query) => format!("{path}?{query}"),
+        None => path.to_owned(),
+    };
+    // What the caller wrote was a path and a query; the end of it is one, too.
+    head.uri = PathAndQuery::try_from(target).map_or_else(|_| http::Uri::from_static("/"), Into::into);
+    head.version = http::Version::HTTP_11;
+    head.extensions.clear();
+    Call {
+        id: record.id().clone(),
+        revision: revision.id.clone(),
+        deadline: record.arrived() + revision.spec.timeout(),
+        request: http::Request::from_parts(head, body),
+    }
+}
+
+/// Runs the call, unless its body breaks first. Dropping the future leaves the call, at whatever stage it is.
+async fn invoke(context: &Context, call: Call, record: &Record) -> Result<Reply, Fault> {
+    let late = call.deadline + GRACE;
+    let span = tracing::debug_span!("call", id = %call.id, revision = %call.revision);
+    let transfer = record.transfer();
+    let reply = tokio::select! {
+        biased;
+        reply = context.invoke.invoke(call).instrument(span) => reply,
+        _ = transfer.breaks() => Err(Fault::new(Stage::Invoke, Cause::Internal, "the request's body broke")),
+        () = sleep_until(late) => {
+            Err(Fault::new(Stage::Invoke, Cause::Deadline, "the call's deadline passed while the function ran"))
+        }
+    };
+    // A body that broke is the reason, whatever the function made of it.
+    match (reply, transfer.broken()) {
+        (Err(_), Some(Broken::TooLarge)) => Err(too_large(context.config.max_body)),
+        (Err(_), Some(Broken::Malformed)) => Err(Fault::new(
+            Stage::Accept,
+            Cause::Malformed,
+            "the request's body ends before its end, or is not well framed",
+        )),
+        (reply, _) => reply,
+    }
+}
+
+fn too_large(max: u64) -> Fault {
+    Fault::new(Stage::Accept, Cause::BodyTooLarge, format!("the request's body is over the limit of {max} bytes"))
+}

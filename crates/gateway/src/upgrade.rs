@@ -1,0 +1,122 @@
+//! Tunnels: a function answered 101 to a client that asked for a WebSocket. From then on bytes are copied both ways, until
+//! both sides have ended, one of them breaks, or neither says anything for the function's `idleTimeout`.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use http::{HeaderValue, header, response};
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use taper_model::{Body, Cause, Fault, FunctionSpec, Stage};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional},
+    time::timeout_at,
+};
+
+use crate::{
+    accept::{Departure, Response},
+    headers,
+    record::Record,
+    reply,
+    timeout::{Limit, Transfer},
+};
+
+/// Answers 101 and starts the tunnel. `body` is the reply's, which holds the slot: it lives as long as the tunnel.
+pub(crate) fn switch(
+    mut record: Record,
+    mut head: response::Parts,
+    body: Body,
+    spec: &FunctionSpec,
+    client: Option<OnUpgrade>,
+) -> Response {
+    let refuse = |record, text: &str| reply::fault(record, &Fault::new(Stage::Invoke, Cause::Died, text), spec.debug);
+    let Some(client) = client else {
+        return refuse(record, "the function answered 101 to a request that did not ask for it");
+    };
+    let Some(function) = head.extensions.remove::<OnUpgrade>() else {
+        return refuse(record, "the function answered 101 but kept no connection for it");
+    };
+    headers::outward(&mut head, record.method(), None);
+    head.headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    head.headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    record.answers(&mut head);
+    record.tunnels();
+    let deadline = record.arrived() + spec.timeout();
+    let silence = spec.idle_timeout();
+    let context = record.context().clone();
+    let cut = context.cut.clone();
+    // What the dispatcher put beside the reply holds the slot when the body has already ended: it lives as long, too.
+    let beside = std::mem::take(&mut head.extensions);
+    context.tasks.spawn(async move {
+        let both = async { tokio::try_join!(client, function) };
+        if let Ok(Ok((client, function))) = timeout_at(deadline, both).await {
+            tokio::select! {
+                () = tunnel(TokioIo::new(client), TokioIo::new(function), &mut record, silence) => {}
+                () = cut.cancelled() => record.breaks(Cause::ShuttingDown),
+            }
+        } else {
+            record.breaks(Cause::Died);
+        }
+        drop((body, beside));
+    });
+    http::Response::from_parts(head, Departure::tunnel())
+}
+
+/// Copies both ways.
+async fn tunnel(
+    client: impl AsyncRead + AsyncWrite + Unpin,
+    mut function: impl AsyncRead + AsyncWrite + Unpin,
+    record: &mut Record,
+    silence: Duration,
+) {
+    let transfer = record.transfer().clone();
+    transfer.touch();
+    let limit = Limit::Silence(transfer.clone(), silence);
+    let mut client = Counted { io: client, transfer, sent: 0 };
+    let ended = tokio::select! {
+        copied = copy_bidirectional(&mut client, &mut function) => copied.map_err(|_| Cause::Died).map(drop),
+        () = limit.wait() => Err(Cause::Deadline),
+    };
+    record.sends(client.sent);
+    if let Err(cause) = ended {
+        record.breaks(cause);
+    }
+}
+
+/// The client's side: every byte of a tunnel passes it, in one direction or the other.
+struct Counted<T> {
+    io: T,
+    transfer: Arc<Transfer>,
+    sent: usize,
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Counted<T> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
+        self.transfer.receive(buf.filled().len() - before);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Counted<T> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let n = ready!(Pin::new(&mut self.io).poll_write(cx, bytes))?;
+        self.sent += n;
+        self.transfer.touch();
+        Poll::Ready(Ok(n))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,13 @@
+//! The gateway from outside: a real one on a free port of the loopback, functions that are closures, and clients that send
+//! what they like, byte by byte where it matters.
+
+#![allow(clippy::unwrap_used, reason = "a test ends where its expectation fails")]
+
+mod bodies;
+mod connections;
+mod doors;
+mod failures;
+mod harness;
+mod headers;
+mod streams;
+mod tunnels;

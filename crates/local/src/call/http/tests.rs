@@ -1,0 +1,383 @@
+//! Calls against stand-in servers over real Unix sockets: hyper's own, and bytes by hand where a server misbehaves.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use http_body_util::{BodyExt, StreamBody};
+use hyper::service::service_fn;
+use taper_model::{BoxFuture, CallId, FunctionName, Invoke, RevisionId, quantity::Memory};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::UnixListener,
+    sync::{Semaphore, mpsc},
+    time::timeout,
+};
+
+use super::super::{Run, Way};
+use super::*;
+
+type Serve = Arc<dyn Fn(UnixStream) -> BoxFuture<'static, ()> + Send + Sync>;
+type Handler = Arc<dyn Fn(Request<Incoming>) -> BoxFuture<'static, Response<Body>> + Send + Sync>;
+
+struct Bench {
+    run: Run,
+    fate: Arc<Fate>,
+    slots: Arc<Semaphore>,
+    accepted: Arc<AtomicUsize>,
+    _dir: tempfile::TempDir,
+}
+
+fn raw_bench(serve: Serve) -> Bench {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("server");
+    let listener = UnixListener::bind(&path).unwrap();
+    let accepted = Arc::new(AtomicUsize::new(0));
+    let count = accepted.clone();
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            count.fetch_add(1, Ordering::Relaxed);
+            tokio::spawn(serve(stream));
+        }
+    });
+    let fate = Arc::new(Fate::new(Memory(64 << 20), || 0));
+    let connect: Connect = Arc::new(move || {
+        let path = path.clone();
+        Box::pin(async move { Ok(UnixStream::connect(path).await?.into_std()?.into()) })
+    });
+    let slots = Arc::new(Semaphore::new(4));
+    let run = Run { way: Way::Http(Http::new(connect, fate.clone())), slots: slots.clone() };
+    Bench { run, fate, slots, accepted, _dir: dir }
+}
+
+fn bench<F>(handler: impl Fn(Request<Incoming>) -> F + Send + Sync + 'static) -> Bench
+where
+    F: Future<Output = Response<Body>> + Send + 'static,
+{
+    let handler: Handler = Arc::new(move |request| Box::pin(handler(request)));
+    raw_bench(Arc::new(move |stream| {
+        let handler = handler.clone();
+        Box::pin(async move {
+            let service = service_fn(move |request| {
+                let handler = handler.clone();
+                async move { Ok::<_, std::convert::Infallible>(handler(request).await) }
+            });
+            let mut first = [0; 3];
+            // Prior knowledge: an HTTP/2 client begins with its preface.
+            while stream.readable().await.is_ok() && peek(&stream, &mut first) < 3 {}
+            if &first == b"PRI" {
+                let _ = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                    .serve_connection(TokioIo::new(stream), service)
+                    .await;
+            } else {
+                let _ = hyper::server::conn::http1::Builder::new()
+                    .serve_connection(TokioIo::new(stream), service)
+                    .with_upgrades()
+                    .await;
+            }
+        })
+    }))
+}
+
+/// How many of the first three bytes are there; three as well when none will come.
+fn peek(stream: &UnixStream, buffer: &mut [u8; 3]) -> usize {
+    let look = || Ok(rustix::net::recv(stream, buffer, rustix::net::RecvFlags::PEEK)?.0);
+    stream.try_io(tokio::io::Interest::READABLE, look).map_or(0, |n| if n == 0 { 3 } else { n })
+}
+
+/// Answers with `answer` to the first request of each connection, whatever it is, and then does `after`.
+fn by_hand(answer: &'static [u8], keep: bool) -> Bench {
+    raw_bench(Arc::new(move |mut stream| {
+        Box::pin(async move {
+            let mut seen = Vec::new();
+            while !seen.windows(4).any(|four| four == b"\r\n\r\n") {
+                if stream.read_buf(&mut seen).await.unwrap_or(0) == 0 {
+                    return;
+                }
+            }
+            stream.write_all(answer).await.unwrap();
+            if keep {
+                let _ = stream.read_to_end(&mut seen).await;
+            }
+        })
+    }))
+}
+
+fn request(method: &str, body: Body) -> Request<Body> {
+    Request::builder().method(method).uri("/p?q").header("host", "hello.example").body(body).unwrap()
+}
+
+impl Bench {
+    async fn invoke(&self, request: Request<Body>) -> Result<Reply, Fault> {
+        self.within(Duration::from_secs(30), request).await
+    }
+
+    async fn within(&self, time: Duration, request: Request<Body>) -> Result<Reply, Fault> {
+        let revision = RevisionId::new(FunctionName::parse("hello").unwrap(), 1);
+        let deadline = Instant::now() + time;
+        self.run.invoke(Call { id: CallId::random(), revision, deadline, request }).await
+    }
+
+    async fn rested(&self) {
+        drop(timeout(Duration::from_secs(20), self.slots.acquire_many(4)).await.unwrap().unwrap());
+    }
+
+    fn accepted(&self) -> usize {
+        self.accepted.load(Ordering::Relaxed)
+    }
+}
+
+async fn bytes(reply: Reply) -> Bytes {
+    reply.into_body().collect().await.unwrap().to_bytes()
+}
+
+fn channel() -> (mpsc::UnboundedSender<Result<Frame<Bytes>, BoxError>>, Body) {
+    let (tx, rx) = mpsc::unbounded_channel();
+    let frames = futures_util::stream::unfold(rx, |mut rx| async { Some((rx.recv().await?, rx)) });
+    (tx, Body::new(StreamBody::new(frames)))
+}
+
+async fn echo(request: Request<Incoming>) -> Response<Body> {
+    let (parts, body) = request.into_parts();
+    let mut reply = Response::new(Body::new(body.map_err(BoxError::from)));
+    for name in ["host", "connection", "te", "x-hop", "content-type"] {
+        if let Some(value) = parts.headers.get(name) {
+            reply.headers_mut().insert(::http::HeaderName::try_from(format!("got-{name}")).unwrap(), value.clone());
+        }
+    }
+    reply.headers_mut().insert("got-uri", parts.uri.to_string().parse().unwrap());
+    reply
+}
+
+#[tokio::test]
+async fn bodies_of_every_size_over_one_connection() {
+    let bench = bench(echo);
+    for size in [0, 1, 65_536, 1 << 20, 10_000_000] {
+        let sent: Bytes = (0..size).map(|n| (n * 31 % 251) as u8).collect::<Vec<u8>>().into();
+        let reply = bench.invoke(request("POST", call::full(sent.clone()))).await.unwrap();
+        assert_eq!(reply.headers()["got-host"], "hello.example");
+        assert_eq!(reply.headers()["got-uri"], "/p?q");
+        assert!(bytes(reply).await == sent, "{size} bytes");
+        bench.rested().await;
+    }
+    assert_eq!(bench.accepted(), 1, "one connection for all");
+}
+
+#[tokio::test]
+async fn hop_by_hop_headers_end_here() {
+    let bench = bench(|request| async move {
+        let mut reply = echo(request).await;
+        reply.headers_mut().insert("connection", "x-private".parse().unwrap());
+        reply.headers_mut().insert("x-private", "1".parse().unwrap());
+        reply
+    });
+    let mut sent = request("GET", call::empty());
+    for (name, value) in [("connection", "X-Hop, keep-alive"), ("x-hop", "1"), ("te", "gzip"), ("expect", "100-continue")] {
+        sent.headers_mut().insert(name, value.parse().unwrap());
+    }
+    let reply = bench.invoke(sent).await.unwrap();
+    let mut names: Vec<_> = reply.headers().keys().map(|k| k.as_str()).collect();
+    names.sort_unstable();
+    assert_eq!(names, ["content-length", "date", "got-host", "got-uri"]);
+}
+
+#[tokio::test]
+async fn both_directions_stream_with_trailers() {
+    let bench = bench(|request| async move {
+        let mut reply = Response::new(Body::new(request.into_body().map_err(BoxError::from)));
+        reply.headers_mut().insert("trailer", "x-sum".parse().unwrap());
+        reply
+    });
+    let (tx, body) = channel();
+    let mut sent = request("POST", body);
+    sent.headers_mut().insert("trailer", "x-sum".parse().unwrap());
+    sent.headers_mut().insert("te", "trailers".parse().unwrap());
+    tx.send(Ok(Frame::data("one".into()))).unwrap();
+    let mut reply = bench.invoke(sent).await.unwrap().into_body();
+    assert_eq!(reply.frame().await.unwrap().unwrap().into_data().unwrap(), "one");
+    assert_eq!(bench.slots.available_permits(), 3, "the slot is held while the body runs");
+    tx.send(Ok(Frame::data("two".into()))).unwrap();
+    assert_eq!(reply.frame().await.unwrap().unwrap().into_data().unwrap(), "two");
+    let mut sum = HeaderMap::new();
+    sum.insert("x-sum", "6".parse().unwrap());
+    tx.send(Ok(Frame::trailers(sum))).unwrap();
+    drop(tx);
+    assert_eq!(reply.frame().await.unwrap().unwrap().into_trailers().unwrap()["x-sum"], "6");
+    assert!(reply.frame().await.is_none());
+    bench.rested().await;
+}
+
+#[tokio::test]
+async fn upgrades_become_tunnels() {
+    let bench = bench(|mut request| async move {
+        assert_eq!(request.headers()["connection"], "upgrade");
+        let mut reply = Response::new(call::empty());
+        *reply.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        reply.headers_mut().insert("connection", "upgrade".parse().unwrap());
+        reply.headers_mut().insert("upgrade", request.headers()["upgrade"].clone());
+        tokio::spawn(async move {
+            let mut io = TokioIo::new(hyper::upgrade::on(&mut request).await.unwrap());
+            let mut buffer = [0; 1024];
+            while let Ok(n @ 1..) = io.read(&mut buffer).await {
+                io.write_all(&buffer[..n]).await.unwrap();
+            }
+        });
+        reply
+    });
+    let mut sent = request("GET", call::empty());
+    sent.headers_mut().insert("connection", "keep-alive, Upgrade".parse().unwrap());
+    sent.headers_mut().insert("upgrade", "websocket".parse().unwrap());
+    let mut reply = bench.invoke(sent).await.unwrap();
+    assert_eq!(reply.status(), 101);
+    assert_eq!(reply.headers()["upgrade"], "websocket");
+    let mut io = TokioIo::new(hyper::upgrade::on(&mut reply).await.unwrap());
+    for message in ["ping", "pong"] {
+        io.write_all(message.as_bytes()).await.unwrap();
+        let mut back = [0; 4];
+        io.read_exact(&mut back).await.unwrap();
+        assert_eq!(back, message.as_bytes());
+    }
+    assert_eq!(bench.slots.available_permits(), 3, "the tunnel is in flight");
+    drop((io, reply));
+    bench.rested().await;
+}
+
+#[tokio::test]
+async fn grpc_goes_over_one_http2_connection() {
+    let bench = bench(|request| async move {
+        assert_eq!(request.version(), Version::HTTP_2);
+        assert_eq!(request.headers()["te"], "trailers");
+        let body = request.into_body().collect().await.unwrap().to_bytes();
+        let mut status = HeaderMap::new();
+        status.insert("grpc-status", "0".parse().unwrap());
+        let frames = [Ok(Frame::data(body)), Ok(Frame::trailers(status))];
+        Response::new(Body::new(StreamBody::new(futures_util::stream::iter(frames))))
+    });
+    let grpc = || {
+        let mut sent = request("POST", call::full("message"));
+        *sent.version_mut() = Version::HTTP_2;
+        sent.headers_mut().insert("content-type", "application/grpc+proto".parse().unwrap());
+        sent.headers_mut().insert("te", "trailers".parse().unwrap());
+        sent
+    };
+    let (a, b) = tokio::join!(bench.invoke(grpc()), bench.invoke(grpc()));
+    for reply in [a.unwrap(), b.unwrap()] {
+        let whole = reply.into_body().collect().await.unwrap();
+        assert_eq!(whole.trailers().unwrap()["grpc-status"], "0");
+        assert_eq!(whole.to_bytes(), "message");
+    }
+    assert_eq!(bench.accepted(), 1);
+    bench.rested().await;
+}
+
+#[tokio::test]
+async fn connections_end_when_the_server_says_so() {
+    for (answer, connections) in [
+        (&b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok"[..], 3),
+        (b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok", 3),
+        (b"HTTP/1.0 200 OK\r\n\r\nok", 3),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nKeep-Alive: timeout=1\r\n\r\nok", 3),
+    ] {
+        let bench = by_hand(answer, false);
+        for _ in 0..3 {
+            let reply = bench.invoke(request("POST", call::full(""))).await.unwrap();
+            assert!(!reply.headers().contains_key("connection") && !reply.headers().contains_key("keep-alive"));
+            assert_eq!(bytes(reply).await, "ok");
+            bench.rested().await;
+        }
+        assert_eq!(bench.accepted(), connections, "{}", String::from_utf8_lossy(answer));
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_closes_without_a_word_costs_no_call() {
+    // It says nothing of closing, and closes all the same: sometimes seen before the next request, sometimes after.
+    let bench = by_hand(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", false);
+    for _ in 0..50 {
+        assert_eq!(bytes(bench.invoke(request("GET", call::empty())).await.unwrap()).await, "ok");
+    }
+    assert_eq!(bench.accepted(), 50);
+}
+
+#[tokio::test]
+async fn broken_answers_are_faults() {
+    for (answer, keep, words) in [
+        (&b"SSH-2.0-OpenSSH_9.2\r\n\r\n"[..], true, "did not answer in HTTP"),
+        (b"", false, "closed the connection before it answered"),
+        (b"HTTP/1.1 200 OK\r\nContent-", false, "closed the connection before it answered"),
+    ] {
+        let bench = by_hand(answer, keep);
+        let fault = bench.invoke(request("POST", call::full("x"))).await.unwrap_err();
+        assert_eq!((fault.stage, fault.cause), (Stage::Invoke, Cause::Died));
+        assert!(fault.message.contains(words), "{fault}");
+        assert!(fault.unsent.is_none());
+    }
+    let bench = by_hand(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf", false);
+    let reply = bench.invoke(request("POST", call::full("x"))).await.unwrap();
+    assert!(reply.into_body().collect().await.is_err());
+    bench.rested().await;
+}
+
+#[tokio::test]
+async fn the_deadline_and_a_caller_that_leaves_close_the_connection() {
+    let (tx, mut rx) = mpsc::unbounded_channel();
+    let bench = raw_bench(Arc::new(move |mut stream| {
+        let tx = tx.clone();
+        Box::pin(async move {
+            let _ = stream.read_to_end(&mut Vec::new()).await;
+            tx.send(()).unwrap();
+        })
+    }));
+    let fault = bench.within(Duration::from_millis(50), request("POST", call::full("x"))).await.unwrap_err();
+    assert_eq!((fault.stage, fault.cause), (Stage::Invoke, Cause::Deadline));
+    timeout(Duration::from_secs(20), rx.recv()).await.unwrap();
+    let left = timeout(Duration::from_millis(50), bench.invoke(request("POST", call::full("x")))).await;
+    assert!(left.is_err());
+    timeout(Duration::from_secs(20), rx.recv()).await.unwrap();
+    bench.rested().await;
+}
+
+#[tokio::test]
+async fn a_request_that_breaks_is_the_callers_doing() {
+    let bench = bench(|request| async move {
+        let _ = request.into_body().collect().await;
+        Response::new(call::empty())
+    });
+    let (tx, body) = channel();
+    tx.send(Ok(Frame::data("some".into()))).unwrap();
+    tx.send(Err("the client is gone".into())).unwrap();
+    let fault = bench.invoke(request("POST", body)).await.unwrap_err();
+    assert_eq!(fault.cause, Cause::CallerLeft);
+    bench.rested().await;
+}
+
+#[tokio::test]
+async fn a_server_that_is_gone_gives_the_call_back_and_is_condemned() {
+    let bench = bench(echo);
+    let refused: Connect = Arc::new(|| Box::pin(async { Err(io::Error::new(io::ErrorKind::ConnectionRefused, "no")) }));
+    let run = Run { way: Way::Http(Http::new(refused, bench.fate.clone())), slots: bench.slots.clone() };
+    let bench = Bench { run, ..bench };
+    let fault = bench.invoke(request("POST", call::full("precious"))).await.unwrap_err();
+    let back = fault.unsent.unwrap().request;
+    assert_eq!(back.into_body().collect().await.unwrap().to_bytes(), "precious");
+    assert!(bench.fate.condemned().await.contains("accepts no connections"));
+}
+
+#[test]
+fn keep_alive_hints() {
+    let reply = |version, pairs: &[(&'static str, &str)]| {
+        let mut reply = Response::new(());
+        *reply.version_mut() = version;
+        for (name, value) in pairs {
+            reply.headers_mut().insert(*name, value.parse().unwrap());
+        }
+        let now = Instant::now();
+        reusable(&reply).map(|until| (until - now).as_millis() as f64 / 1000.0)
+    };
+    let is = |seen: Option<f64>, expect: f64| seen.is_some_and(|s| (s - expect).abs() < 0.3);
+    assert!(is(reply(Version::HTTP_11, &[]), 1.5));
+    assert!(is(reply(Version::HTTP_11, &[("keep-alive", "max=9, timeout=5")]), 4.0));
+    assert!(is(reply(Version::HTTP_11, &[("keep-alive", "timeout=soon")]), 1.5));
+    assert_eq!(reply(Version::HTTP_11, &[("keep-alive", "timeout=1")]), None);
+    assert_eq!(reply(Version::HTTP_11, &[("connection", "Close")]), None);
+    assert_eq!(reply(Version::HTTP_10, &[]), None);
+}

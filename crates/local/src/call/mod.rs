@@ -1,0 +1,366 @@
+//! Owns how a call crosses into an instance: the slots of one instance, the two ways in ([`framed`] and [`http`]), and what
+//! a call that broke has to say. It never starts or stops an instance; it only asks for the end of one that will not rest.
+
+pub(crate) mod framed;
+pub(crate) mod http;
+
+use std::{
+    io,
+    os::fd::OwnedFd,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use ::http::{HeaderMap, HeaderName, header, request::Parts};
+use bytes::Bytes;
+use futures_core::Stream;
+use http_body::{Body as _, Frame, SizeHint};
+use taper_model::{Body, BoxError, BoxFuture, Call, Cause, Fault, Invoke, Reply, Stage, quantity::Memory};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, watch},
+    time::{Instant, timeout, timeout_at},
+};
+
+use framed::Framed;
+use http::Http;
+
+/// Connects to an instance, however that is done.
+pub(crate) type Connect = Arc<dyn Fn() -> BoxFuture<'static, io::Result<OwnedFd>> + Send + Sync>;
+
+/// The way calls take into one instance.
+pub(crate) enum Way {
+    /// Our own frames, over the instance's Unix socket.
+    Framed(Arc<Framed>),
+    /// HTTP, over streams made inside the instance's network.
+    Http(Arc<Http>),
+}
+
+/// The calls of one instance.
+///
+/// A slot is held until the instance is at rest again, which is later than the end of the call where a caller left a
+/// process that cannot be interrupted. The next call then waits here, in order, until its own deadline.
+pub(crate) struct Run {
+    pub(crate) way: Way,
+    pub(crate) slots: Arc<Semaphore>,
+}
+
+impl Invoke for Run {
+    fn invoke(&self, call: Call) -> BoxFuture<'_, Result<Reply, Fault>> {
+        Box::pin(async move {
+            let stopping = |call| Err(Fault::new(Stage::Invoke, Cause::Died, "the instance is stopping").with_unsent(call));
+            let slot = match self.slots.clone().try_acquire_owned() {
+                Ok(slot) => slot,
+                Err(TryAcquireError::Closed) => return stopping(call),
+                Err(TryAcquireError::NoPermits) => {
+                    match timeout_at(call.deadline, self.slots.clone().acquire_owned()).await {
+                        Ok(Ok(slot)) => slot,
+                        Ok(Err(_)) => return stopping(call),
+                        Err(_) => {
+                            let text = "the deadline passed while the instance was busy with calls whose callers had left";
+                            return Err(Fault::new(Stage::Queue, Cause::Deadline, text));
+                        }
+                    }
+                }
+            };
+            match &self.way {
+                Way::Framed(framed) => framed.invoke(call, slot).await,
+                Way::Http(http) => http.invoke(call, slot).await,
+            }
+        })
+    }
+}
+
+/// How an instance ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct End {
+    /// In words: `exit status 1`, `killed by signal 9`, `out of memory (limit 128Mi)`.
+    pub(crate) why: String,
+    /// The kernel ended it, or a process of it, at the memory limit.
+    pub(crate) out_of_memory: bool,
+}
+
+/// What calls and the instance they run on tell each other about its end.
+pub(crate) struct Fate {
+    end: watch::Sender<Option<End>>,
+    condemned: watch::Sender<Option<String>>,
+    /// How often the kernel has killed a process of the instance at its memory limit, and how many of those were reported.
+    kills: Box<dyn Fn() -> u64 + Send + Sync>,
+    reported: AtomicU64,
+    memory: Memory,
+}
+
+/// How long a broken call waits for the news that its instance ended: a few context switches, with a margin for a busy host.
+const NEWS: Duration = Duration::from_millis(250);
+
+impl Fate {
+    /// The fate of an instance that lives, with its memory limit and the kernel's count of kills at it.
+    pub(crate) fn new(memory: Memory, kills: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
+        let (end, condemned) = (watch::Sender::new(None), watch::Sender::new(None));
+        Self { end, condemned, kills: Box::new(kills), reported: AtomicU64::new(0), memory }
+    }
+
+    /// Says that the instance has ended.
+    pub(crate) fn ended(&self, end: End) {
+        self.end.send_modify(|slot| *slot = slot.take().or(Some(end)));
+    }
+
+    /// Asks that the instance be ended at once: it will not come to rest. Only the first reason is kept.
+    pub(crate) fn condemn(&self, why: impl Into<String>) {
+        self.condemned.send_modify(|slot| *slot = slot.take().or(Some(why.into())));
+    }
+
+    /// Waits until a call asks for the end of the instance.
+    pub(crate) async fn condemned(&self) -> String {
+        let mut condemned = self.condemned.subscribe();
+        let why = condemned.wait_for(Option::is_some).await.ok().and_then(|why| why.clone());
+        why.unwrap_or_default()
+    }
+
+    /// The limit and the word, for a process that was killed at it.
+    pub(crate) fn out_of_memory(&self) -> String {
+        format!("out of memory (limit {})", self.memory)
+    }
+
+    /// Whether the kernel has killed a process at the memory limit since this was last asked.
+    pub(crate) fn was_memory(&self) -> bool {
+        let kills = (self.kills)();
+        kills > self.reported.fetch_max(kills, Ordering::Relaxed)
+    }
+
+    /// The fault of a call whose connection broke: waits a moment for the news of the instance's end.
+    pub(crate) async fn broken(&self, what: &str) -> Fault {
+        // A kill at the limit is counted before the process is gone: then there is nothing to wait for.
+        if self.was_memory() {
+            return Fault::new(Stage::Invoke, Cause::OutOfMemory, self.out_of_memory());
+        }
+        let mut news = self.end.subscribe();
+        let end = timeout(NEWS, news.wait_for(Option::is_some)).await.ok().and_then(|end| end.ok()?.clone());
+        match end {
+            Some(end) if end.out_of_memory => Fault::new(Stage::Invoke, Cause::OutOfMemory, self.out_of_memory()),
+            Some(end) => Fault::new(Stage::Invoke, Cause::Died, format!("the instance died during the call: {}", end.why)),
+            None => Fault::new(Stage::Invoke, Cause::Died, what),
+        }
+    }
+}
+
+/// The fault of a call whose time is up while the function has it.
+fn deadline() -> Fault {
+    Fault::new(Stage::Invoke, Cause::Deadline, "the deadline passed while the function ran")
+}
+
+/// Hop-by-hop headers (RFC 9110, section 7.6.1): they end here and are made anew on the other side. `Expect` is among them
+/// because the platform has already answered it.
+const HOP: [HeaderName; 7] = [
+    header::CONNECTION,
+    header::EXPECT,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    header::TE,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+];
+
+/// The headers that `Connection` names as hop-by-hop too.
+fn named_hops(headers: &HeaderMap) -> Vec<HeaderName> {
+    let values = headers.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).filter_map(|name| name.trim().parse().ok()).collect()
+}
+
+/// Removes the hop-by-hop headers, those that `Connection` names among them.
+fn strip_hops(headers: &mut HeaderMap) {
+    for name in named_hops(headers).iter().chain(&HOP) {
+        headers.remove(name);
+    }
+}
+
+/// A request's body on its way into the instance. Clones share it, so that what broke can be asked afterwards, and a call
+/// of which nothing was sent can be put together again.
+#[derive(Clone)]
+struct Upload(Arc<Mutex<Source>>);
+
+struct Source {
+    body: Option<Body>,
+    /// What was read of the body and may not have been sent yet; `None` once something must have been.
+    again: Option<Vec<Bytes>>,
+    kept: usize,
+    error: Option<BoxError>,
+    ended: bool,
+}
+
+/// How much of a body is kept to be sent again. The frames' writer queues no more than this before the socket takes some.
+const AGAIN: usize = 64 << 10;
+
+impl Upload {
+    fn new(body: Body) -> Self {
+        let ended = body.is_end_stream();
+        Self(Arc::new(Mutex::new(Source { body: Some(body), again: Some(Vec::new()), kept: 0, error: None, ended })))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Source> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The body as it was, when nothing of it can have been sent.
+    fn back(&self) -> Option<Body> {
+        let mut source = self.lock();
+        let mut again = source.again.take()?;
+        let rest = source.body.take()?;
+        if again.is_empty() {
+            return Some(rest);
+        }
+        again.reverse();
+        Some(Body::new(Resumed { again, rest }))
+    }
+
+    /// What broke the body, if it did.
+    fn error(&self) -> Option<Fault> {
+        let error = self.lock().error.take()?;
+        Some(Fault::new(Stage::Invoke, Cause::CallerLeft, "the request's body ended early").with_source(error))
+    }
+
+    /// Whether the whole body was read.
+    fn ended(&self) -> bool {
+        self.lock().ended
+    }
+
+    fn poll(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let mut source = self.lock();
+        let Some(body) = &mut source.body else { return Poll::Ready(None) };
+        let polled = Pin::new(body).poll_frame(cx);
+        match &polled {
+            Poll::Pending => {}
+            Poll::Ready(Some(Ok(frame))) => {
+                source.ended = source.body.as_ref().is_some_and(http_body::Body::is_end_stream);
+                let data = frame.data_ref().cloned();
+                if source.kept >= AGAIN || data.is_none() {
+                    source.again = None;
+                }
+                source.kept += data.as_ref().map_or(0, Bytes::len);
+                if let (Some(again), Some(data)) = (&mut source.again, data) {
+                    again.push(data);
+                }
+            }
+            Poll::Ready(Some(Err(_))) => {
+                source.again = None;
+                source.body = None;
+            }
+            Poll::Ready(None) => source.ended = true,
+        }
+        match polled {
+            Poll::Ready(Some(Err(error))) => {
+                let text = error.to_string();
+                source.error = Some(error);
+                Poll::Ready(Some(Err(text.into())))
+            }
+            other => other,
+        }
+    }
+}
+
+/// For the frames' writer, which knows no trailers.
+impl Stream for Upload {
+    type Item = io::Result<Bytes>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        loop {
+            return match self.poll(cx) {
+                Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                    Ok(data) => Poll::Ready(Some(Ok(data))),
+                    Err(_) => continue,
+                },
+                Poll::Ready(Some(Err(e))) => Poll::Ready(Some(Err(io::Error::other(e)))),
+                Poll::Ready(None) => Poll::Ready(None),
+                Poll::Pending => Poll::Pending,
+            };
+        }
+    }
+}
+
+/// For hyper.
+impl http_body::Body for Upload {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        self.poll(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.ended()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.lock().body.as_ref().map_or_else(|| SizeHint::with_exact(0), http_body::Body::size_hint)
+    }
+}
+
+/// A body of which a part was read and is put back.
+struct Resumed {
+    /// The last piece first.
+    again: Vec<Bytes>,
+    rest: Body,
+}
+
+impl http_body::Body for Resumed {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match self.again.pop() {
+            Some(bytes) => Poll::Ready(Some(Ok(Frame::data(bytes)))),
+            None => Pin::new(&mut self.rest).poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.again.is_empty() && self.rest.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let before: u64 = self.again.iter().map(|b| b.len() as u64).sum();
+        let rest = self.rest.size_hint();
+        let mut hint = SizeHint::new();
+        hint.set_lower(before + rest.lower());
+        if let Some(upper) = rest.upper() {
+            hint.set_upper(before + upper);
+        }
+        hint
+    }
+}
+
+/// What a call is besides its request, kept to put it together again.
+struct Ticket {
+    id: taper_model::CallId,
+    revision: taper_model::RevisionId,
+    deadline: Instant,
+}
+
+impl Ticket {
+    /// Takes a call apart.
+    fn of(call: Call) -> (Self, Parts, Upload) {
+        let Call { id, revision, deadline, request } = call;
+        let (parts, body) = request.into_parts();
+        (Self { id, revision, deadline }, parts, Upload::new(body))
+    }
+
+    /// The fault of a call of which nothing was sent, with the call in it where it is still whole.
+    fn unsent(self, fault: Fault, parts: Parts, upload: &Upload) -> Fault {
+        match upload.back() {
+            Some(body) => fault.with_unsent(Call {
+                id: self.id,
+                revision: self.revision,
+                deadline: self.deadline,
+                request: ::http::Request::from_parts(parts, body),
+            }),
+            None => fault,
+        }
+    }
+}
+
+/// What a call holds until the instance is at rest.
+type Slot = OwnedSemaphorePermit;

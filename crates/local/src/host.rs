@@ -1,0 +1,285 @@
+//! Owns what instances are made of on this host: the spawner and the network, empty sandboxes kept ready, unpacked code,
+//! installed dependencies, interpreters, logs. It knows no instance.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs::{self, File},
+    io::{self, Read},
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+};
+
+use taper_model::{Digest, Revision, Runtime, call::Start};
+use taper_provider::{Error, Progress, Supply};
+use taper_runtimes::{Candidate, HEAD_SIZE, Recipe};
+use tokio::runtime::Handle;
+
+use crate::{
+    cache::{Cache, Kept},
+    code::{self, Bounds},
+    config::Config,
+    install,
+    language::Languages,
+    logs::Logs,
+    network::{self, Network},
+    pool::Pool,
+    sandbox::{ParkSpec, Parked},
+    spawner::{self, Spawner},
+};
+
+/// Files, folders and links that one artifact may have.
+const MAX_ENTRIES: u64 = 100_000;
+/// Recipes that are remembered. They can be found again by reading a few files.
+const MAX_PLANS: usize = 10_000;
+
+/// What instances are made of.
+pub(crate) struct Host {
+    pub(crate) config: Config,
+    pub(crate) languages: Languages,
+    pub(crate) logs: Logs,
+    pub(crate) supply: Arc<dyn Supply>,
+    pub(crate) runtime: Handle,
+    /// Replaced when it has died.
+    spawner: RwLock<Spawner>,
+    network: Network,
+    pool: Pool,
+    code: Cache,
+    dependencies: Cache,
+    plans: Mutex<HashMap<(Digest, Runtime), Option<Arc<Plan>>>>,
+}
+
+/// A revision's code and dependencies, near and in use.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Prepared {
+    pub(crate) code: Option<Kept>,
+    pub(crate) dependencies: Option<Kept>,
+}
+
+/// How one artifact's dependencies are installed, and under which key the result is kept.
+struct Plan {
+    recipe: Recipe,
+    key: String,
+}
+
+impl Host {
+    /// Opens everything below the configured folder, sweeps what a killed platform left, and starts the spawner.
+    ///
+    /// # Errors
+    /// When nothing can be isolated here, or the folder cannot be used.
+    pub(crate) async fn start(config: Config, supply: Arc<dyn Supply>) -> Result<Self, crate::Error> {
+        let blocking = config.clone();
+        let (languages, logs, code, dependencies) = tokio::task::spawn_blocking(move || {
+            let dir = &blocking.dir;
+            fs::create_dir_all(dir)
+                .map_err(|source| Error::Host { what: format!("make the folder {}", dir.display()), source })?;
+            Ok::<_, Error>((
+                Languages::find(&dir.join("runtime"), &blocking.search)?,
+                Logs::start(&dir.join("logs"), blocking.logs.clone())?,
+                Cache::open(&dir.join("code"), blocking.code_cache.0, false)?,
+                Cache::open(&dir.join("deps"), blocking.dependency_cache.0, true)?,
+            ))
+        })
+        .await
+        .map_err(io::Error::other)
+        .and_then(|opened| opened.map_err(io::Error::other))
+        .map_err(|source| crate::Error::File { path: config.dir.clone(), source })?;
+        let network = Network::start(&network::Config::new(&config.dir)).await;
+        let spawner = launch(&config, &languages).await?;
+        Ok(Self {
+            pool: Pool::new(config.pool),
+            config,
+            languages,
+            logs,
+            supply,
+            runtime: Handle::current(),
+            spawner: RwLock::new(spawner),
+            network,
+            code,
+            dependencies,
+            plans: Mutex::default(),
+        })
+    }
+
+    /// The spawner.
+    pub(crate) fn spawner(&self) -> Spawner {
+        self.spawner.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Starts the spawner again after it has died. Every instance died with it.
+    ///
+    /// # Errors
+    /// As [`Spawner::start`].
+    pub(crate) async fn restart(&self) -> Result<(), crate::Error> {
+        let spawner = launch(&self.config, &self.languages).await?;
+        *self.spawner.write().unwrap_or_else(PoisonError::into_inner) = spawner;
+        Ok(())
+    }
+
+    /// The sandboxes that are kept ready.
+    pub(crate) fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// The network of instances.
+    pub(crate) fn network(&self) -> &Network {
+        &self.network
+    }
+
+    /// An empty sandbox: one that was kept ready, else a new one.
+    ///
+    /// # Errors
+    /// When none can be made.
+    pub(crate) async fn sandbox(self: &Arc<Self>, spec: &ParkSpec) -> Result<(Parked, Start), crate::Error> {
+        let found = self.pool.take(spec);
+        self.pool.refill(self, spec);
+        match found {
+            Some(parked) => Ok((parked, Start::Pool)),
+            None => Ok((self.spawner().park(spec).await?, Start::Cold)),
+        }
+    }
+
+    /// Ends the pool, every sandbox and the spawner, and undoes what was changed on the host.
+    pub(crate) async fn stop(&self) {
+        self.pool.close();
+        self.spawner().stop().await;
+        if let Err(e) = self.network.clone().remove().await {
+            tracing::warn!(error = %e, "the network of instances could not be taken down; the next start does it");
+        }
+    }
+
+    /// Brings a revision's code and dependencies near. Fast when they are.
+    ///
+    /// # Errors
+    /// When the artifact is missing or refused, or the dependencies cannot be installed: in the tool's own words.
+    pub(crate) async fn prepared(&self, revision: &Revision, progress: &Progress) -> Result<Prepared, Error> {
+        let Some(digest) = revision.artifact else { return Ok(Prepared::default()) };
+        let key = digest.hex();
+        let code = self.code.get(&key, |draft| async {
+            progress.line("unpacking the code");
+            let path = self.supply.artifact(&digest)?;
+            let bounds = Bounds { bytes: self.config.max_code.0, entries: MAX_ENTRIES };
+            blocking(move || {
+                let archive = File::open(&path)
+                    .map_err(|source| Error::Host { what: "open the artifact".to_owned(), source })?;
+                code::unpack(archive, &draft.content(), bounds)
+            })
+            .await
+        });
+        let code = code.await?;
+        let runtime = revision.spec.runtime();
+        let Some(plan) = self.plan(digest, runtime, &code).await? else {
+            return Ok(Prepared { code: Some(code), dependencies: None });
+        };
+        let install = |draft| {
+            let (function, recipe) = (revision.id.function(), &plan.recipe);
+            install::install(self, function, &code, recipe, progress, draft)
+        };
+        let dependencies = self.dependencies.get(&plan.key, install).await?;
+        Ok(Prepared { code: Some(code), dependencies: Some(dependencies) })
+    }
+
+    /// How an artifact's dependencies are installed, if it declares any.
+    async fn plan(&self, digest: Digest, runtime: Runtime, code: &Kept) -> Result<Option<Arc<Plan>>, Error> {
+        if let Some(plan) = self.plans().get(&(digest, runtime)) {
+            return Ok(plan.clone());
+        }
+        // A binary declares none, and a language that is missing here is missed at the start, in better words.
+        let Ok(language) = self.languages.get(runtime) else { return Ok(None) };
+        let (folder, program) = (code.path(), language.program.display().to_string());
+        let identity = language.identity.clone();
+        let plan = blocking(move || plan(&folder, runtime, &program, &identity)).await?.map(Arc::new);
+        let mut plans = self.plans();
+        if plans.len() >= MAX_PLANS {
+            plans.clear();
+        }
+        plans.insert((digest, runtime), plan.clone());
+        Ok(plan)
+    }
+
+    fn plans(&self) -> MutexGuard<'_, HashMap<(Digest, Runtime), Option<Arc<Plan>>>> {
+        self.plans.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn launch(config: &Config, languages: &Languages) -> Result<Spawner, crate::Error> {
+    let mut wanted = spawner::Config::new(&config.dir);
+    wanted.isolation = config.isolation.wanted();
+    wanted.interpreters = languages.folders();
+    match &config.program {
+        Some(program) => Spawner::start_with(&wanted, program, &[]).await,
+        None => Spawner::start(&wanted).await,
+    }
+}
+
+/// Runs something that blocks off the runtime's threads.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|e| Err(Error::Prepare(format!("it broke off: {e}"))))
+}
+
+/// Reads the files at the top of an artifact, and asks its language what is to be installed.
+fn plan(folder: &Path, runtime: Runtime, program: &str, identity: &str) -> Result<Option<Plan>, Error> {
+    let host = |source| Error::Host { what: "read the unpacked code".to_owned(), source };
+    let mut files = BTreeMap::new();
+    for entry in fs::read_dir(folder).map_err(host)? {
+        let entry = entry.map_err(host)?;
+        let Ok(name) = entry.file_name().into_string() else { continue };
+        if entry.file_type().map_err(host)?.is_file() && !name.contains('/') {
+            files.insert(name, entry.path());
+        }
+    }
+    // Only what is named for it declares anything; a large file beside it is not read.
+    let declares = |name: &str| name.ends_with(".txt") || name.ends_with(".json") || name.ends_with(".toml");
+    let mut heads = BTreeMap::new();
+    for (name, path) in files.iter().filter(|(name, _)| declares(name)) {
+        let file = File::open(path).map_err(host)?;
+        let mut head = Vec::new();
+        file.take(HEAD_SIZE as u64).read_to_end(&mut head).map_err(host)?;
+        heads.insert(name.as_str(), head);
+    }
+    let candidates: Vec<_> =
+        heads.iter().map(|(name, head)| Candidate { name, executable: false, head }).collect();
+    let recipe = taper_runtimes::recipe(runtime, program, "the artifact", &candidates)
+        .map_err(|e| Error::Prepare(e.to_string()))?;
+    let Some(recipe) = recipe else { return Ok(None) };
+    let mut key = format!("{identity}\n{}\n", recipe.command.join("\0")).into_bytes();
+    for name in &recipe.lock {
+        let content = files.get(*name).map(fs::read).transpose().map_err(host)?.unwrap_or_default();
+        key.extend_from_slice(format!("{name} {}\n", Digest::of(&content)).as_bytes());
+    }
+    Ok(Some(Plan { recipe, key: Digest::of(&key).hex() }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(folder: &Path, runtime: Runtime, identity: &str) -> Option<String> {
+        plan(folder, runtime, "/usr/bin/program", identity).unwrap().map(|plan| plan.key)
+    }
+
+    #[test]
+    fn dependencies_are_keyed_by_what_decides_them() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("handler.py"), "one").unwrap();
+        assert_eq!(key(dir.path(), Runtime::Python3, "3.11"), None);
+        fs::write(dir.path().join("requirements.txt"), "# none\n\n").unwrap();
+        assert_eq!(key(dir.path(), Runtime::Python3, "3.11"), None);
+        fs::write(dir.path().join("requirements.txt"), "six\n").unwrap();
+        let first = key(dir.path(), Runtime::Python3, "3.11").unwrap();
+        fs::write(dir.path().join("handler.py"), "two").unwrap();
+        assert_eq!(key(dir.path(), Runtime::Python3, "3.11").unwrap(), first, "the code does not decide");
+        assert_ne!(key(dir.path(), Runtime::Python3, "3.12").unwrap(), first, "the interpreter does");
+        fs::write(dir.path().join("requirements.txt"), "six==1\n").unwrap();
+        assert_ne!(key(dir.path(), Runtime::Python3, "3.11").unwrap(), first, "and so does the file");
+        assert_eq!(key(dir.path(), Runtime::Node, "20"), None);
+        fs::write(dir.path().join("package.json"), r#"{"dependencies": {"a": "1"}}"#).unwrap();
+        let first = key(dir.path(), Runtime::Node, "20").unwrap();
+        fs::write(dir.path().join("package-lock.json"), "{}").unwrap();
+        assert_ne!(key(dir.path(), Runtime::Node, "20").unwrap(), first);
+        fs::write(dir.path().join("package.json"), "{").unwrap();
+        let refused = plan(dir.path(), Runtime::Node, "node", "20").err().unwrap().to_string();
+        assert!(refused.contains("package.json"), "{refused}");
+    }
+}

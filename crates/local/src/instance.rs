@@ -1,0 +1,426 @@
+//! Owns one instance from its claim to its end: it is made, becomes ready, serves, is drained or dies, and is cleared up. It
+//! never decides that there should be one.
+
+use std::{
+    collections::HashMap,
+    io,
+    num::NonZeroU32,
+    os::fd::{AsFd, OwnedFd},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use taper_model::{Cause, InstanceId, Mode, Revision, call::Start, quantity::Memory};
+use taper_provider::{Error, Usage};
+use taper_watchdog::control::{Channel, FailedKind, Order, Report};
+use tokio::{
+    net::UnixStream,
+    sync::{Semaphore, oneshot},
+    task::JoinHandle,
+    time::timeout,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    call::{Connect, End, Fate, Run, Way, framed::Framed, http::Http},
+    claim,
+    host::{Host, Prepared},
+    logs::Collector,
+    network::Lease,
+    sandbox::{Binding, Exit, Life, Parked, Secret},
+};
+
+/// How long beyond its own limit a watchdog is waited for before it counts as lost.
+const MARGIN: Duration = Duration::from_secs(5);
+/// How long the last lines of an ended instance are waited for.
+const LAST_LINES: Duration = Duration::from_secs(1);
+
+/// An instance that is ready. Dropping the last handle does not end it; its [`Keeper`] does.
+pub(crate) struct Instance {
+    pub(crate) id: InstanceId,
+    pub(crate) revision: Arc<Revision>,
+    pub(crate) start: Start,
+    pub(crate) run: Arc<Run>,
+    life: Arc<Life>,
+    slots: u32,
+    stop: CancellationToken,
+}
+
+/// Whoever sees an instance to its end.
+pub(crate) struct Keeper {
+    instance: Arc<Instance>,
+    host: Arc<Host>,
+    fate: Arc<Fate>,
+    channel: Arc<Channel>,
+    /// Ends with the control channel; gives the watchdog's last word.
+    reports: JoinHandle<Option<Report>>,
+    collector: Collector,
+    _lease: Lease,
+    /// Code and dependencies stay while the instance lives.
+    _prepared: Prepared,
+}
+
+/// Why an instance did not become ready. Nothing of it is left.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) cause: Cause,
+    pub(crate) why: String,
+}
+
+impl From<Error> for Failure {
+    fn from(e: Error) -> Self {
+        let cause = match e {
+            Error::Prepare(_) | Error::Missing(_) => Cause::CannotStart,
+            Error::Host { .. } | Error::Stopping => Cause::Internal,
+        };
+        Self { cause, why: e.to_string() }
+    }
+}
+
+impl From<crate::Error> for Failure {
+    fn from(e: crate::Error) -> Self {
+        Self { cause: Cause::Internal, why: e.to_string() }
+    }
+}
+
+impl Failure {
+    fn internal(why: impl ToString) -> Self {
+        Self { cause: Cause::Internal, why: why.to_string() }
+    }
+}
+
+/// Makes an instance and waits until its function is ready.
+///
+/// *Flow.* A sandbox, parked already or made now; limits, network, code and secrets; the claim; the watchdog's word.
+///
+/// # Errors
+/// The function's or the tool's own words, or what the host refused. Nothing of the instance is left then.
+///
+/// # Cancel safety
+/// Cancel safe: a dropped start leaves nothing.
+// long because: the order of the steps is the content
+pub(crate) async fn start(host: &Arc<Host>, revision: &Arc<Revision>, id: InstanceId) -> Result<(Arc<Instance>, Keeper), Failure> {
+    let function = revision.id.function();
+    let prepared = host.prepared(revision, &taper_provider::Progress::silent()).await?;
+    let mut secrets = Vec::with_capacity(revision.spec.secrets.len());
+    for name in &revision.spec.secrets {
+        let value = host.supply.secret(&function.namespace, name).await?;
+        secrets.push(Secret { name: name.to_string(), value: value.to_vec() });
+    }
+
+    let (parked, start) = host.sandbox(&claim::park_spec(revision)).await?;
+    let Parked { control, listener, stdout, stderr, layout, life } = parked;
+    let claim = claim::claim(revision, &id, &layout, &host.languages, prepared.dependencies.is_some())?;
+    let limits = claim::limits(revision);
+    life.set_limits(&limits)?;
+    let lease = host.network().join(claim::policy(revision), life.pid()).await?;
+    let spawner = host.spawner();
+    let mut binding = Binding { secrets, pids: Some(limits.pids), ..Binding::default() };
+    lease.bind(&mut binding);
+    if let Some(code) = &prepared.code {
+        binding.code = Some(spawner.tree(&code.path()).await?);
+    }
+    if let Some(dependencies) = &prepared.dependencies {
+        binding.dependencies = Some(spawner.tree(&dependencies.path()).await?);
+    }
+    if revision.spec.mode() == Mode::Handler {
+        binding.runtime = Some(spawner.tree(host.languages.folder()).await?);
+    }
+
+    let mut collector = host.logs.collect(function, &id, stdout, stderr);
+    let channel = Arc::new(Channel::new(control).map_err(Failure::internal)?);
+    let descriptors = binding.into_descriptors()?;
+    let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+    let patience = revision.spec.start_timeout() + MARGIN;
+    let first = async {
+        channel.send(&Order::Claim(Box::new(claim)), &borrowed).await?;
+        channel.receive::<Report>().await
+    };
+    let word = timeout(patience, first).await;
+    drop(descriptors);
+    match word {
+        Ok(Ok(Some((Report::Ready { load_ms }, _)))) => {
+            tracing::debug!(instance = %id, load_ms, "ready");
+        }
+        other => return Err(unready(other, life, &mut collector, Memory(limits.memory)).await),
+    }
+
+    let life = Arc::new(life);
+    let counter = life.clone();
+    let fate = Arc::new(Fate::new(Memory(limits.memory), move || u64::from(counter.out_of_memory())));
+    let pending = Arc::new(Pending::default());
+    let reports = tokio::spawn(listen(channel.clone(), pending.clone()));
+    let slots = revision.spec.concurrency();
+    let way = match revision.spec.mode() {
+        Mode::Http => Way::Http(Http::new(pending.connect(channel.clone()), fate.clone())),
+        Mode::Classic | Mode::Handler => {
+            let connect: Connect = Arc::new(move || {
+                let listener = listener.clone();
+                Box::pin(async move { Ok(UnixStream::connect(&listener).await?.into_std()?.into()) })
+            });
+            Way::Framed(Framed::new(connect, fate.clone(), host.runtime.clone()))
+        }
+    };
+    let run = Arc::new(Run { way, slots: Arc::new(Semaphore::new(slots as usize)) });
+    let stop = CancellationToken::new();
+    let instance = Arc::new(Instance { id, revision: revision.clone(), start, run, life, slots, stop });
+    let keeper = Keeper {
+        instance: instance.clone(),
+        host: host.clone(),
+        fate,
+        channel,
+        reports,
+        collector,
+        _lease: lease,
+        _prepared: prepared,
+    };
+    Ok((instance, keeper))
+}
+
+/// Why there was no `ready`, in the best words there are.
+async fn unready(
+    word: Result<Result<Option<(Report, Vec<OwnedFd>)>, taper_watchdog::Error>, tokio::time::error::Elapsed>,
+    life: Life,
+    collector: &mut Collector,
+    memory: Memory,
+) -> Failure {
+    let said = match word {
+        Ok(Ok(Some((Report::Failed(failed), _)))) => Some(failed),
+        Ok(Ok(Some((other, _)))) => {
+            life.kill();
+            life.gone().await;
+            return Failure::internal(format!("the watchdog said {other:?} before it was ready"));
+        }
+        Ok(Ok(None)) => None,
+        Ok(Err(e)) => {
+            life.kill();
+            life.gone().await;
+            return Failure::internal(e);
+        }
+        Err(_) => {
+            life.kill();
+            life.gone().await;
+            return Failure::internal("the instance did not answer in time");
+        }
+    };
+    let killed = life.out_of_memory();
+    life.kill();
+    let exit = life.gone().await;
+    let _ = timeout(LAST_LINES, collector.finish()).await;
+    match said {
+        _ if killed || exit.out_of_memory => {
+            Failure { cause: Cause::OutOfMemory, why: format!("out of memory (limit {memory}) while it started") }
+        }
+        Some(failed) if failed.what == FailedKind::Confine => Failure { cause: Cause::Internal, why: failed.message },
+        Some(failed) => Failure { cause: Cause::CannotStart, why: failed.message },
+        None => Failure::internal(format!("the instance ended while it started ({})\n{}", in_words(exit), collector.tail())),
+    }
+}
+
+/// Reads the control channel to its end. Gives what the watchdog said of the runtime's end, if it said anything.
+async fn listen(channel: Arc<Channel>, pending: Arc<Pending>) -> Option<Report> {
+    let mut last = None;
+    loop {
+        match channel.receive::<Report>().await {
+            Ok(Some((Report::Connected(tag), fds))) => {
+                pending.answer(tag, fds.into_iter().next().ok_or_else(|| io::Error::other("no stream came along")));
+            }
+            Ok(Some((Report::Refused { tag, message }, _))) => {
+                pending.answer(tag, Err(io::Error::new(io::ErrorKind::ConnectionRefused, message)));
+            }
+            Ok(Some((report @ Report::Exited { .. }, _))) => last = Some(report),
+            Ok(Some((other, _))) => tracing::warn!(?other, "an unexpected report of a watchdog"),
+            Ok(None) => break,
+            Err(e) => {
+                tracing::warn!(error = %e, "a watchdog's channel broke");
+                break;
+            }
+        }
+    }
+    pending.close();
+    last
+}
+
+/// Connections that were asked for and have not come yet. `None` once none will come any more.
+struct Pending {
+    next: AtomicU64,
+    waiting: Mutex<Option<HashMap<u64, oneshot::Sender<io::Result<OwnedFd>>>>>,
+}
+
+impl Default for Pending {
+    fn default() -> Self {
+        Self { next: AtomicU64::new(0), waiting: Mutex::new(Some(HashMap::new())) }
+    }
+}
+
+impl Pending {
+    /// Connects by asking the watchdog.
+    fn connect(self: &Arc<Self>, channel: Arc<Channel>) -> Connect {
+        let pending = self.clone();
+        Arc::new(move || {
+            let (pending, channel) = (pending.clone(), channel.clone());
+            Box::pin(async move {
+                let gone = || io::Error::new(io::ErrorKind::NotConnected, "the instance is gone");
+                let tag = pending.next.fetch_add(1, Ordering::Relaxed);
+                let (tx, rx) = oneshot::channel();
+                pending.lock().as_mut().ok_or_else(gone)?.insert(tag, tx);
+                let asked = Asked { pending: &pending, tag };
+                channel.send(&Order::Connect(tag), &[]).await.map_err(io::Error::other)?;
+                let stream = rx.await.map_err(|_| gone())?;
+                drop(asked);
+                stream
+            })
+        })
+    }
+
+    fn answer(&self, tag: u64, stream: io::Result<OwnedFd>) {
+        // Whoever asked may have left: the stream is closed then.
+        if let Some(waiting) = self.lock().as_mut().and_then(|all| all.remove(&tag)) {
+            let _ = waiting.send(stream);
+        }
+    }
+
+    fn close(&self) {
+        self.lock().take();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<HashMap<u64, oneshot::Sender<io::Result<OwnedFd>>>>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Forgets a connection that nobody waits for any more.
+struct Asked<'a> {
+    pending: &'a Pending,
+    tag: u64,
+}
+
+impl Drop for Asked<'_> {
+    fn drop(&mut self) {
+        if let Some(all) = self.pending.lock().as_mut() {
+            all.remove(&self.tag);
+        }
+    }
+}
+
+impl Instance {
+    /// As others see it.
+    pub(crate) fn told(&self) -> taper_provider::Instance {
+        taper_provider::Instance {
+            id: self.id.clone(),
+            revision: self.revision.id.clone(),
+            slots: NonZeroU32::new(self.slots).unwrap_or(NonZeroU32::MIN),
+            start: self.start,
+            run: self.run.clone(),
+        }
+    }
+
+    /// Ends it at once.
+    pub(crate) fn kill(&self) {
+        self.life.kill();
+    }
+
+    /// Calls that run on it now.
+    pub(crate) fn busy(&self) -> usize {
+        (self.slots as usize).saturating_sub(self.run.slots.available_permits())
+    }
+
+    /// Begins its end: what runs may end, for as long as the function's timeout allows.
+    pub(crate) fn stop(&self) {
+        self.stop.cancel();
+    }
+
+    /// What it uses now.
+    pub(crate) fn usage(&self) -> Usage {
+        Usage {
+            instance: self.id.as_str().to_owned(),
+            revision: self.revision.id.name(),
+            memory_bytes: self.life.memory(),
+            cpu_nanos: None,
+        }
+    }
+}
+
+impl Keeper {
+    /// Sees the instance to its end. Why it ended, when nobody asked for it. Nothing of it is left then.
+    pub(crate) async fn keep(mut self) -> Option<String> {
+        let stop = self.instance.stop.clone();
+        let (ending, asked) = tokio::select! {
+            last = &mut self.reports => (Ending::Died(last.ok().flatten()), false),
+            why = self.fate.condemned() => (Ending::Condemned(why), false),
+            () = stop.cancelled() => (self.drain().await, true),
+        };
+        // From here on calls go elsewhere, with nothing sent.
+        self.instance.run.slots.close();
+        let life = &self.instance.life;
+        life.kill();
+        let exit = life.gone().await;
+        let (why, out_of_memory) = match ending {
+            Ending::Stopped => ("it was stopped".to_owned(), false),
+            Ending::Condemned(why) => (why, false),
+            Ending::Died(report) => {
+                let (words, by_kill) = last_words(report.as_ref(), exit);
+                let out_of_memory = exit.out_of_memory && by_kill;
+                (if out_of_memory { self.fate.out_of_memory() } else { words }, out_of_memory)
+            }
+        };
+        self.fate.ended(End { why: why.clone(), out_of_memory });
+        let _ = timeout(LAST_LINES, self.collector.finish()).await;
+        if asked {
+            return None;
+        }
+        let instance = &self.instance;
+        self.host.logs.note(instance.revision.id.function(), &instance.id, format!("the instance ended: {why}"));
+        Some(why)
+    }
+
+    /// Lets what runs end, then asks the function to end.
+    async fn drain(&mut self) -> Ending {
+        let slots = self.instance.run.slots.clone();
+        // Calls that come now queue up behind this, and are given back when the slots close.
+        let rest = timeout(self.instance.revision.spec.timeout(), slots.acquire_many(self.instance.slots));
+        tokio::select! {
+            _ = rest => {}
+            last = &mut self.reports => return Ending::Died(last.ok().flatten()),
+            why = self.fate.condemned() => return Ending::Condemned(why),
+        }
+        slots.close();
+        let grace = self.host.config.grace.0;
+        let ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
+        if self.channel.send(&Order::Drain { ms }, &[]).await.is_ok() {
+            let _ = timeout(grace + MARGIN, self.instance.life.gone()).await;
+        }
+        Ending::Stopped
+    }
+}
+
+/// How an instance came to its end.
+enum Ending {
+    /// By itself, with the watchdog's word.
+    Died(Option<Report>),
+    /// A call would not come to rest.
+    Condemned(String),
+    /// It was drained.
+    Stopped,
+}
+
+/// An end in words, and whether it was by SIGKILL.
+fn last_words(report: Option<&Report>, exit: Exit) -> (String, bool) {
+    let (code, signal) = match report {
+        Some(Report::Exited { exit, signal, .. }) => (*exit, *signal),
+        _ => (exit.code, exit.signal),
+    };
+    let by_kill = signal == Some(libc::SIGKILL) || code == Some(128 + libc::SIGKILL) || (code, signal) == (None, None);
+    (in_words(Exit { code, signal, out_of_memory: false }), by_kill)
+}
+
+fn in_words(exit: Exit) -> String {
+    match (exit.code, exit.signal) {
+        (Some(code), _) => format!("exit status {code}"),
+        (None, Some(signal)) => format!("killed by signal {signal}"),
+        (None, None) => "it is gone".to_owned(),
+    }
+}

@@ -1,0 +1,334 @@
+//! Links of instances, made as root: a thread that talks to the kernel, and the table and switch around it.
+//!
+//! Owns the life of one platform's links. The kernel makes and removes links one at a time under one lock, so one thread does it
+//! for all. Removing one holds that lock for some 10 ms while the kernel waits for every processor, and a link goes by itself with
+//! its instance's namespace, many at once; so what is given back is only looked at when nothing else is to be done. It never
+//! enters an instance's namespace: the other end of a link is born there, and pid 1 sets it up at its claim.
+
+use std::fs;
+use std::io;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use super::addresses::{Loan, Pool, choose};
+use super::names::{Forwarder, Resolvers};
+use super::netlink::Netlink;
+use super::rules::{self, Rules};
+use super::{Outbound, Policy, Refusal};
+use crate::Error;
+use crate::sandbox::{Address, Mark};
+
+/// How long nothing must have been asked for before links given back are looked at, and how many may wait for that.
+const QUIET: Duration = Duration::from_millis(300);
+const MOST_RETIRED: usize = 512;
+const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";
+
+/// The links of one platform.
+#[derive(Debug)]
+pub(super) struct Links {
+    jobs: mpsc::Sender<Job>,
+    resolv_conf: String,
+    program: PathBuf,
+    mark: Mark,
+    _forwarder: Option<Forwarder>,
+}
+
+/// One link. Dropping it removes it.
+#[derive(Debug)]
+pub(super) struct Link {
+    made: Option<Made>,
+    jobs: mpsc::Sender<Job>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Made {
+    index: u32,
+    loan: Loan,
+    gateway: Ipv4Addr,
+}
+
+enum Job {
+    Make { letter: char, pid: u32, answer: oneshot::Sender<io::Result<Made>> },
+    /// Given back, soon to be gone with its namespace.
+    Retire(Made),
+    /// To be removed now.
+    Remove(Made, oneshot::Sender<()>),
+    RemoveAll(oneshot::Sender<io::Result<()>>),
+}
+
+/// What was found and done at the start.
+struct Ground {
+    program: PathBuf,
+    rules: Rules,
+    netlink: Netlink,
+    host: Vec<Ipv4Addr>,
+}
+
+impl Links {
+    pub(super) async fn start(data: &Path, resolv_conf: &str) -> Result<(Links, Outbound), Refusal> {
+        let data = fs::canonicalize(data).unwrap_or_else(|_| data.to_owned());
+        let mark = Mark::of(&data);
+        let ground = tokio::task::spawn_blocking(move || Ground::prepare(mark)).await;
+        let Ground { program, mut rules, netlink, host } = ground.map_err(|why| refusal(why.to_string(), ""))??;
+
+        let known = Resolvers::parse(resolv_conf);
+        let reachable = known.reachable(&host);
+        let (mut forwarder, mut servers, mut names) = (None, reachable.clone(), "the host's resolvers".to_owned());
+        if reachable.is_empty() && !known.servers.is_empty() {
+            match Forwarder::start(rules.gateway, known.servers.clone()) {
+                Ok(started) => {
+                    forwarder = Some(started);
+                    servers = vec![rules.gateway];
+                    names = format!("a forwarder of the platform at {}", rules.gateway);
+                }
+                Err(why) => names = format!("not at all: the host's resolvers are its own, and port 53 is taken: {why}"),
+            }
+        } else if reachable.is_empty() {
+            names = "not at all: the host has no resolver".to_owned();
+        }
+        rules.resolvers = reachable;
+        rules.forwarder = forwarder.is_some();
+        let (text, path) = (rules.text(), program.clone());
+        let loaded = tokio::task::spawn_blocking(move || rules::load(&path, &text).and_then(|()| forwarding(true))).await;
+        if let Ok(Err(why)) = loaded {
+            // Without its rules nothing may be connected.
+            let _ = rules::remove(&program, &rules.mark);
+            return Err(refusal(why.to_string(), "look at what the message names, and start again"));
+        }
+
+        let outbound = Outbound::Links {
+            table: rules::table(&rules.mark),
+            links: rules::prefix(&rules.mark),
+            block: format!("{}/{}", rules.block.address, rules.block.bits),
+            forwarding_turned_on: rules.forwarding_was_off,
+            names,
+        };
+        let (jobs, work) = mpsc::channel();
+        let (pool, prefix) = (Pool::new(rules.block), rules::prefix(&rules.mark));
+        std::thread::Builder::new()
+            .name("taper-links".to_owned())
+            .spawn(move || Worker { netlink, pool, prefix, retired: Vec::new() }.run(&work))
+            .map_err(|why| refusal(why.to_string(), ""))?;
+        let resolv_conf = known.with_servers(&servers);
+        Ok((Links { jobs, resolv_conf, program, mark: rules.mark, _forwarder: forwarder }, outbound))
+    }
+
+    pub(super) fn resolv_conf(&self) -> &str {
+        &self.resolv_conf
+    }
+
+    /// Makes the link of the instance whose pid 1 is `pid`.
+    pub(super) async fn make(&self, policy: Policy, pid: u32) -> Result<Link, Error> {
+        let letter = if policy == Policy::Public { 'p' } else { 'o' };
+        let (answer, answered) = oneshot::channel();
+        let stopped = || io::Error::other("it is being taken down");
+        let asked = self.jobs.send(Job::Make { letter, pid, answer });
+        let made = match asked {
+            Ok(()) => answered.await.unwrap_or_else(|_| Err(stopped())),
+            Err(_) => Err(stopped()),
+        };
+        let made = made.map_err(Error::network("the link of an instance"))?;
+        Ok(Link { made: Some(made), jobs: self.jobs.clone() })
+    }
+
+    /// Removes every link, the table, and the change of forwarding.
+    pub(super) async fn remove(&self) -> Result<(), Error> {
+        let (answer, answered) = oneshot::channel();
+        let links = match self.jobs.send(Job::RemoveAll(answer)) {
+            Ok(()) => answered.await.unwrap_or(Ok(())),
+            Err(_) => Ok(()),
+        };
+        let (program, mark) = (self.program.clone(), self.mark.clone());
+        let table = tokio::task::spawn_blocking(move || {
+            let found = rules::find(&program, &mark)?;
+            rules::remove(&program, &mark)?;
+            // While another platform needs it, it stays; its table says that it is to be turned off.
+            if found.forwarding_was_off && found.others == 0 { forwarding(false) } else { Ok(()) }
+        });
+        let table = table.await.unwrap_or_else(|why| Err(io::Error::other(why)));
+        links.map_err(Error::network("removing links"))?;
+        table.map_err(Error::network("removing the table"))
+    }
+}
+
+impl Link {
+    pub(super) fn address(&self) -> Address {
+        let unset = Ipv4Addr::UNSPECIFIED;
+        self.made.map_or(Address { own: unset, gateway: unset }, |made| Address {
+            own: made.loan.address,
+            gateway: made.gateway,
+        })
+    }
+}
+
+impl Link {
+    /// Removes it now, and returns when it is gone.
+    pub(super) async fn remove(mut self) {
+        if let Some(made) = self.made.take() {
+            let (answer, answered) = oneshot::channel();
+            if self.jobs.send(Job::Remove(made, answer)).is_ok() {
+                // No answer means that everything was removed already.
+                let _ = answered.await;
+            }
+        }
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        if let Some(made) = self.made.take() {
+            // When nobody takes jobs any more, everything has been removed already.
+            let _ = self.jobs.send(Job::Retire(made));
+        }
+    }
+}
+
+impl Ground {
+    /// Looks at the host, sweeps what a killed platform left, and decides what the rules will be. Blocks.
+    fn prepare(mark: Mark) -> Result<Ground, Refusal> {
+        let capable = rustix::thread::capabilities(None)
+            .is_ok_and(|sets| sets.effective.contains(rustix::thread::CapabilitySet::NET_ADMIN));
+        if !capable {
+            return Err(refusal(
+                "this account may not make links (no CAP_NET_ADMIN)".to_owned(),
+                "start the platform as root",
+            ));
+        }
+        let netlink = Netlink::open().map_err(|why| refusal(format!("the interface list: {why}"), ""))?;
+        // Links first: they can be swept even where the program is missing.
+        remove_links(&netlink, &rules::prefix(&mark)).map_err(|why| refusal(format!("sweeping links: {why}"), ""))?;
+        let Some(program) = rules::program() else {
+            return Err(refusal("the program nft is not installed".to_owned(), "apt-get install nftables"));
+        };
+        let tables = rules::find(&program, &mark)
+            .map_err(|why| refusal(why.to_string(), "a kernel with nf_tables and the right to use it are needed"))?;
+        let off = fs::read_to_string(FORWARDING).map(|text| text.trim() == "0");
+        let off = off.map_err(|why| refusal(format!("{FORWARDING}: {why}"), "mount /proc in the container"))?;
+        if off && !writable(FORWARDING) {
+            return Err(refusal(
+                "forwarding is off and /proc/sys is read-only".to_owned(),
+                "sysctl -w net.ipv4.ip_forward=1 outside the container, or run the container with --privileged",
+            ));
+        }
+        let mut taken = netlink.networks().map_err(|why| refusal(format!("the host's routes: {why}"), ""))?;
+        let host = netlink.addresses().map_err(|why| refusal(format!("the host's addresses: {why}"), ""))?;
+        taken.extend(&tables.blocks);
+        let seed = u32::from_str_radix(mark.as_str(), 16).unwrap_or_default();
+        let Some(block) = choose(seed, &taken) else {
+            return Err(refusal(
+                "no block of private addresses in 10.64.0.0 to 10.255.255.255 is free".to_owned(),
+                "remove a route that covers all of them",
+            ));
+        };
+        let gateway = Pool::new(block).gateway();
+        let forwarding_was_off = off || tables.forwarding_was_off;
+        let rules = Rules { mark, block, gateway, resolvers: Vec::new(), forwarder: false, forwarding_was_off };
+        Ok(Ground { program, rules, netlink, host })
+    }
+}
+
+struct Worker {
+    netlink: Netlink,
+    pool: Pool,
+    prefix: String,
+    retired: Vec<Made>,
+}
+
+impl Worker {
+    fn run(mut self, work: &mpsc::Receiver<Job>) {
+        loop {
+            let job = if self.retired.is_empty() {
+                work.recv().map_err(|_| RecvTimeoutError::Disconnected)
+            } else {
+                work.recv_timeout(QUIET)
+            };
+            match job {
+                Ok(Job::Make { letter, pid, answer }) => {
+                    if let Err(Ok(unwanted)) = answer.send(self.make(letter, pid)) {
+                        self.retired.push(unwanted);
+                    }
+                }
+                Ok(Job::Retire(made)) => self.retired.push(made),
+                Ok(Job::Remove(made, answer)) => {
+                    self.remove(made);
+                    // Whoever asked may have given up; what was asked for is done all the same.
+                    let _ = answer.send(());
+                }
+                Ok(Job::RemoveAll(answer)) => {
+                    let _ = answer.send(remove_links(&self.netlink, &self.prefix));
+                    return;
+                }
+                Err(RecvTimeoutError::Timeout) => self.remove_retired(),
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            if self.retired.len() > MOST_RETIRED {
+                self.remove_retired();
+            }
+        }
+    }
+
+    fn remove_retired(&mut self) {
+        for made in std::mem::take(&mut self.retired) {
+            self.remove(made);
+        }
+    }
+
+    fn make(&mut self, letter: char, pid: u32) -> io::Result<Made> {
+        let loan = self.pool.lend().ok_or_else(|| io::Error::other("every address is in use"))?;
+        let (name, gateway) = (format!("{}{letter}{:x}", self.prefix, loan.number), self.pool.gateway());
+        let index = self.netlink.make_pair(&name, "eth0", pid).and_then(|()| self.netlink.index(&name));
+        match index {
+            Ok(index) => {
+                let made = Made { index, loan, gateway };
+                let assigned = self.netlink.assign(index, gateway, loan.address);
+                if assigned.is_err() {
+                    self.remove(made);
+                }
+                assigned.map(|()| made)
+            }
+            Err(why) => {
+                self.pool.give_back(loan);
+                Err(why)
+            }
+        }
+    }
+
+    fn remove(&mut self, made: Made) {
+        match self.netlink.delete(made.index) {
+            // It went with its instance's namespace.
+            Err(why) if why.raw_os_error() == Some(libc::ENODEV) => {}
+            Err(why) => tracing::warn!(%why, "the link of an instance stays until the platform ends"),
+            Ok(()) => {}
+        }
+        self.pool.give_back(made.loan);
+    }
+}
+
+/// Removes every link whose name begins with `prefix`.
+fn remove_links(netlink: &Netlink, prefix: &str) -> io::Result<()> {
+    for link in netlink.links()?.into_iter().filter(|link| link.name.starts_with(prefix)) {
+        match netlink.delete(link.index) {
+            Err(why) if why.raw_os_error() == Some(libc::ENODEV) => {}
+            answer => answer?,
+        }
+    }
+    Ok(())
+}
+
+/// Switches the host's IPv4 forwarding, if it is not so already.
+fn forwarding(on: bool) -> io::Result<()> {
+    let wanted = if on { "1" } else { "0" };
+    if fs::read_to_string(FORWARDING)?.trim() == wanted { Ok(()) } else { fs::write(FORWARDING, wanted) }
+}
+
+fn writable(file: &str) -> bool {
+    rustix::fs::access(file, rustix::fs::Access::WRITE_OK).is_ok()
+}
+
+fn refusal(why: String, mend: &str) -> Refusal {
+    Refusal { why, mend: mend.to_owned() }
+}

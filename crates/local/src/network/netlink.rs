@@ -1,0 +1,332 @@
+//! The few requests to the kernel's interface list that a sandbox's link needs.
+//!
+//! Owns the bytes of rtnetlink (rtnetlink(7)): links, IPv4 addresses and routes. It never decides which; and it is written out
+//! here because pid 1 of a sandbox uses it too, where nothing larger belongs. One request is one system call out and one back.
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::OwnedFd;
+
+use rustix::net::netlink::SocketAddrNetlink;
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, recv, send, socket_with};
+
+/// The loopback link is the first of every network namespace.
+const LOOPBACK: u32 = 1;
+/// `VETH_INFO_PEER` of `linux/veth.h`.
+const VETH_INFO_PEER: u16 = 1;
+const HEADER: usize = 16;
+
+/// A conversation with the kernel about the network namespace in which it was opened.
+#[derive(Debug)]
+pub(crate) struct Netlink {
+    socket: OwnedFd,
+}
+
+/// A link of this namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Link {
+    pub(crate) index: u32,
+    pub(crate) name: String,
+}
+
+/// An IPv4 network: an address and how many of its leading bits count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Network4 {
+    pub(crate) address: Ipv4Addr,
+    pub(crate) bits: u8,
+}
+
+impl Network4 {
+    /// Whether any address lies in both.
+    pub(crate) fn overlaps(self, other: Network4) -> bool {
+        let bits = self.bits.min(other.bits);
+        let mask = u32::MAX.checked_shl(32 - u32::from(bits)).unwrap_or(0);
+        self.address.to_bits() & mask == other.address.to_bits() & mask
+    }
+}
+
+impl Netlink {
+    pub(crate) fn open() -> io::Result<Netlink> {
+        // No protocol is protocol 0, which is the interface list.
+        let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
+        bind(&socket, &SocketAddrNetlink::new(0, 0))?;
+        Ok(Netlink { socket })
+    }
+
+    /// Brings loopback up, which also gives it its addresses.
+    pub(crate) fn raise_loopback(&self) -> io::Result<()> {
+        self.raise(LOOPBACK)
+    }
+
+    /// Brings a link up.
+    pub(crate) fn raise(&self, link: u32) -> io::Result<()> {
+        self.ask(Message::new(libc::RTM_NEWLINK, 0).body(&link_body(link, libc::IFF_UP)))
+    }
+
+    /// The index of the link called `name`.
+    pub(crate) fn index(&self, name: &str) -> io::Result<u32> {
+        let request = Message::new(libc::RTM_GETLINK, 0).body(&link_body(0, 0)).text(libc::IFLA_IFNAME, name);
+        let replies = self.exchange(request)?;
+        let found = replies.iter().find_map(|reply| parse_link(reply));
+        found.map(|link| link.index).ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    /// Gives a link the address `own`, with `peer` as the one neighbour on it.
+    pub(crate) fn assign(&self, link: u32, own: Ipv4Addr, peer: Ipv4Addr) -> io::Result<()> {
+        let [a, b, c, d] = link.to_ne_bytes();
+        let request = Message::new(libc::RTM_NEWADDR, libc::NLM_F_CREATE | libc::NLM_F_EXCL)
+            .body(&[family(libc::AF_INET), 32, 0, 0, a, b, c, d])
+            .attribute(libc::IFA_LOCAL, &own.octets())
+            .attribute(libc::IFA_ADDRESS, &peer.octets());
+        self.ask(request)
+    }
+
+    /// Sends whatever has no other route to `gateway`.
+    pub(crate) fn route_default(&self, link: u32, gateway: Ipv4Addr) -> io::Result<()> {
+        let request = new_route(0, libc::RT_SCOPE_UNIVERSE, libc::RTN_UNICAST)
+            .attribute(libc::RTA_GATEWAY, &gateway.octets())
+            .attribute(libc::RTA_OIF, &link.to_ne_bytes());
+        self.ask(request)
+    }
+
+    /// Refuses whatever is sent to the network, unless a longer prefix says otherwise.
+    pub(crate) fn route_nowhere(&self, address: Ipv4Addr, bits: u8) -> io::Result<()> {
+        let request = new_route(bits, libc::RT_SCOPE_UNIVERSE, libc::RTN_UNREACHABLE);
+        match self.ask(request.attribute(libc::RTA_DST, &address.octets())) {
+            Err(why) if why.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            answer => answer,
+        }
+    }
+
+    /// Sends to one address as to a neighbour on the link.
+    pub(crate) fn route_neighbour(&self, link: u32, address: Ipv4Addr) -> io::Result<()> {
+        let request = new_route(32, libc::RT_SCOPE_LINK, libc::RTN_UNICAST)
+            .attribute(libc::RTA_DST, &address.octets())
+            .attribute(libc::RTA_OIF, &link.to_ne_bytes());
+        self.ask(request)
+    }
+
+    /// Makes a pair of links: `name` here, already up, and `peer` in the network namespace of process `pid`.
+    pub(crate) fn make_pair(&self, name: &str, peer: &str, pid: u32) -> io::Result<()> {
+        let other = Message::new(0, 0)
+            .body(&link_body(0, 0))
+            .text(libc::IFLA_IFNAME, peer)
+            .attribute(libc::IFLA_NET_NS_PID, &pid.to_ne_bytes());
+        let data = Message::nest(VETH_INFO_PEER, other.payload());
+        let kind = Message::nest(libc::IFLA_INFO_KIND, b"veth");
+        let info: Vec<u8> = [kind, Message::nest(libc::IFLA_INFO_DATA, &data)].concat();
+        let request = Message::new(libc::RTM_NEWLINK, libc::NLM_F_CREATE | libc::NLM_F_EXCL)
+            .body(&link_body(0, libc::IFF_UP))
+            .text(libc::IFLA_IFNAME, name)
+            .attribute(libc::IFLA_LINKINFO, &info);
+        self.ask(request)
+    }
+
+    /// Removes a link, and with it the other end of its pair.
+    pub(crate) fn delete(&self, link: u32) -> io::Result<()> {
+        self.ask(Message::new(libc::RTM_DELLINK, 0).body(&link_body(link, 0)))
+    }
+
+    /// All links of this namespace.
+    pub(crate) fn links(&self) -> io::Result<Vec<Link>> {
+        let request = Message::new(libc::RTM_GETLINK, libc::NLM_F_DUMP).body(&link_body(0, 0));
+        Ok(self.exchange(request)?.iter().filter_map(|reply| parse_link(reply)).collect())
+    }
+
+    /// Every IPv4 network that this namespace has an address in or a route to, except the default route.
+    pub(crate) fn networks(&self) -> io::Result<Vec<Network4>> {
+        let addresses = self.exchange(Message::new(libc::RTM_GETADDR, libc::NLM_F_DUMP).body(&ifaddr_body()))?;
+        let mut route = [0; 12];
+        route[0] = family(libc::AF_INET);
+        let routes = self.exchange(Message::new(libc::RTM_GETROUTE, libc::NLM_F_DUMP).body(&route))?;
+        // Both bodies begin with the family and the number of bits.
+        let network = |reply: &Vec<u8>, body, attribute| {
+            let bits = *reply.get(1)?;
+            let address = attributes(reply.get(body..)?).find(|(kind, _)| *kind == attribute)?.1;
+            Some(Network4 { address: Ipv4Addr::from(<[u8; 4]>::try_from(address).ok()?), bits })
+        };
+        let addresses = addresses.iter().filter_map(|reply| network(reply, 8, libc::IFA_ADDRESS));
+        Ok(addresses.chain(routes.iter().filter_map(|reply| network(reply, 12, libc::RTA_DST))).collect())
+    }
+
+    /// Every IPv4 address of this namespace.
+    pub(crate) fn addresses(&self) -> io::Result<Vec<Ipv4Addr>> {
+        let replies = self.exchange(Message::new(libc::RTM_GETADDR, libc::NLM_F_DUMP).body(&ifaddr_body()))?;
+        let own = |reply: &Vec<u8>| {
+            let value = attributes(reply.get(8..)?).find(|(kind, _)| *kind == libc::IFA_LOCAL)?.1;
+            Some(Ipv4Addr::from(<[u8; 4]>::try_from(value).ok()?))
+        };
+        Ok(replies.iter().filter_map(own).collect())
+    }
+
+    fn ask(&self, request: Message) -> io::Result<()> {
+        self.exchange(request).map(drop)
+    }
+
+    /// Sends one request and collects the bodies of the answers until the kernel says that they are all.
+    fn exchange(&self, request: Message) -> io::Result<Vec<Vec<u8>>> {
+        let dump = request.flags() & libc::NLM_F_DUMP == libc::NLM_F_DUMP;
+        send(&self.socket, &request.finish(), SendFlags::empty())?;
+        let mut answers = Vec::new();
+        let mut buffer = vec![0; 32 << 10];
+        loop {
+            let (length, _) = recv(&self.socket, buffer.as_mut_slice(), RecvFlags::empty())?;
+            let mut rest = buffer.get(..length).unwrap_or_default();
+            while let Some((kind, body, after)) = split_message(rest) {
+                rest = after;
+                match i32::from(kind) {
+                    libc::NLMSG_ERROR => return error(body).map(|()| answers),
+                    libc::NLMSG_DONE if dump => return Ok(answers),
+                    libc::NLMSG_NOOP => {}
+                    _ => answers.push(body.to_vec()),
+                }
+            }
+        }
+    }
+}
+
+/// A request under construction.
+#[derive(Debug)]
+struct Message(Vec<u8>);
+
+impl Message {
+    fn new(kind: u16, flags: libc::c_int) -> Message {
+        let dump = flags & libc::NLM_F_DUMP == libc::NLM_F_DUMP;
+        let flags = flags | libc::NLM_F_REQUEST | if dump { 0 } else { libc::NLM_F_ACK };
+        let mut bytes = vec![0; HEADER];
+        bytes[4..6].copy_from_slice(&kind.to_ne_bytes());
+        bytes[6..8].copy_from_slice(&(flags as u16).to_ne_bytes());
+        Message(bytes)
+    }
+
+    fn body(mut self, bytes: &[u8]) -> Message {
+        self.0.extend_from_slice(bytes);
+        self
+    }
+
+    fn attribute(mut self, kind: u16, value: &[u8]) -> Message {
+        self.0.extend_from_slice(&Message::nest(kind, value));
+        self
+    }
+
+    fn text(self, kind: u16, value: &str) -> Message {
+        self.attribute(kind, &[value.as_bytes(), &[0]].concat())
+    }
+
+    /// One attribute: length, kind, value, padding to four bytes.
+    fn nest(kind: u16, value: &[u8]) -> Vec<u8> {
+        let length = (value.len() + 4) as u16;
+        let mut bytes = [length.to_ne_bytes(), kind.to_ne_bytes()].concat();
+        bytes.extend_from_slice(value);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    }
+
+    fn payload(&self) -> &[u8] {
+        self.0.get(HEADER..).unwrap_or_default()
+    }
+
+    fn flags(&self) -> libc::c_int {
+        libc::c_int::from(u16::from_ne_bytes([self.0[6], self.0[7]]))
+    }
+
+    fn finish(mut self) -> Vec<u8> {
+        let length = self.0.len() as u32;
+        self.0[..4].copy_from_slice(&length.to_ne_bytes());
+        self.0
+    }
+}
+
+/// `rtmsg`: family, bits of destination and source, service, table, origin, scope, kind, flags.
+fn new_route(bits: u8, scope: u8, kind: u8) -> Message {
+    let mut body = [0; 12];
+    body[0] = family(libc::AF_INET);
+    body[1] = bits;
+    body[4..8].copy_from_slice(&[libc::RT_TABLE_MAIN, libc::RTPROT_STATIC, scope, kind]);
+    Message::new(libc::RTM_NEWROUTE, libc::NLM_F_CREATE | libc::NLM_F_EXCL).body(&body)
+}
+
+/// `ifinfomsg`: family, padding, type, index, flags, which flags change.
+fn link_body(index: u32, up: libc::c_int) -> [u8; 16] {
+    let mut body = [0; 16];
+    body[4..8].copy_from_slice(&index.to_ne_bytes());
+    body[8..12].copy_from_slice(&up.to_ne_bytes());
+    body[12..16].copy_from_slice(&up.to_ne_bytes());
+    body
+}
+
+/// `ifaddrmsg` that asks for IPv4.
+fn ifaddr_body() -> [u8; 8] {
+    let mut body = [0; 8];
+    body[0] = family(libc::AF_INET);
+    body
+}
+
+fn parse_link(reply: &[u8]) -> Option<Link> {
+    let index = u32::from_ne_bytes(reply.get(4..8)?.try_into().ok()?);
+    let name = attributes(reply.get(16..)?).find(|(kind, _)| *kind == libc::IFLA_IFNAME)?.1;
+    Some(Link { index, name: String::from_utf8_lossy(name.strip_suffix(&[0]).unwrap_or(name)).into_owned() })
+}
+
+/// The next message of a datagram: its kind, its body, and what follows.
+fn split_message(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
+    let length = u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?) as usize;
+    let kind = u16::from_ne_bytes(bytes.get(4..6)?.try_into().ok()?);
+    let body = bytes.get(HEADER..length)?;
+    Some((kind, body, bytes.get(length.next_multiple_of(4)..).unwrap_or_default()))
+}
+
+fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let length = usize::from(u16::from_ne_bytes(bytes.get(..2)?.try_into().ok()?));
+        let kind = u16::from_ne_bytes(bytes.get(2..4)?.try_into().ok()?);
+        let value = bytes.get(4..length)?;
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some((kind, value))
+    })
+}
+
+/// An acknowledgement is an error of number zero.
+fn error(body: &[u8]) -> io::Result<()> {
+    match body.get(..4).and_then(|number| number.try_into().ok()).map(i32::from_ne_bytes) {
+        Some(0) => Ok(()),
+        Some(number) => Err(io::Error::from_raw_os_error(-number)),
+        None => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
+fn family(family: libc::c_int) -> u8 {
+    family as u8
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn networks_overlap_when_one_holds_the_other() {
+        let network = |a, b, c, d, bits| Network4 { address: Ipv4Addr::new(a, b, c, d), bits };
+        assert!(network(10, 0, 0, 0, 8).overlaps(network(10, 77, 0, 0, 16)));
+        assert!(network(10, 77, 0, 0, 16).overlaps(network(10, 77, 3, 4, 32)));
+        assert!(!network(10, 77, 0, 0, 16).overlaps(network(10, 78, 0, 0, 16)));
+        assert!(network(0, 0, 0, 0, 0).overlaps(network(192, 0, 2, 1, 32)));
+    }
+
+    #[test]
+    fn the_kernel_lists_loopback() {
+        let netlink = Netlink::open().expect("opens");
+        let links = netlink.links().expect("lists");
+        assert!(links.contains(&Link { index: LOOPBACK, name: "lo".to_owned() }), "{links:?}");
+        assert_eq!(netlink.index("lo").expect("finds"), LOOPBACK);
+        assert!(netlink.index("no-such-link").is_err());
+        netlink.networks().expect("lists");
+    }
+
+    #[test]
+    fn cut_messages_are_not_read_past_their_end() {
+        assert!(split_message(&[]).is_none());
+        assert!(split_message(&[255, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]).is_none());
+        assert_eq!(attributes(&[9, 0, 3, 0, 1, 2]).count(), 0);
+        assert_eq!(attributes(&[0, 0, 3, 0, 1, 2]).count(), 0);
+    }
+}

@@ -1,0 +1,366 @@
+//! Owns which instances there are: brings each revision to the wanted number, tells what became of them, and takes
+//! everything down at the end. It never decides the number.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use futures_util::StreamExt;
+use taper_model::{BoxFuture, BoxStream, FunctionName, InstanceId, Revision, RevisionId, clock};
+use taper_provider::{Error, Event, LogLine, LogQuery, Progress, Provider, Supply, Usage};
+use tokio::{
+    sync::{Semaphore, mpsc},
+    time::{sleep, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    config::Config,
+    host::Host,
+    instance::{self, Failure, Instance, Keeper},
+    sandbox::Isolation,
+};
+
+/// How long a start counts against the bound on starts. One that waits longer waits for something else than this machine.
+const START: Duration = Duration::from_secs(1);
+/// How long a spawner that died is left alone before it is started again; doubled each time, up to the second.
+const REVIVE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+/// How much longer than its grace an instance may take to end when the platform stops.
+const MARGIN: Duration = Duration::from_secs(5);
+
+/// Provider of sandboxed processes on this host. Dropping it ends every instance.
+pub struct Local {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    host: Arc<Host>,
+    state: Mutex<State>,
+    /// Bounds the starts that are under way at once, host-wide.
+    starts: Arc<Semaphore>,
+    /// Starts and instances, to be waited for at the end.
+    tasks: TaskTracker,
+    stopping: CancellationToken,
+}
+
+#[derive(Default)]
+struct State {
+    revisions: HashMap<RevisionId, Applied>,
+    watchers: Vec<mpsc::UnboundedSender<Event>>,
+    next: u64,
+}
+
+/// What was asked for of one revision, and what there is.
+struct Applied {
+    revision: Arc<Revision>,
+    want: usize,
+    /// Starts under way, oldest first.
+    starting: Vec<(InstanceId, CancellationToken)>,
+    ready: Vec<Arc<Instance>>,
+}
+
+impl Local {
+    /// Opens what is kept below the configured folder, removes what a killed platform left on the host, and starts the
+    /// spawner.
+    ///
+    /// # Errors
+    /// When nothing can be isolated here and the configuration does not ask for that, or when the folder cannot be used: with
+    /// the mend.
+    pub async fn start(config: Config, supply: Arc<dyn Supply>) -> Result<Arc<Self>, crate::Error> {
+        let starts = match config.starts {
+            0 => 2 * std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            starts => starts,
+        };
+        let host = Arc::new(Host::start(config, supply).await?);
+        if host.spawner().isolation() == Isolation::None {
+            tracing::warn!("functions are NOT isolated: they can read and change whatever this account can");
+        }
+        let shared = Arc::new(Shared {
+            host,
+            state: Mutex::new(State { next: clock::unix_ms() / 1000, ..State::default() }),
+            starts: Arc::new(Semaphore::new(starts)),
+            tasks: TaskTracker::new(),
+            stopping: CancellationToken::new(),
+        });
+        tokio::spawn(shared.clone().supervise());
+        Ok(Arc::new(Self { shared }))
+    }
+
+    /// How functions are isolated, in one word: `full`, `user` or `none`.
+    pub fn isolation(&self) -> String {
+        match self.shared.host.spawner().isolation() {
+            Isolation::Full => "full",
+            Isolation::User => "user",
+            Isolation::None => "none",
+        }
+        .to_owned()
+    }
+
+    /// Ends every instance, then the spawner, and undoes what was changed on the host. Calls that still run may end for as long
+    /// as an instance's grace; after that everything is killed.
+    ///
+    /// # Cancel safety
+    /// What was not waited for is killed when this process ends.
+    pub async fn stop(&self) {
+        let shared = &self.shared;
+        shared.stopping.cancel();
+        let all: Vec<_> = {
+            let mut state = shared.lock();
+            let mut all = Vec::new();
+            for applied in state.revisions.values_mut() {
+                applied.want = 0;
+                applied.starting.drain(..).for_each(|(_, cancel)| cancel.cancel());
+                all.append(&mut applied.ready);
+            }
+            for instance in &all {
+                state.tell(&draining(instance));
+            }
+            all
+        };
+        all.iter().for_each(|instance| instance.stop());
+        shared.tasks.close();
+        let _ = timeout(shared.host.config.grace.0 + MARGIN, shared.tasks.wait()).await;
+        shared.host.stop().await;
+        // The keepers of what was killed have the last word.
+        let _ = timeout(MARGIN, shared.tasks.wait()).await;
+    }
+}
+
+impl Drop for Local {
+    fn drop(&mut self) {
+        self.shared.stopping.cancel();
+        let mut state = self.shared.lock();
+        for applied in state.revisions.values_mut() {
+            applied.want = 0;
+            applied.starting.drain(..).for_each(|(_, cancel)| cancel.cancel());
+            applied.ready.drain(..).for_each(|instance| instance.kill());
+        }
+        self.shared.host.pool().close();
+    }
+}
+
+fn draining(instance: &Instance) -> Event {
+    Event::Draining { id: instance.id.clone(), revision: instance.revision.id.clone() }
+}
+
+impl State {
+    fn tell(&mut self, event: &Event) {
+        self.watchers.retain(|watcher| watcher.send(event.clone()).is_ok());
+    }
+
+    /// A name that no instance of this run has had, and none of a run before it that is still in the logs.
+    fn name(&mut self, revision: &RevisionId) -> InstanceId {
+        self.next += 1;
+        InstanceId::new(&format!("{}-{:06x}", revision.name(), self.next & 0xff_ffff))
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts the spawner again when it dies. Every instance has died with it and says so itself.
+    async fn supervise(self: Arc<Self>) {
+        let mut rest = REVIVE.0;
+        loop {
+            let spawner = self.host.spawner();
+            tokio::select! {
+                () = self.stopping.cancelled() => return,
+                () = spawner.gone() => {}
+            }
+            drop(spawner);
+            tracing::error!("the spawner has ended, and every instance with it; it is started again");
+            loop {
+                tokio::select! {
+                    () = self.stopping.cancelled() => return,
+                    () = sleep(rest) => {}
+                }
+                rest = (rest * 2).min(REVIVE.1);
+                match self.host.restart().await {
+                    Ok(()) => break,
+                    Err(e) => tracing::error!(error = %e, "the spawner cannot be started"),
+                }
+            }
+        }
+    }
+
+    /// One start, to its end in `ready`, a failure, or neither when it is no longer wanted.
+    async fn begin(self: Arc<Self>, revision: Arc<Revision>, id: InstanceId, cancel: CancellationToken) {
+        let turn = async {
+            let Ok(permit) = self.starts.clone().acquire_owned().await else { return Err(stopping()) };
+            let start = instance::start(&self.host, &revision, id.clone());
+            tokio::pin!(start);
+            match timeout(START, &mut start).await {
+                Ok(started) => started,
+                Err(_) => {
+                    drop(permit);
+                    start.await
+                }
+            }
+        };
+        let started = tokio::select! {
+            started = turn => started,
+            () = cancel.cancelled() => return,
+        };
+        match started {
+            Ok((instance, keeper)) => self.ready(&instance, keeper),
+            Err(Failure { cause, why }) => {
+                let mut state = self.lock();
+                if state.began(&revision.id, &id) {
+                    state.tell(&Event::Failed { revision: revision.id.clone(), cause, why });
+                }
+            }
+        }
+    }
+
+    fn ready(self: &Arc<Self>, instance: &Arc<Instance>, keeper: Keeper) {
+        let mut state = self.lock();
+        let revision = &instance.revision.id;
+        if !state.began(revision, &instance.id) {
+            // It was called off in its last moment; the keeper, dropped, ends it.
+            return;
+        }
+        let event = Event::Ready(instance.told());
+        if let Some(applied) = state.revisions.get_mut(revision) {
+            applied.ready.push(instance.clone());
+        }
+        state.tell(&event);
+        drop(state);
+        let (shared, instance) = (self.clone(), instance.clone());
+        self.tasks.spawn(async move {
+            let why = keeper.keep().await;
+            let mut state = shared.lock();
+            let revision = instance.revision.id.clone();
+            if let Some(applied) = state.revisions.get_mut(&revision) {
+                applied.ready.retain(|other| other.id != instance.id);
+            }
+            state.forget_if_nothing(&revision);
+            state.tell(&Event::Gone { id: instance.id.clone(), revision, why });
+        });
+    }
+}
+
+impl State {
+    /// Takes a start off the list of those under way. False when it is not on it any more: it was called off.
+    fn began(&mut self, revision: &RevisionId, id: &InstanceId) -> bool {
+        let Some(applied) = self.revisions.get_mut(revision) else { return false };
+        let before = applied.starting.len();
+        applied.starting.retain(|(other, _)| other != id);
+        let began = applied.starting.len() < before;
+        self.forget_if_nothing(revision);
+        began
+    }
+
+    fn forget_if_nothing(&mut self, revision: &RevisionId) {
+        let nothing = |a: &Applied| a.want == 0 && a.starting.is_empty() && a.ready.is_empty();
+        if self.revisions.get(revision).is_some_and(nothing) {
+            self.revisions.remove(revision);
+        }
+    }
+}
+
+fn stopping() -> Failure {
+    Error::Stopping.into()
+}
+
+impl Provider for Local {
+    fn prepare<'a>(&'a self, revision: &'a Arc<Revision>, progress: Progress) -> BoxFuture<'a, Result<(), Error>> {
+        Box::pin(async move {
+            let mode = revision.spec.mode();
+            if mode == taper_model::Mode::Handler {
+                self.shared.host.languages.get(revision.spec.runtime())?;
+            }
+            tokio::select! {
+                prepared = self.shared.host.prepared(revision, &progress) => prepared.map(drop),
+                () = self.shared.stopping.cancelled() => Err(Error::Stopping),
+            }
+        })
+    }
+
+    fn apply<'a>(
+        &'a self,
+        revision: &'a Arc<Revision>,
+        want: u32,
+        spare: &'a [InstanceId],
+    ) -> BoxFuture<'a, Result<(), Error>> {
+        Box::pin(async move {
+            let shared = &self.shared;
+            if shared.stopping.is_cancelled() {
+                return Err(Error::Stopping);
+            }
+            let want = want as usize;
+            let mut state = shared.lock();
+            let applied = state.revisions.entry(revision.id.clone()).or_insert_with(|| Applied {
+                revision: revision.clone(),
+                want,
+                starting: Vec::new(),
+                ready: Vec::new(),
+            });
+            applied.want = want;
+            let stopped = applied.shrink(spare);
+            let missing = want.saturating_sub(applied.ready.len() + applied.starting.len());
+            let revision = applied.revision.clone();
+            for instance in stopped {
+                state.tell(&draining(&instance));
+                instance.stop();
+            }
+            for _ in 0..missing {
+                let (id, cancel) = (state.name(&revision.id), CancellationToken::new());
+                if let Some(applied) = state.revisions.get_mut(&revision.id) {
+                    applied.starting.push((id.clone(), cancel.clone()));
+                }
+                shared.tasks.spawn(shared.clone().begin(revision.clone(), id, cancel));
+            }
+            state.forget_if_nothing(&revision.id);
+            Ok(())
+        })
+    }
+
+    fn watch(&self) -> BoxStream<'static, Event> {
+        let (tx, mut rx) = mpsc::unbounded_channel();
+        let mut state = self.shared.lock();
+        let ready = state.revisions.values().flat_map(|applied| &applied.ready).map(|i| i.told()).collect();
+        // Under the lock, so that nothing happens between the picture and the first event after it.
+        let _ = tx.send(Event::Reset(ready));
+        state.watchers.push(tx);
+        futures_util::stream::poll_fn(move |cx| rx.poll_recv(cx)).boxed()
+    }
+
+    fn logs(&self, function: &FunctionName, query: LogQuery) -> BoxStream<'static, LogLine> {
+        self.shared.host.logs.query(function, query)
+    }
+
+    fn usage(&self, function: &FunctionName) -> Vec<Usage> {
+        let instances: Vec<_> = {
+            let state = self.shared.lock();
+            let mine = state.revisions.iter().filter(|(id, _)| id.function() == function);
+            mine.flat_map(|(_, applied)| applied.ready.iter().cloned()).collect()
+        };
+        instances.iter().map(|instance| instance.usage()).collect()
+    }
+
+    fn forget(&self, function: &FunctionName) {
+        self.shared.host.logs.forget(function);
+    }
+}
+
+impl Applied {
+    /// Takes out what is too much: instances that are spare, then starts, the youngest first, for nobody misses them; then
+    /// the instances with the fewest calls.
+    fn shrink(&mut self, spare: &[InstanceId]) -> Vec<Arc<Instance>> {
+        let mut out = Vec::new();
+        while self.ready.len() + self.starting.len() > self.want {
+            if let Some(at) = self.ready.iter().position(|instance| spare.contains(&instance.id)) {
+                out.push(self.ready.remove(at));
+            } else if let Some((_, cancel)) = self.starting.pop() {
+                cancel.cancel();
+            } else if let Some((at, _)) = self.ready.iter().enumerate().min_by_key(|(_, instance)| instance.busy()) {
+                out.push(self.ready.remove(at));
+            }
+        }
+        out
+    }
+}

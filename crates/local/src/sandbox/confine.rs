@@ -1,0 +1,195 @@
+//! The claim, seen from pid 1: what belongs to the tenant is put in place, and every privilege is given up.
+//!
+//! Owns the order of those steps. After [`Confinement::confine`] has returned, the process and all that it starts are the
+//! function's uid without a capability, behind landlock and both seccomp programs, and nothing can undo it. It never
+//! starts the function: the watchdog does, and what it starts inherits everything.
+
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::Path;
+use std::rc::Rc;
+
+use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
+use rustix::thread::{
+    CapabilitiesSecureBits, CapabilitySet, CapabilitySets, set_capabilities, set_capabilities_secure_bits,
+    set_no_new_privs,
+};
+
+use super::binding::{Address, Place, Route, Secret, unpack};
+use super::enter::{Ids, Step, become_id, die_with_parent};
+use super::mounts::{Attributes, attach, restrict_one};
+use super::{FUNCTION_ID, Filters, Isolation, Layout, landlock};
+use crate::network::netlink::Netlink;
+
+/// What the first process of a sandbox is given.
+#[derive(Debug)]
+pub struct Inside {
+    /// The instance's end of the control channel.
+    pub control: OwnedFd,
+    /// The listening stream socket on which calls arrive.
+    pub listener: OwnedFd,
+    /// What to do with the claim.
+    pub confinement: Confinement,
+}
+
+/// The privileges that a parked sandbox still has, and the way to give them up.
+#[derive(Debug)]
+pub struct Confinement {
+    pub(crate) isolation: Isolation,
+    pub(crate) ids: Ids,
+    pub(crate) layout: Layout,
+    pub(crate) filters: Rc<Filters>,
+}
+
+impl Confinement {
+    /// Binds what the claim of `instance` brought in `descriptors` and confines the calling process for good.
+    ///
+    /// *Guarantees*: after `Ok`, nothing this process or its children do can undo it. After `Err` some of it may be in
+    /// place and some not: the process must end without starting anything.
+    ///
+    /// *Assumptions*: the process has one thread. Identity and capabilities belong to threads, so a second one would stay
+    /// privileged; it is refused.
+    ///
+    /// # Errors
+    ///
+    /// One sentence that names the step and the kernel's answer.
+    pub fn confine(self, instance: &str, descriptors: Vec<OwnedFd>) -> Result<(), String> {
+        // A task folder has one link for itself, one for its name, and one per thread.
+        let threads = fs::metadata("/proc/self/task").step("counting threads")?.nlink().saturating_sub(2);
+        if threads != 1 {
+            return Err(format!("{threads} threads, and only one of them would be confined"));
+        }
+        let brought = unpack(descriptors)?;
+        let (header, mut mounts) = (brought.header, brought.mounts);
+        secrets(&self.layout, &brought.secrets)?;
+        for (place, target) in [
+            (header.code, &self.layout.code),
+            (header.dependencies, &self.layout.dependencies),
+            (header.runtime, &self.layout.runtime),
+        ] {
+            bind(place, &mut mounts, target)?;
+        }
+        if self.isolation == Isolation::None {
+            // Without a user namespace only root has something to give up.
+            if rustix::process::geteuid().is_root() {
+                no_capabilities()?;
+            }
+            set_no_new_privs(true).step("no_new_privs")?;
+            return self.filters.forbid_making();
+        }
+        names(instance, &header.resolv_conf)?;
+        if let Some(address) = header.address {
+            connect(address)?;
+        }
+        set_routes(&header.routes)?;
+        if let Some(pids) = header.pids {
+            processes(pids).step("process limit")?;
+        }
+        landlock::fence(&[Path::new("/tmp"), Path::new("/dev/shm")])?;
+        self.give_up()?;
+        self.filters.forbid_making()
+    }
+
+    /// Capabilities, identity, and the ways in which either could come back.
+    fn give_up(&self) -> Result<(), String> {
+        // Another identity drops what is in force; the rest needs to be dropped while it still may be.
+        no_capabilities_after(|| if self.ids == Ids::Range { become_id(FUNCTION_ID, true) } else { Ok(()) })?;
+        set_no_new_privs(true).step("no_new_privs")?;
+        // What shares its uid can neither trace it nor read its memory.
+        set_dumpable_behavior(DumpableBehavior::NotDumpable).step("dumpable")?;
+        die_with_parent()
+    }
+}
+
+fn no_capabilities() -> Result<(), String> {
+    no_capabilities_after(|| Ok(()))
+}
+
+/// Drops every capability for good, with `last` as the last thing done with them.
+fn no_capabilities_after(last: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
+    let never = CapabilitiesSecureBits::NO_ROOT
+        | CapabilitiesSecureBits::NO_ROOT_LOCKED
+        | CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE
+        | CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE_LOCKED;
+    set_capabilities_secure_bits(never).step("secure bits")?;
+    empty_bounding_set().step("bounding set")?;
+    last()?;
+    let nothing = CapabilitySet::empty();
+    set_capabilities(None, CapabilitySets { effective: nothing, permitted: nothing, inheritable: nothing })
+        .step("capabilities")
+}
+
+/// Writes the secrets into memory that only this instance sees, readable and no more.
+fn secrets(layout: &Layout, secrets: &[Secret]) -> Result<(), String> {
+    for secret in secrets {
+        let path = layout.secrets.join(&secret.name);
+        fs::write(&path, &secret.value).step(&format!("secret {}", secret.name))?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o444)).step(&format!("secret {}", secret.name))?;
+    }
+    Ok(())
+}
+
+fn bind(place: Place, mounts: &mut impl Iterator<Item = OwnedFd>, target: &Path) -> Result<(), String> {
+    let what = || format!("binding {}", target.display());
+    match place {
+        Place::Nothing => Ok(()),
+        Place::Mount => attach(mounts.next().ok_or_else(what)?, target).step(&what()),
+        Place::Folder(source) => symlink(source, target).step(&what()),
+    }
+}
+
+/// Fills the files behind `/etc/hosts` and its like, and closes `/run` for good.
+fn names(instance: &str, resolv_conf: &str) -> Result<(), String> {
+    let host: String = instance.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').take(64).collect();
+    if !host.is_empty() {
+        rustix::system::sethostname(host.as_bytes()).step("host name")?;
+    }
+    let hosts = format!("127.0.0.1 localhost {host}\n::1 localhost ip6-localhost\n");
+    fs::write("/run/hosts", hosts).step("/run/hosts")?;
+    fs::write("/run/hostname", format!("{host}\n")).step("/run/hostname")?;
+    fs::write("/run/resolv.conf", resolv_conf).step("/run/resolv.conf")?;
+    let run = fs::File::open("/run").step("/run")?;
+    restrict_one(run, Attributes::READ_ONLY).step("closing /run")
+}
+
+/// Sets up this end of the link that the platform has put into the network namespace.
+fn connect(address: Address) -> Result<(), String> {
+    let netlink = Netlink::open().step("network")?;
+    let link = netlink.index("eth0").step("eth0")?;
+    netlink.assign(link, address.own, address.gateway).step("address")?;
+    netlink.raise(link).step("eth0")?;
+    netlink.route_default(link, address.gateway).step("route")
+}
+
+fn set_routes(routes: &[Route]) -> Result<(), String> {
+    if routes.is_empty() {
+        return Ok(());
+    }
+    let netlink = Netlink::open().step("network")?;
+    let link = netlink.index("eth0").step("eth0")?;
+    routes.iter().try_for_each(|route| match *route {
+        Route::Closed { address, bits } => netlink.route_nowhere(address, bits).step("closing a route"),
+        Route::Open { address } => netlink.route_neighbour(link, address).step("opening a route"),
+    })
+}
+
+/// The number of processes, counted by the kernel per user in each user namespace, and so per instance.
+fn processes(pids: u32) -> Result<(), rustix::io::Errno> {
+    let wanted = u64::from(pids);
+    let maximum = getrlimit(Resource::Nproc).maximum.map_or(wanted, |maximum| maximum.min(wanted));
+    setrlimit(Resource::Nproc, Rlimit { current: Some(maximum), maximum: Some(maximum) })
+}
+
+fn empty_bounding_set() -> std::io::Result<()> {
+    for capability in 0..64 {
+        // JUSTIFICATION: the kernel may know capabilities that the safe interface has no name for.
+        // SAFETY: this option takes one number and touches no memory.
+        if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) } != 0 {
+            let why = std::io::Error::last_os_error();
+            // The first number past the last capability.
+            return if why.raw_os_error() == Some(libc::EINVAL) && capability > 0 { Ok(()) } else { Err(why) };
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,50 @@
+//! Landlock: the second fence around the file system.
+//!
+//! Owns the rules. The mount namespace already hides every file that is not on the allow-list; landlock makes the same true for
+//! a path reached in any other way (a descriptor that leaked, a mount that should not be there), because a file counts as
+//! inside only if walking up from it arrives at the sandbox's own root. Best effort: an older kernel enforces what it
+//! knows, one without landlock nothing, and `doctor` says so.
+
+use std::path::Path;
+
+use ::landlock::{
+    ABI, Access, AccessFs, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreatedAttr,
+    RulesetError, Scope,
+};
+
+/// The landlock version of the running kernel; `None` when it has none or it is switched off.
+pub fn abi() -> Option<u32> {
+    const VERSION: libc::c_ulong = 1;
+    // JUSTIFICATION: the library chooses the version by itself and does not tell it.
+    // SAFETY: with the version flag the kernel reads no memory: pointer and size must be zero, and are.
+    let answer =
+        unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, std::ptr::null::<libc::c_void>(), 0_usize, VERSION) };
+    u32::try_from(answer).ok().filter(|version| *version > 0)
+}
+
+/// Confines the calling thread, and all it starts, to the root it sees: everything may be read and executed, only
+/// `writable` folders may be changed, devices may be written. Signals and abstract sockets stay among its own.
+pub(super) fn fence(writable: &[&Path]) -> Result<(), String> {
+    apply(writable).map_err(|why| format!("landlock: {why}"))
+}
+
+fn apply(writable: &[&Path]) -> Result<(), RulesetError> {
+    let abi = ABI::V7;
+    let mut rules = Ruleset::default()
+        .set_compatibility(CompatLevel::BestEffort)
+        .handle_access(AccessFs::from_all(abi))?
+        .scope(Scope::from_all(abi))?
+        .create()?;
+    let device = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::ReadDir | AccessFs::IoctlDev;
+    let own = [(Path::new("/"), AccessFs::from_read(abi)), (Path::new("/dev"), device)]
+        .into_iter()
+        .chain(writable.iter().map(|folder| (*folder, AccessFs::from_all(abi))));
+    for (folder, access) in own {
+        // A folder that does not exist needs no rule.
+        if let Ok(opened) = PathFd::new(folder) {
+            rules = rules.add_rule(PathBeneath::new(opened, access))?;
+        }
+    }
+    rules.restrict_self()?;
+    Ok(())
+}

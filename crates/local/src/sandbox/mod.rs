@@ -1,0 +1,139 @@
+//! The sandbox around one instance: what a caller asks for, what it gets, and how it ends.
+//!
+//! Owns the vocabulary ([`ParkSpec`], [`Parked`], [`Binding`], [`Limits`], [`Exit`]) and, in its modules, each layer of the
+//! isolation. It never starts a process (the [spawner](crate::spawner) does) and never speaks the watchdog's protocol.
+//!
+//! # Flow
+//!
+//! 1. *park*: [`Spawner::park`](crate::spawner::Spawner::park) makes a sandbox that holds nothing of any tenant: namespaces, the
+//!    read-only root, private `/tmp`, `/run` and `/dev/shm`, control groups, the log pipes. Its pid 1 is privileged
+//!    inside its own user namespace, and nowhere else.
+//! 2. *claim*: the platform sends the claim with the descriptors of a [`Binding`]. Pid 1 puts code and secrets in place,
+//!    then gives up everything for good: landlock, rlimits, capabilities, identity, seccomp.
+//! 3. *end*: pid 1 exits, is killed, or sees its control socket close; the kernel kills whatever else runs in the pid
+//!    namespace, and the platform removes control group, socket and pipes. [`Life::gone`] resolves after that.
+//!
+//! # The layers, and what each one stops
+//!
+//! | layer | file | stops |
+//! |---|---|---|
+//! | user namespace | `enter` | a uid inside being a uid outside: root in there owns nothing out here |
+//! | mount namespace and root | `enter`, `spawner::template` | seeing any file that is not on the allow-list |
+//! | pid, ipc, uts, cgroup namespaces | `enter` | seeing or signalling other processes, shared memory, names |
+//! | network namespace | `enter`, `network` | the host's loopback, other instances |
+//! | control groups | `cgroup` | taking the machine's memory, processor, process table |
+//! | landlock | `landlock` | any path outside its root, even through a descriptor that leaked |
+//! | capabilities, identity, no_new_privs | `confine` | becoming more again |
+//! | seccomp | `filter` | the parts of the kernel that no function needs |
+
+pub mod cgroup;
+
+mod binding;
+mod confine;
+mod enter;
+mod filter;
+mod landlock;
+mod mounts;
+mod parked;
+
+pub use binding::{Address, Binding, MAX_SECRETS, Route, Secret, Tree};
+pub use confine::{Confinement, Inside};
+pub use landlock::abi as landlock_abi;
+pub use parked::{Exit, Layout, Life, Parked};
+
+pub(crate) use enter::{Gate, Ids, Passage, enter};
+pub(crate) use filter::Filters;
+pub(crate) use mounts::{Attributes, attach, clone_tree, restrict, restrict_one};
+pub(crate) use parked::{Ending, Traces};
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+/// The uid and gid a function runs as, inside its own user namespace.
+pub const FUNCTION_ID: u32 = 1000;
+
+/// How strongly instances are held apart from the host and from each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Isolation {
+    /// Started as root: every layer, with user ids of its own for each instance.
+    Full,
+    /// Started as an ordinary user, inside user namespaces: the same layers, but usually without control groups and
+    /// without a network, and with that user's own id behind the function's.
+    User,
+    /// No namespaces and no root of its own: a process of the platform's account with seccomp, `no_new_privs` and
+    /// rlimits. Only for those who ask for it.
+    None,
+}
+
+/// Whose network an instance gets. Chosen when it is parked: a namespace cannot be changed at the claim.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NetworkSpace {
+    /// A network namespace of its own with only loopback, which [`Network::join`](crate::network::Network::join) may connect.
+    #[default]
+    Own,
+    /// The host's. Everything the host can reach, the function can; only where the operator allows it.
+    Host,
+}
+
+/// What an instance may use. Bytes, thousandths of a processor, processes and threads together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Memory in bytes, page cache of its own `/tmp` included; swap is not given.
+    pub memory: u64,
+    /// Processor time in thousandths of one processor.
+    pub cpu_millis: u32,
+    /// Processes and threads.
+    pub pids: u32,
+}
+
+impl Default for Limits {
+    /// 256 MiB, one processor, 256 processes.
+    fn default() -> Limits {
+        Limits { memory: 256 << 20, cpu_millis: 1000, pids: 256 }
+    }
+}
+
+/// What a sandbox is parked with. Nothing in here belongs to a tenant.
+#[derive(Clone, Debug)]
+pub struct ParkSpec {
+    /// Whose network it gets.
+    pub network: NetworkSpace,
+    /// The size of `/tmp` in bytes; `/dev/shm` has the same bound of its own.
+    pub temporary: u64,
+    /// The limits it starts with; [`Life::set_limits`] sets the tenant's at the claim.
+    pub limits: Limits,
+}
+
+impl Default for ParkSpec {
+    /// A network of its own, 64 MiB of `/tmp`, default limits.
+    fn default() -> ParkSpec {
+        ParkSpec { network: NetworkSpace::Own, temporary: 64 << 20, limits: Limits::default() }
+    }
+}
+
+/// The short mark of a data directory. Whatever this platform makes on the host carries it, so that the next start over
+/// the same directory recognises and removes what a killed one left, and nothing of anybody else's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mark(String);
+
+impl Mark {
+    /// The mark of the data directory at `path`, which should be canonical.
+    pub fn of(path: &Path) -> Mark {
+        use std::os::unix::ffi::OsStrExt;
+        // FNV-1a, 64 bits: it must only be stable and spread well; nobody gains by a collision.
+        let hash = path
+            .as_os_str()
+            .as_bytes()
+            .iter()
+            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
+        Mark(format!("{:08x}", (hash ^ (hash >> 32)) & 0xffff_ffff))
+    }
+
+    /// Eight hexadecimal digits.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}

@@ -1,0 +1,361 @@
+//! The spawner: the small process that starts every sandbox, and the platform's handle on it.
+//!
+//! Owns [`Spawner`] (this side) and, in `serve`, the process itself. The platform's own process is large and has many threads: a
+//! fork of it would cost tens of milliseconds and could only be done badly. So it starts one small, single-threaded
+//! process at its beginning and never forks again; that process unshares a private mount namespace, assembles the root
+//! of all sandboxes once, and forks itself for each instance.
+//!
+//! # Flow
+//!
+//! [`Spawner::start`] → re-executes this binary with `__spawner` (so `main` must begin with [`main_if_spawner`]) →
+//! [`Spawner::park`], any number of times → [`Spawner::stop`].
+//!
+//! # Guarantees
+//!
+//! - When the platform ends, however it ends, every instance ends: pid 1 of each holds the other end of a control
+//!   socket, the spawner ends at the end of its own, and the kernel kills each pid 1 when the spawner is gone.
+//! - When the spawner ends, every instance ends and [`Spawner::gone`] resolves; nothing is started after that.
+//! - No mount made here is ever visible in the host's mount namespace.
+//! - Whatever else an instance has on the host (control groups, a socket, pipes) carries the data directory's [`Mark`] or lies in
+//!   it, is removed when the instance is gone, and is swept by the next start.
+//!
+//! # Assumptions
+//!
+//! One platform per data directory, which the caller holds a lock for: a start sweeps what another one would be using.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::Arc;
+
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, socketpair};
+use rustix::thread::CapabilitySet;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use self::folder::Folder;
+use self::replies::{Answer, Ends, Shared, Theirs, Unborn};
+use self::wire::{Begin, FirstWord, Reply, Request, receive, send, watched};
+use crate::Error;
+use crate::sandbox::cgroup::Cgroups;
+use crate::sandbox::{Inside, Isolation, Layout, Life, Mark, ParkSpec, Parked, Tree};
+
+mod folder;
+mod ids;
+mod replies;
+mod serve;
+mod template;
+mod wire;
+
+pub(crate) use ids::has_id_range;
+
+/// The argument that makes a program the spawner.
+const ARGUMENT: &str = "__spawner";
+
+/// What the spawner needs to know.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The platform's data directory. It must exist; `run` in it is the spawner's.
+    pub data: PathBuf,
+    /// How strongly to isolate. `None`: as strongly as this account can, but never [`Isolation::None`].
+    pub isolation: Option<Isolation>,
+    /// Folders of interpreters outside `/usr`, which functions see read-only at the same path: see
+    /// [`probe::interpreter`](crate::probe::interpreter).
+    pub interpreters: Vec<PathBuf>,
+    /// Where control groups are made; `None` looks for it.
+    pub cgroups: Option<Cgroups>,
+}
+
+impl Config {
+    /// The defaults over a data directory.
+    pub fn new(data: impl Into<PathBuf>) -> Config {
+        Config { data: data.into(), isolation: None, interpreters: Vec::new(), cgroups: None }
+    }
+}
+
+/// Becomes the spawner when this process was started as one, and then returns the exit code with which `main` must end. The
+/// first process of every sandbox is the watchdog.
+///
+/// It must be the first thing `main` does: before a runtime, a thread, or a look at the arguments.
+///
+/// ```no_run
+/// fn main() -> std::process::ExitCode {
+///     if let Some(code) = taper_local::spawner::main_if_spawner() {
+///         return code;
+///     }
+///     // … the program
+///     std::process::ExitCode::SUCCESS
+/// }
+/// ```
+pub fn main_if_spawner() -> Option<ExitCode> {
+    main_if_spawner_with(|Inside { control, listener, confinement }| {
+        taper_watchdog::run(control, listener, |claim, descriptors| confinement.confine(&claim.instance, descriptors))
+    })
+}
+
+/// Like [`main_if_spawner`], with another first process: it runs in each sandbox, and its end is the instance's.
+///
+/// It must be the first thing `main` does: before a runtime, a thread, or a look at the arguments.
+pub fn main_if_spawner_with(entry: fn(Inside) -> ExitCode) -> Option<ExitCode> {
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().is_none_or(|first| first != ARGUMENT) {
+        return None;
+    }
+    let code = match inherited_socket() {
+        Ok(socket) => serve::serve(socket, entry),
+        Err(why) => {
+            eprintln!("`{ARGUMENT}` is how the platform starts a part of itself, not a command: {why}");
+            ExitCode::from(2)
+        }
+    };
+    Some(code)
+}
+
+/// The platform's handle on its spawner. Cheap to clone; when the last clone is dropped the spawner ends.
+#[derive(Clone, Debug)]
+pub struct Spawner {
+    held: Arc<Held>,
+}
+
+impl Spawner {
+    /// Starts the spawner by executing this program again, sweeps what a killed platform left behind, and makes one
+    /// sandbox for trial.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Isolation`] when this account cannot isolate a process and the configuration does not ask for
+    /// [`Isolation::None`]; [`Error::Spawner`], [`Error::File`], [`Error::Cgroup`] otherwise.
+    pub async fn start(config: &Config) -> Result<Spawner, Error> {
+        Spawner::start_with(config, Path::new("/proc/self/exe"), &[]).await
+    }
+
+    /// Like [`Spawner::start`] with another program, whose `main` must begin with [`main_if_spawner_with`]. `arguments`
+    /// follow the one that makes it a spawner.
+    ///
+    /// # Errors
+    ///
+    /// As [`Spawner::start`].
+    pub async fn start_with(config: &Config, program: &Path, arguments: &[OsString]) -> Result<Spawner, Error> {
+        let data = fs::canonicalize(&config.data).map_err(Error::file(&config.data))?;
+        let cgroups = config.cgroups.clone().unwrap_or_else(|| Cgroups::find(&Mark::of(&data)));
+        let run = Folder::open(&data)?;
+        let swept = (run.clone(), cgroups.clone());
+        tokio::task::spawn_blocking(move || swept.1.sweep().and_then(|()| swept.0.sweep()))
+            .await
+            .map_err(|why| Error::Spawner(why.to_string()))??;
+
+        let isolation = config.isolation.unwrap_or_else(strongest);
+        let begin = Begin { isolation, data, template: run.template(), interpreters: config.interpreters.clone() };
+        let started = match launch(program, arguments, begin).await {
+            Ok((socket, process)) => {
+                Spawner::over(isolation, run.clone(), cgroups.clone(), socket, process).tried().await
+            }
+            Err(why) => Err(why),
+        };
+        if started.is_err() {
+            cgroups.remove();
+            run.remove();
+        }
+        started.map_err(|why| match why {
+            Error::Park(why) if isolation != Isolation::None => forbidden(why),
+            other => other,
+        })
+    }
+
+    /// How instances are isolated.
+    pub fn isolation(&self) -> Isolation {
+        self.held.0.isolation
+    }
+
+    /// Where control groups are made.
+    pub fn cgroups(&self) -> &Cgroups {
+        &self.held.0.cgroups
+    }
+
+    /// Makes a sandbox that holds nothing of any tenant and waits for its claim.
+    ///
+    /// *Guarantees*: when it returns, pid 1 is in its namespaces and control groups, has its own root, and begins the
+    /// program's entry. When it fails or is dropped, nothing of it is left a moment later.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Park`] with the step that failed; [`Error::SpawnerGone`]; [`Error::Cgroup`]; [`Error::File`].
+    pub async fn park(&self, spec: &ParkSpec) -> Result<Parked, Error> {
+        let shared = &self.held.0;
+        let tag = shared.tag();
+        let unborn = Unborn { shared, tag };
+        let Ends { mine, theirs, exit } = shared.prepare(tag, spec)?;
+        let Theirs { order, control, listener, stdout, stderr, doors } = theirs;
+        let mut beside = vec![control.as_fd(), listener.as_fd(), stdout.as_fd(), stderr.as_fd()];
+        beside.extend(doors.birth.iter().chain(&doors.enter).map(AsFd::as_fd));
+        let answer = shared.send(tag, &Request::Park(order), &beside).await;
+        // It was sent, or the spawner is gone: in both cases the one who reads replies clears up.
+        std::mem::forget(unborn);
+        drop((control, listener, stdout, stderr, doors));
+        let Answer::Made { pid, process, traces } = shared.answered(answer).await.map_err(|why| why.or(Error::Park))? else {
+            return Err(Error::Park("the spawner answered something else".to_owned()));
+        };
+        // From here on dropping `life` ends the process, and the reader of replies clears up after it.
+        let life = Life { pid, process, traces, exit };
+        let control = watched(mine.control, Interest::READABLE).map_err(|why| Error::Park(why.to_string()))?;
+        match control.async_io(Interest::READABLE, |socket| receive(socket, RecvFlags::DONTWAIT)).await {
+            Ok(Some((FirstWord::Parked, _))) => {}
+            Ok(Some((FirstWord::Failed(why), _))) => return Err(Error::Park(why)),
+            Ok(None) => return Err(Error::Park("it ended before it was ready".to_owned())),
+            Err(why) => return Err(Error::Park(why.to_string())),
+        }
+        Ok(Parked {
+            control: control.into_inner(),
+            listener: life.traces.socket.clone(),
+            stdout: mine.stdout,
+            stderr: mine.stderr,
+            layout: life.traces.folder.as_deref().map_or_else(Layout::sandboxed, Layout::under),
+            life,
+        })
+    }
+
+    /// Prepares a folder in the data directory for binding into one sandbox: a read-only mount that is attached nowhere.
+    /// Its files must be readable for everybody, since a function's uid owns none of them.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Tree`] when the folder is missing or elsewhere; [`Error::SpawnerGone`].
+    pub async fn tree(&self, path: &Path) -> Result<Tree, Error> {
+        let shared = &self.held.0;
+        if shared.isolation == Isolation::None {
+            return Ok(Tree::Folder(path.to_owned()));
+        }
+        let tag = shared.tag();
+        let refused = |why: String| Error::Tree { path: path.to_owned(), why };
+        let answer = shared.send(tag, &Request::Tree { tag, path: path.to_owned() }, &[]).await;
+        match shared.answered(answer).await {
+            Ok(Answer::Tree(tree)) => Ok(Tree::Mount(tree)),
+            Ok(Answer::Made { .. }) => Err(refused("the spawner answered something else".to_owned())),
+            Err(why) => Err(why.or(refused)),
+        }
+    }
+
+    /// Resolves when the spawner has ended, asked to or not. Every instance has then ended too, and is cleared up.
+    pub async fn gone(&self) {
+        let mut gone = self.held.0.gone.subscribe();
+        // An error means that the sender is gone, and that is gone enough.
+        let _ = gone.wait_for(|gone| *gone).await;
+    }
+
+    /// Ends every instance and the spawner, and returns when nothing of them is left on the host.
+    pub async fn stop(self) {
+        self.held.0.hang_up();
+        self.gone().await;
+        self.held.0.cgroups.remove();
+        self.held.0.run.remove();
+    }
+
+    fn over(
+        isolation: Isolation,
+        run: Folder,
+        cgroups: Cgroups,
+        socket: AsyncFd<OwnedFd>,
+        process: Child,
+    ) -> Spawner {
+        let shared = Arc::new(Shared::new(socket, isolation, run, cgroups));
+        tokio::spawn(replies::read(Arc::clone(&shared), process));
+        Spawner { held: Arc::new(Held(shared)) }
+    }
+
+    /// Makes one sandbox and lets it go, so that what cannot work is known at the start and not at the first call.
+    async fn tried(self) -> Result<Spawner, Error> {
+        match self.park(&ParkSpec::default()).await {
+            Ok(parked) => {
+                parked.life.kill();
+                parked.life.gone().await;
+                Ok(self)
+            }
+            Err(why) => {
+                self.held.0.hang_up();
+                self.gone().await;
+                Err(why)
+            }
+        }
+    }
+}
+
+/// Ends the spawner when the last handle goes; the task that reads replies stays until everything is cleared up.
+#[derive(Debug)]
+struct Held(Arc<Shared>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.hang_up();
+    }
+}
+
+/// Starts the program as a spawner and waits until it takes orders.
+async fn launch(program: &Path, arguments: &[OsString], begin: Begin) -> Result<(AsyncFd<OwnedFd>, Child), Error> {
+    let (mine, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+        .map_err(|why| Error::Spawner(format!("a socket: {why}")))?;
+    let mut process = Command::new(program)
+        .arg0("taper")
+        .arg(ARGUMENT)
+        .args(arguments)
+        .env_clear()
+        .stdin(Stdio::from(theirs))
+        .stdout(Stdio::null())
+        .spawn()
+        .map_err(|why| Error::Spawner(format!("{}: {why}", program.display())))?;
+    match greet(mine, begin).await {
+        Ok(socket) => Ok((socket, process)),
+        Err(why) => {
+            let _ = process.kill();
+            let _ = process.wait();
+            Err(why)
+        }
+    }
+}
+
+async fn greet(socket: OwnedFd, begin: Begin) -> Result<AsyncFd<OwnedFd>, Error> {
+    let failed = |why: io::Error| Error::Spawner(why.to_string());
+    let socket = watched(socket, Interest::READABLE | Interest::WRITABLE).map_err(failed)?;
+    let say = |request| send(&socket, &request, &[], SendFlags::empty()).map_err(failed);
+    say(Request::Begin(begin))?;
+    loop {
+        let heard = socket.async_io(Interest::READABLE, |socket| receive(socket, RecvFlags::DONTWAIT)).await;
+        match heard.map_err(failed)?.map(|(reply, _)| reply) {
+            Some(Reply::Ready) => return Ok(socket),
+            Some(Reply::Unable { why, forbidden: true }) => return Err(forbidden(why)),
+            Some(Reply::Unable { why, .. }) => return Err(Error::Spawner(why)),
+            Some(Reply::Unshared { pid }) => say(Request::Mapped { range: ids::map_range(pid).map_err(forbidden)? })?,
+            Some(other) => return Err(Error::Spawner(format!("it answered {other:?}"))),
+            None => return Err(Error::Spawner("it ended at once".to_owned())),
+        }
+    }
+}
+
+fn forbidden(why: String) -> Error {
+    Error::Isolation { why, mend: crate::probe::mend_isolation() }
+}
+
+/// The strongest isolation that this account may hope for.
+fn strongest() -> Isolation {
+    let capable = rustix::thread::capabilities(None)
+        .is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN | CapabilitySet::SETUID));
+    if capable && rustix::process::geteuid().is_root() { Isolation::Full } else { Isolation::User }
+}
+
+/// The platform's end of the socket, which a spawner has as its standard input; `/dev/null` takes its place, for the
+/// spawner and all that it starts.
+fn inherited_socket() -> io::Result<OwnedFd> {
+    let socket = io::stdin().as_fd().try_clone_to_owned()?;
+    if rustix::net::sockopt::socket_type(&socket)? != SocketType::SEQPACKET {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let null = fs::File::open("/dev/null")?;
+    // SAFETY: `null` is open; number 0 belongs to the standard library's input, which holds it without owning it.
+    if unsafe { libc::dup2(null.as_raw_fd(), 0) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(socket)
+}

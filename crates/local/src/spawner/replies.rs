@@ -1,0 +1,317 @@
+//! The platform's side of the conversation: who asked for what, what lives, and how it is cleared up.
+//!
+//! Owns the table of open requests and living instances, and the one task that reads the spawner's replies. Whatever an instance
+//! has on the host is removed here and nowhere else, when its process has ended.
+
+use std::collections::HashMap;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::process::Child;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustix::fs::Mode;
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, Shutdown, SocketAddrUnix, SocketFlags, SocketType, bind, listen, shutdown,
+    socket_with, socketpair,
+};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Pid, Signal, pidfd_send_signal};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinSet;
+
+use super::folder::Folder;
+use super::wire::{Order, Reply, Request, receive, send, watched};
+use crate::Error;
+use crate::sandbox::cgroup::{Cgroups, Doors};
+use crate::sandbox::{Ending, Exit, Isolation, ParkSpec, Traces};
+
+/// How many connections may wait at an instance's socket.
+const BACKLOG: i32 = 4096;
+
+/// What all handles of one spawner share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    socket: AsyncFd<OwnedFd>,
+    pub(super) isolation: Isolation,
+    pub(super) run: Folder,
+    pub(super) cgroups: Cgroups,
+    pub(super) gone: watch::Sender<bool>,
+    next: AtomicU64,
+    table: Mutex<Table>,
+}
+
+/// What is asked for, and what lives.
+#[derive(Debug, Default)]
+struct Table {
+    closed: bool,
+    asked: HashMap<u64, oneshot::Sender<Result<Answer, String>>>,
+    living: HashMap<u64, Ending>,
+}
+
+/// The spawner's answer to a request.
+#[derive(Debug)]
+pub(super) enum Answer {
+    Made { pid: Pid, process: Arc<OwnedFd>, traces: Arc<Traces> },
+    Tree(OwnedFd),
+}
+
+/// Why a request has no answer.
+#[derive(Debug)]
+pub(super) enum Unanswered {
+    Gone,
+    Refused(String),
+}
+
+impl Unanswered {
+    pub(super) fn or(self, refused: impl FnOnce(String) -> Error) -> Error {
+        match self {
+            Unanswered::Gone => Error::SpawnerGone,
+            Unanswered::Refused(why) => refused(why),
+        }
+    }
+}
+
+/// Everything an instance starts with: the platform's ends, the instance's ends, and the word of its end.
+#[derive(Debug)]
+pub(super) struct Ends {
+    pub(super) mine: Mine,
+    pub(super) theirs: Theirs,
+    pub(super) exit: watch::Receiver<Option<Exit>>,
+}
+
+#[derive(Debug)]
+pub(super) struct Mine {
+    pub(super) control: OwnedFd,
+    pub(super) stdout: OwnedFd,
+    pub(super) stderr: OwnedFd,
+}
+
+#[derive(Debug)]
+pub(super) struct Theirs {
+    pub(super) order: Order,
+    pub(super) control: OwnedFd,
+    pub(super) listener: OwnedFd,
+    pub(super) stdout: OwnedFd,
+    pub(super) stderr: OwnedFd,
+    pub(super) doors: Doors,
+}
+
+/// Clears up after an instance that was prepared and never asked for.
+pub(super) struct Unborn<'a> {
+    pub(super) shared: &'a Shared,
+    pub(super) tag: u64,
+}
+
+impl Drop for Unborn<'_> {
+    fn drop(&mut self) {
+        self.shared.forget(self.tag);
+    }
+}
+
+type Asked = Result<oneshot::Receiver<Result<Answer, String>>, Unanswered>;
+
+impl Shared {
+    pub(super) fn new(socket: AsyncFd<OwnedFd>, isolation: Isolation, run: Folder, cgroups: Cgroups) -> Shared {
+        let (gone, next, table) = (watch::Sender::new(false), AtomicU64::new(1), Mutex::default());
+        Shared { socket, isolation, run, cgroups, gone, next, table }
+    }
+
+    /// A number that no other request of this spawner has.
+    pub(super) fn tag(&self) -> u64 {
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Tells the spawner to end. It does so after its children, and then closes its end.
+    pub(super) fn hang_up(&self) {
+        // It fails only when the other end is closed already.
+        let _ = shutdown(self.socket.get_ref(), Shutdown::Write);
+    }
+
+    /// Sends one request. When this is dropped before it returns, nothing was sent.
+    pub(super) async fn send(&self, tag: u64, request: &Request, beside: &[BorrowedFd<'_>]) -> Asked {
+        let (answer, answered) = oneshot::channel();
+        {
+            let mut table = self.table();
+            if table.closed {
+                drop(table);
+                self.forget(tag);
+                return Err(Unanswered::Gone);
+            }
+            table.asked.insert(tag, answer);
+        }
+        let send = |socket: &OwnedFd| send(socket, request, beside, SendFlags::DONTWAIT);
+        match self.socket.async_io(Interest::WRITABLE, send).await {
+            Ok(()) => Ok(answered),
+            Err(_) => {
+                self.forget(tag);
+                Err(Unanswered::Gone)
+            }
+        }
+    }
+
+    /// Waits for the answer to what was sent.
+    pub(super) async fn answered(&self, asked: Asked) -> Result<Answer, Unanswered> {
+        match asked?.await {
+            Ok(answer) => answer.map_err(Unanswered::Refused),
+            Err(_) => Err(Unanswered::Gone),
+        }
+    }
+
+    /// Makes everything that instance `tag` has on the host besides its process, and enters it in the table.
+    pub(super) fn prepare(&self, tag: u64, spec: &ParkSpec) -> Result<Ends, Error> {
+        let failed = |what: &'static str| move |why: rustix::io::Errno| Error::Park(format!("{what}: {why}"));
+        let folder = (self.isolation == Isolation::None).then(|| self.run.instance(tag));
+        let cgroup = self.cgroups.make(tag, &spec.limits)?;
+        let socket = self.run.socket(tag);
+        let (told, exit) = watch::channel(None);
+        let traces = Arc::new(Traces { cgroup, socket, folder });
+        // From here on whoever drops the request clears up.
+        self.table().living.insert(tag, Ending { traces: Arc::clone(&traces), exit: told, process: None });
+
+        if let Some(folder) = &traces.folder {
+            Folder::furnish(folder)?;
+        }
+        let flags = SocketFlags::CLOEXEC;
+        let listener = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).map_err(failed("a socket"))?;
+        SocketAddrUnix::new(&traces.socket)
+            .and_then(|address| bind(&listener, &address))
+            .and_then(|()| listen(&listener, BACKLOG))
+            .map_err(failed("its socket"))?;
+        let (mine, control) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).map_err(failed("its control socket"))?;
+        let (stdout, stderr) = log_pipe().and_then(|out| Ok((out, log_pipe()?))).map_err(failed("its log pipes"))?;
+        let doors = traces.cgroup.doors()?;
+        let order = Order {
+            tag,
+            network: spec.network,
+            temporary: spec.temporary,
+            birth: doors.birth.is_some(),
+            folder: traces.folder.clone(),
+        };
+        Ok(Ends {
+            mine: Mine { control: mine, stdout: stdout.0, stderr: stderr.0 },
+            theirs: Theirs { order, control, listener, stdout: stdout.1, stderr: stderr.1, doors },
+            exit,
+        })
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        // A panic while holding it leaves no half-made entry: every change is one insertion or removal.
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Clears up after an instance that has no process, and withdraws its request.
+    fn forget(&self, tag: u64) {
+        let (asked, ending) = {
+            let mut table = self.table();
+            (table.asked.remove(&tag), table.living.remove(&tag))
+        };
+        drop(asked);
+        if let Some(ending) = ending {
+            ending.traces.remove();
+        }
+    }
+
+    /// Acts on one reply. Gives back an instance that has ended, to be cleared up.
+    fn take(&self, reply: Reply, descriptors: Vec<OwnedFd>) -> Option<(Ending, Exit)> {
+        let descriptor = descriptors.into_iter().next();
+        match (reply, descriptor) {
+            (Reply::Made { tag, pid }, Some(process)) => self.made(tag, pid, Arc::new(process)),
+            (Reply::Tree { tag }, Some(tree)) => {
+                let asked = self.table().asked.remove(&tag);
+                // Nobody waits any more: the tree goes with its descriptor.
+                asked.map(|asked| asked.send(Ok(Answer::Tree(tree))));
+            }
+            (Reply::Refused { tag, why }, _) => {
+                let asked = self.table().asked.remove(&tag);
+                self.forget(tag);
+                asked.map(|asked| asked.send(Err(why)));
+            }
+            (Reply::Ended { tag, code, signal }, _) => {
+                let ending = self.table().living.remove(&tag);
+                return ending.map(|ending| (ending, Exit { code, signal, out_of_memory: false }));
+            }
+            (other, _) => tracing::error!(?other, "the spawner said something unexpected"),
+        }
+        None
+    }
+
+    fn made(&self, tag: u64, pid: u32, process: Arc<OwnedFd>) {
+        let mut table = self.table();
+        let asked = table.asked.remove(&tag);
+        let Some(ending) = table.living.get_mut(&tag) else { return };
+        ending.process = Some(Arc::clone(&process));
+        let traces = Arc::clone(&ending.traces);
+        drop(table);
+        let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        let taken = asked
+            .zip(pid)
+            .is_some_and(|(asked, pid)| asked.send(Ok(Answer::Made { pid, process: Arc::clone(&process), traces })).is_ok());
+        if !taken {
+            let _ = pidfd_send_signal(&*process, Signal::KILL);
+        }
+    }
+
+    /// Clears up after everything: the spawner is gone.
+    async fn end(&self, mut process: Child) {
+        let (asked, living) = {
+            let mut table = self.table();
+            table.closed = true;
+            (std::mem::take(&mut table.asked), std::mem::take(&mut table.living))
+        };
+        // It closed its socket, so it has nothing left to do but to end; its children follow it.
+        let _ = process.kill();
+        let _ = tokio::task::spawn_blocking(move || process.wait()).await;
+        drop(asked);
+        for (_, ending) in living {
+            if let Some(process) = &ending.process {
+                let _ = pidfd_send_signal(&**process, Signal::KILL);
+                // A process descriptor is readable when the process has ended.
+                let watch = process.try_clone().and_then(|process| watched(process, Interest::READABLE));
+                if let Ok(process) = watch {
+                    let _ = process.readable().await;
+                }
+            }
+            let _ = tokio::task::spawn_blocking(move || clear(&ending, Exit::UNKNOWN)).await;
+        }
+        self.gone.send_replace(true);
+    }
+}
+
+/// Reads the spawner's replies until its end of the socket is closed, and then clears up.
+pub(super) async fn read(shared: Arc<Shared>, process: Child) {
+    // Removing control groups takes the kernel long enough to keep it off this thread.
+    let mut clearing = JoinSet::new();
+    loop {
+        match shared.socket.async_io(Interest::READABLE, |socket| receive(socket, RecvFlags::DONTWAIT)).await {
+            Ok(Some((reply, descriptors))) => {
+                if let Some((ending, exit)) = shared.take(reply, descriptors) {
+                    clearing.spawn_blocking(move || clear(&ending, exit));
+                }
+                while clearing.try_join_next().is_some() {}
+            }
+            Ok(None) => break,
+            Err(why) => {
+                tracing::error!(%why, "the spawner cannot be understood; it is ended");
+                break;
+            }
+        }
+    }
+    clearing.join_all().await;
+    shared.end(process).await;
+}
+
+fn clear(ending: &Ending, exit: Exit) {
+    let out_of_memory = ending.traces.remove();
+    ending.exit.send_replace(Some(Exit { out_of_memory, ..exit }));
+}
+
+/// A pipe for one log stream. Its modes are opened, because a program that opens `/dev/stdout` opens it anew, as a user who
+/// does not own it; nobody but the holders of its descriptors can name it.
+fn log_pipe() -> rustix::io::Result<(OwnedFd, OwnedFd)> {
+    let ends = pipe_with(PipeFlags::CLOEXEC)?;
+    rustix::fs::fchmod(&ends.1, Mode::from_raw_mode(0o666))?;
+    Ok(ends)
+}

@@ -1,0 +1,151 @@
+//! What platform and spawner say to each other.
+//!
+//! Owns the messages and their transport: one JSON object per `SOCK_SEQPACKET` message, descriptors beside it. Both ends are the
+//! same program, so an unknown field is a bug and refused. It never interprets a message.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
+};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use crate::sandbox::{Isolation, Layout, NetworkSpace};
+
+/// The longest message.
+const LONGEST: usize = 64 << 10;
+/// The most descriptors beside one message.
+const MOST: usize = 16;
+
+/// From the platform.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) enum Request {
+    /// The first message: what to be.
+    Begin(Begin),
+    /// The answer to [`Reply::Unshared`]: whether a range of ids was mapped, or the spawner must map its own.
+    Mapped { range: bool },
+    /// Make a sandbox. Descriptors: control, listener, standard output, standard error, the folder of a
+    /// version 2 group if `birth`, then the entrances of version 1 groups.
+    Park(Order),
+    /// Clone a folder under the data directory into a detached, read-only mount.
+    Tree { tag: u64, path: PathBuf },
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Begin {
+    pub(super) isolation: Isolation,
+    /// The data directory, canonical.
+    pub(super) data: PathBuf,
+    /// The folder on which the root is assembled.
+    pub(super) template: PathBuf,
+    /// Folders bound read-only at their own paths.
+    pub(super) interpreters: Vec<PathBuf>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Order {
+    pub(super) tag: u64,
+    pub(super) network: NetworkSpace,
+    pub(super) temporary: u64,
+    pub(super) birth: bool,
+    pub(super) folder: Option<PathBuf>,
+}
+
+impl Order {
+    /// Where things will be for this instance.
+    pub(super) fn layout(&self) -> Layout {
+        self.folder.as_deref().map_or_else(Layout::sandboxed, Layout::under)
+    }
+}
+
+/// From the spawner.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) enum Reply {
+    /// It is in a user namespace of its own, whose ids somebody outside may now map.
+    Unshared { pid: u32 },
+    /// It takes orders.
+    Ready,
+    /// It cannot be what it was told to be, and ends. `forbidden` when the kernel does not let it, whatever it is told.
+    Unable { why: String, forbidden: bool },
+    /// A process was made for `tag`; its descriptor is beside. Whether it becomes a sandbox it says itself.
+    Made { tag: u64, pid: u32 },
+    /// The tree is beside.
+    Tree { tag: u64 },
+    /// What `tag` asked for cannot be done.
+    Refused { tag: u64, why: String },
+    /// The process made for `tag` has ended and was reaped.
+    Ended { tag: u64, code: Option<i32>, signal: Option<i32> },
+}
+
+/// The first message on a control channel, from the new process, before the watchdog's own protocol begins.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(super) enum FirstWord {
+    Parked,
+    Failed(String),
+}
+
+/// Puts a descriptor under the runtime's watch.
+pub(super) fn watched(descriptor: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: the watch owns the descriptor, which therefore stays open and the same until the watch lets go of it.
+    unsafe { AsyncFd::register_with_interest(descriptor, interest) }.map_err(io::Error::from)
+}
+
+/// Sends one message.
+pub(super) fn send<T: Serialize>(
+    socket: impl AsFd,
+    message: &T,
+    descriptors: &[BorrowedFd<'_>],
+    flags: SendFlags,
+) -> io::Result<()> {
+    let text = serde_json::to_vec(message)?;
+    if text.len() > LONGEST || descriptors.len() > MOST {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the message is too long"));
+    }
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
+    let mut beside = SendAncillaryBuffer::new(&mut space);
+    if !descriptors.is_empty() && !beside.push(SendAncillaryMessage::ScmRights(descriptors)) {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many descriptors"));
+    }
+    sendmsg(socket, &[IoSlice::new(&text)], &mut beside, flags | SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+/// Receives one message; `None` when the other end is closed.
+pub(super) fn receive<T: DeserializeOwned>(
+    socket: impl AsFd,
+    flags: RecvFlags,
+) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
+    let mut text = vec![0; LONGEST];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
+    let mut beside = RecvAncillaryBuffer::new(&mut space);
+    let got = match recvmsg(socket, &mut [IoSliceMut::new(&mut text)], &mut beside, flags | RecvFlags::CMSG_CLOEXEC) {
+        Ok(got) => got,
+        Err(rustix::io::Errno::CONNRESET) => return Ok(None),
+        Err(why) => return Err(why.into()),
+    };
+    let mut descriptors = Vec::new();
+    for message in beside.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = message {
+            descriptors.extend(rights);
+        }
+    }
+    if got.bytes == 0 {
+        return Ok(None);
+    }
+    if got.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "a message was cut short"));
+    }
+    Ok(Some((serde_json::from_slice(text.get(..got.bytes).unwrap_or_default())?, descriptors)))
+}

@@ -1,0 +1,11 @@
+//! The provider with real sandboxes and real interpreters. One module per kind of promise; `world` is what they share.
+
+#![allow(missing_docs, reason = "tests")]
+
+mod contract;
+mod failures;
+mod install;
+mod lifetime;
+mod modes;
+mod output;
+mod world;

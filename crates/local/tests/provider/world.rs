@@ -1,0 +1,308 @@
+//! A provider over a data directory of its own, with artifacts and secrets in memory, and what is left of it on the host.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use http_body_util::BodyExt;
+use taper_local::{
+    Config, Local,
+    sandbox::{Mark, cgroup::Cgroups},
+};
+use taper_model::{
+    Body, BoxFuture, BoxStream, Call, CallId, Digest, Fault, FunctionName, FunctionSpec, InstanceId, Mode, Name, Reply,
+    Revision, RevisionId, Runtime, call,
+};
+use taper_provider::{Error, Event, Instance, LogLine, LogQuery, Progress, Provider, Supply};
+use tokio::time::{Instant, timeout};
+
+/// The longest that anything may take on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A provider and what it works with. Its data directory goes with it.
+pub struct World {
+    pub dir: tempfile::TempDir,
+    pub local: Arc<Local>,
+    pub supply: Arc<Memory>,
+    next: AtomicU32,
+}
+
+/// Artifacts and secrets.
+#[derive(Default)]
+pub struct Memory {
+    artifacts: Mutex<HashMap<Digest, PathBuf>>,
+    pub secrets: Mutex<HashMap<String, Bytes>>,
+}
+
+impl Supply for Memory {
+    fn artifact(&self, digest: &Digest) -> Result<PathBuf, Error> {
+        let all = self.artifacts.lock().unwrap();
+        all.get(digest).cloned().ok_or_else(|| Error::Missing(format!("{digest} is not here")))
+    }
+
+    fn secret<'a>(&'a self, _: &'a Name, name: &'a Name) -> BoxFuture<'a, Result<Bytes, Error>> {
+        let found = self.secrets.lock().unwrap().get(name.as_str()).cloned();
+        Box::pin(async move { found.ok_or_else(|| Error::Missing(format!("there is no secret `{name}`"))) })
+    }
+}
+
+impl World {
+    pub async fn start() -> Self {
+        Self::with(|_| ()).await
+    }
+
+    /// Without sandboxes kept ready, so that what is left can be counted, unless `change` says otherwise.
+    pub async fn with(change: impl FnOnce(&mut Config)) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = Config {
+            dir: dir.path().join("local"),
+            pool: 0,
+            program: Some(env!("CARGO_BIN_EXE_taper-local-program").into()),
+            ..Config::default()
+        };
+        change(&mut config);
+        let supply = Arc::new(Memory::default());
+        let local = Local::start(config, supply.clone()).await.unwrap();
+        Self { dir, local, supply, next: AtomicU32::new(1) }
+    }
+
+    /// Stops the provider and checks that nothing of it is left on the host.
+    pub async fn end(self) {
+        timeout(PATIENCE, self.local.stop()).await.expect("it stops in time");
+        self.assert_nothing_left();
+    }
+
+    pub fn assert_nothing_left(&self) {
+        let traces = Cgroups::traces(&self.mark());
+        assert!(traces.is_empty(), "control groups are left: {traces:?}");
+        assert_eq!(self.left(), 0);
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(!mounts.contains(&*self.dir.path().to_string_lossy()), "a mount is left");
+    }
+
+    fn mark(&self) -> Mark {
+        Mark::of(&fs::canonicalize(self.dir.path().join("local")).unwrap())
+    }
+
+    /// Control groups of instances, processes in them, and sockets.
+    pub fn left(&self) -> usize {
+        counter(self.dir.path())()
+    }
+
+    /// [`Self::left`] as something that can be handed on.
+    pub fn counter(&self) -> impl Fn() -> usize + Send + Sync + 'static {
+        counter(self.dir.path())
+    }
+
+    /// The processes of all instances.
+    pub fn processes(&self) -> Vec<i32> {
+        let mut all: Vec<i32> = groups(&self.mark()).iter().flat_map(|group| processes(group)).collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    /// A revision whose artifact has these files; those beginning with `#!` can be executed.
+    pub fn revision(&self, name: &str, spec: FunctionSpec, files: &[(&str, &[u8])]) -> Arc<Revision> {
+        let artifact = (!files.is_empty()).then(|| {
+            let archive = pack(files);
+            let digest = Digest::of(&archive);
+            let path = self.dir.path().join(digest.hex());
+            fs::write(&path, archive).unwrap();
+            self.supply.artifacts.lock().unwrap().insert(digest, path);
+            digest
+        });
+        Arc::new(Revision {
+            id: RevisionId::new(FunctionName::parse(name).unwrap(), self.next.fetch_add(1, Ordering::Relaxed)),
+            spec,
+            artifact,
+            labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
+            created_ms: 0,
+        })
+    }
+
+    pub fn classic(&self, name: &str, command: &[&str]) -> Arc<Revision> {
+        let command = command.iter().map(|word| (*word).to_owned()).collect();
+        self.revision(name, FunctionSpec { command, ..FunctionSpec::default() }, &[])
+    }
+
+    pub fn python(&self, name: &str, code: &str) -> Arc<Revision> {
+        self.revision(name, python(), &[("handler.py", code.as_bytes())])
+    }
+
+    pub fn node(&self, name: &str, code: &str) -> Arc<Revision> {
+        let spec = FunctionSpec {
+            runtime: Some(Runtime::Node),
+            handler: Some("handler".into()),
+            ..FunctionSpec::default()
+        };
+        self.revision(name, spec, &[("handler.js", code.as_bytes())])
+    }
+
+    /// A server in Python, in mode `http`.
+    pub fn server(&self, name: &str, code: &str) -> Arc<Revision> {
+        let spec = FunctionSpec {
+            runtime: Some(Runtime::Python3),
+            mode: Some(Mode::Http),
+            command: vec!["python3".into(), "server.py".into()],
+            ..FunctionSpec::default()
+        };
+        self.revision(name, spec, &[("server.py", code.as_bytes())])
+    }
+
+    pub async fn apply(&self, revision: &Arc<Revision>, want: u32) {
+        self.local.apply(revision, want, &[]).await.unwrap();
+    }
+
+    /// One instance, ready.
+    pub async fn one(&self, revision: &Arc<Revision>) -> Instance {
+        let mut watch = Watch::open(&self.local).await;
+        self.local.prepare(revision, Progress::silent()).await.unwrap();
+        self.apply(revision, 1).await;
+        watch.ready().await
+    }
+
+    pub async fn logs(&self, revision: &Revision, query: LogQuery) -> Vec<LogLine> {
+        timeout(PATIENCE, self.local.logs(revision.id.function(), query).collect()).await.unwrap()
+    }
+
+    /// Waits until a line with these words is in the log.
+    pub async fn logged(&self, revision: &Revision, words: &str) -> LogLine {
+        let mut lines = self.local.logs(revision.id.function(), LogQuery { follow: true, ..LogQuery::default() });
+        let wait = async {
+            loop {
+                let line = lines.next().await.expect("the log goes on");
+                if line.text.contains(words) {
+                    return line;
+                }
+            }
+        };
+        timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("no line says `{words}`"))
+    }
+}
+
+pub fn python() -> FunctionSpec {
+    FunctionSpec { runtime: Some(Runtime::Python3), handler: Some("handler".into()), ..FunctionSpec::default() }
+}
+
+/// What happens to instances, from when it was opened.
+pub struct Watch(BoxStream<'static, Event>);
+
+impl Watch {
+    pub async fn open(local: &Arc<Local>) -> Self {
+        let mut events = local.watch();
+        assert!(matches!(events.next().await, Some(Event::Reset(_))));
+        Self(events)
+    }
+
+    pub async fn next(&mut self) -> Event {
+        timeout(PATIENCE, self.0.next()).await.expect("an event in time").expect("an open watch")
+    }
+
+    pub async fn ready(&mut self) -> Instance {
+        loop {
+            match self.next().await {
+                Event::Ready(instance) => return instance,
+                Event::Failed { why, .. } => panic!("it failed to start: {why}"),
+                _ => {}
+            }
+        }
+    }
+
+    pub async fn failed(&mut self) -> (taper_model::Cause, String) {
+        loop {
+            match self.next().await {
+                Event::Failed { cause, why, .. } => return (cause, why),
+                Event::Ready(instance) => panic!("{instance:?} became ready"),
+                _ => {}
+            }
+        }
+    }
+
+    pub async fn gone(&mut self, wanted: &InstanceId) -> Option<String> {
+        loop {
+            if let Event::Gone { id, why, .. } = self.next().await
+                && id == *wanted
+            {
+                return why;
+            }
+        }
+    }
+}
+
+pub fn post(body: Body) -> http::Request<Body> {
+    http::Request::post("/").body(body).unwrap()
+}
+
+/// Calls an instance within a time.
+pub async fn within(time: Duration, instance: &Instance, request: http::Request<Body>) -> Result<Reply, Fault> {
+    let deadline = Instant::now() + time;
+    instance.run.invoke(Call { id: CallId::random(), revision: instance.revision.clone(), deadline, request }).await
+}
+
+pub async fn invoke(instance: &Instance, body: impl Into<Bytes>) -> Result<Reply, Fault> {
+    within(PATIENCE, instance, post(call::full(body))).await
+}
+
+pub async fn bytes(reply: Reply) -> Bytes {
+    timeout(PATIENCE, reply.into_body().collect()).await.expect("a body in time").expect("a whole body").to_bytes()
+}
+
+pub async fn text(instance: &Instance, body: &'static str) -> String {
+    let reply = invoke(instance, body).await.unwrap();
+    String::from_utf8(bytes(reply).await.to_vec()).unwrap()
+}
+
+/// Bytes that repeat late enough to show any piece that is missing or twice.
+pub fn pattern(size: usize) -> Bytes {
+    (0..size).map(|n| (n * 31 % 251) as u8).collect::<Vec<u8>>().into()
+}
+
+/// A gzip-compressed tar archive.
+pub fn pack(files: &[(&str, &[u8])]) -> Vec<u8> {
+    let gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    let mut tar = tar::Builder::new(gz);
+    for (name, content) in files {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(content.len() as u64);
+        header.set_mode(if content.starts_with(b"#!") { 0o755 } else { 0o644 });
+        tar.append_data(&mut header, name, *content).unwrap();
+    }
+    let mut gz = tar.into_inner().unwrap();
+    gz.flush().unwrap();
+    gz.finish().unwrap()
+}
+
+fn counter(dir: &Path) -> impl Fn() -> usize + Send + Sync + 'static {
+    let run = dir.join("local/run");
+    let mark = Mark::of(&fs::canonicalize(dir.join("local")).unwrap());
+    move || {
+        let groups = groups(&mark);
+        let inside: usize = groups.iter().map(|group| processes(group).len()).sum();
+        let sockets = fs::read_dir(&run).into_iter().flatten().flatten().filter(|entry| entry.file_name() != "root");
+        groups.len() + inside + sockets.count()
+    }
+}
+
+/// The control groups of single instances.
+fn groups(mark: &Mark) -> Vec<PathBuf> {
+    let bases = Cgroups::traces(mark);
+    let all = bases.iter().flat_map(|base| fs::read_dir(base).into_iter().flatten().flatten());
+    all.map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
+}
+
+fn processes(group: &Path) -> Vec<i32> {
+    let text = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+    text.lines().filter_map(|line| line.parse().ok()).collect()
+}

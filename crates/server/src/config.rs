@@ -1,0 +1,147 @@
+//! What an operator may set: the file given with `--config`, each room's settings under its name. The server reads the
+//! environment here and nowhere else.
+
+use std::{fmt, fs, path::Path, path::PathBuf, str::FromStr};
+
+use anyhow::{Context as _, Result, anyhow};
+use serde::Deserialize;
+use taper_model::Invalid;
+
+pub use taper_gateway::AccessLog;
+pub use taper_local::Isolation;
+
+/// The whole configuration. Only nests what the rooms own.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Config {
+    /// Where functions and their state live. Default `/var/lib/taper` as root, else `$XDG_DATA_HOME/taper`.
+    pub data: PathBuf,
+    /// The form of the platform's own log.
+    pub log: LogFormat,
+    /// HTTP in and out.
+    pub gateway: taper_gateway::Config,
+    /// Queues and slots.
+    pub dispatch: taper_dispatch::Config,
+    /// The control plane.
+    pub control: taper_control::Config,
+    /// What is kept.
+    pub store: taper_store::Config,
+    /// Instances on this host.
+    pub local: taper_local::Config,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            data: default_data(),
+            log: LogFormat::default(),
+            gateway: Default::default(),
+            dispatch: Default::default(),
+            control: Default::default(),
+            store: Default::default(),
+            local: taper_local::Config { search: search(), ..Default::default() },
+        }
+    }
+}
+
+impl Config {
+    /// The defaults, or what a file says.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or says something that is not known: with line and column.
+    pub fn load(file: Option<&Path>) -> Result<Self> {
+        let Some(file) = file else { return Ok(Self::default()) };
+        let text = fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+        if text.trim().is_empty() {
+            return Ok(Self::default());
+        }
+        let mut config: Self = serde_saphyr::from_str(&text).map_err(|e| anyhow!("{}: {e}", file.display()))?;
+        if config.local.search.is_empty() {
+            config.local.search = search();
+        }
+        config.gateway.validate().map_err(|e| anyhow!("{}: {e}", file.display()))?;
+        Ok(config)
+    }
+}
+
+/// `/var/lib/taper` as root; else `$XDG_DATA_HOME/taper`, else `~/.local/share/taper`.
+fn default_data() -> PathBuf {
+    if rustix::process::geteuid().is_root() {
+        return PathBuf::from("/var/lib/taper");
+    }
+    let share = env("XDG_DATA_HOME").map(PathBuf::from);
+    let home = env("HOME").map(|h| PathBuf::from(h).join(".local/share"));
+    share.or(home).unwrap_or_else(|| PathBuf::from(".")).join("taper")
+}
+
+/// The folders of `PATH`: where interpreters are looked for besides `/usr`.
+fn search() -> Vec<PathBuf> {
+    env("PATH").map(|path| std::env::split_paths(&path).collect()).unwrap_or_default()
+}
+
+/// What `TAPER_LOG` asks to be logged, in the form of `tracing_subscriber::EnvFilter`.
+pub(crate) fn log_filter() -> Option<String> {
+    env("TAPER_LOG")
+}
+
+#[allow(clippy::disallowed_methods, reason = "the one place where the server reads the environment")]
+fn env(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|v| !v.is_empty())
+}
+
+/// The form of the platform's own log, on standard error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// Lines for people.
+    #[default]
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+impl fmt::Display for LogFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Text => "text",
+            Self::Json => "json",
+        })
+    }
+}
+
+impl FromStr for LogFormat {
+    type Err = Invalid;
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        match text {
+            "text" => Ok(Self::Text),
+            "json" => Ok(Self::Json),
+            other => Err(Invalid(format!("`{other}` is not a log format; expected `text` or `json`"))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str) -> Result<Config> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), text).unwrap();
+        Config::load(Some(file.path()))
+    }
+
+    #[test]
+    fn each_room_has_its_own_part() {
+        let config = load("data: /srv/taper\ngateway: {maxBody: 1Mi, drain: 3s}\ndispatch: {queue: 5}\ncontrol: {tick: 1s}\n").unwrap();
+        assert_eq!((config.data.to_str(), config.gateway.max_body, config.dispatch.queue), (Some("/srv/taper"), 1 << 20, 5));
+        assert_eq!(load("\n").unwrap().dispatch, taper_dispatch::Config::default());
+    }
+
+    #[test]
+    fn what_is_not_known_is_refused_with_its_place() {
+        let said = load("gateway:\n  maxBdoy: 1Mi\n").unwrap_err().to_string();
+        assert!(said.contains("maxBdoy") && said.contains('2'), "{said}");
+        assert!(load("gateway: {maxHeaders: 1}\n").unwrap_err().to_string().contains("maxHeaders"));
+        assert!(Config::load(Some(Path::new("/no/such/file"))).unwrap_err().to_string().contains("/no/such/file"));
+    }
+}

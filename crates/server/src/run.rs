@@ -1,0 +1,171 @@
+//! Builds the rooms, runs them, and takes them down in order: stop accepting → drain calls → stop instances → close the store.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use futures_util::StreamExt;
+use taper_control::{Control, Info};
+use taper_dispatch::Dispatcher;
+use taper_gateway::{Credentials, Gateway};
+use taper_local::Local;
+use taper_provider::Provider;
+use taper_store::{Artifacts, Disk, Store};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::{Config, credentials, gauges, logging, supply::FromStore};
+
+/// What whoever started the platform may want to know once it serves.
+#[derive(Debug, Clone)]
+pub struct Ready {
+    /// Where it is reached, best first.
+    pub urls: Vec<String>,
+    /// The administrator's name.
+    pub user: String,
+    /// The administrator's password.
+    pub password: String,
+}
+
+/// Runs the platform until a signal ends it. `on_ready` is called once, on a thread of its own, when calls are served.
+///
+/// # Errors
+/// When something that the platform needs cannot be had: what, where, and the mend.
+pub fn up(config: Config, on_ready: impl FnOnce(Ready) + Send + 'static) -> Result<()> {
+    logging::start(config.log);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("taper").build()?;
+    let ended = runtime.block_on(run(config, on_ready));
+    // Whatever still runs in the background has nothing left to lose.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    ended
+}
+
+// long because: the order of building and of taking down is the content, and reads best in one place
+async fn run(config: Config, on_ready: impl FnOnce(Ready) + Send + 'static) -> Result<()> {
+    let (first, second) = signals()?;
+    let disk = Disk::open(&config.data, config.store.clone())?;
+    let artifacts = Artifacts::open(&config.data)?;
+    let password = credentials::password(&config.data)?;
+    let store: Arc<dyn Store> = Arc::new(disk);
+    if let Err(error) = artifacts.sweep(&store.snapshot().borrow().clone()).await {
+        tracing::warn!(%error, "code that nothing names any more could not be removed");
+    }
+
+    let supply = Arc::new(FromStore { store: Arc::clone(&store), artifacts: artifacts.clone() });
+    let mut local_config = config.local.clone();
+    local_config.dir = config.data.join("local");
+    let local = Local::start(local_config, supply).await.context("functions cannot be isolated here")?;
+    let provider: Arc<dyn Provider> = Arc::clone(&local) as _;
+    let dispatcher = Dispatcher::new(config.dispatch.clone());
+    let feed = tokio::spawn(feed(Arc::clone(&provider), dispatcher.clone()));
+
+    // The control plane names the gateway's address and counts; the gateway serves the control plane's API. Whoever asks
+    // before the gateway is bound hears nothing yet.
+    let bound: Arc<OnceLock<Bound>> = Arc::default();
+    let (url, counts) = (Arc::clone(&bound), Arc::clone(&bound));
+    let (service, handle) = Control::build(
+        config.control.clone(),
+        taper_control::Parts {
+            store: Arc::clone(&store),
+            artifacts: Arc::new(artifacts),
+            provider,
+            load: Arc::new(dispatcher.clone()),
+            public_url: Box::new(move || url.get().map(|b| b.url.clone()).unwrap_or_default()),
+            invocations: Box::new(move |name| counts.get().map_or(0, |b| b.invocations.of(name))),
+            info: Info { version: env!("CARGO_PKG_VERSION").into(), provider: "local".into(), isolation: local.isolation() },
+        },
+    );
+    let gateway = Gateway::bind(
+        config.gateway.clone(),
+        taper_gateway::Parts {
+            snapshot: store.snapshot(),
+            invoke: Arc::new(dispatcher.clone()),
+            api: handle.router(),
+            credentials: Credentials { user: credentials::USER.into(), password: password.clone() },
+            gauges: gauges::collect(handle.clone(), dispatcher.clone()),
+            ready: Box::new(|| true),
+            log: Box::new(std::io::stderr()),
+        },
+    )
+    .await?;
+    let address = gateway.local_addr();
+    let urls = urls(address);
+    let _ = bound.set(Bound { url: urls[0].clone(), invocations: gateway.invocations() });
+    if !address.ip().is_loopback() {
+        tracing::warn!(%address, "functions are open to whoever reaches this port; /system, /v1 and /ui want the password");
+    }
+
+    let stop = CancellationToken::new();
+    let control = tokio::spawn(service.run(stop.clone().cancelled_owned()));
+    let ready = Ready { urls, user: credentials::USER.into(), password };
+    std::thread::Builder::new().name("ready".into()).spawn(move || on_ready(ready))?;
+
+    let drained = gateway.run(async {
+        first.cancelled().await;
+        tracing::info!("draining: running calls may end; a second signal ends them at once");
+        dispatcher.close();
+        handle.close();
+    });
+    let down = async {
+        let drained = drained.await;
+        if drained.cut > 0 {
+            tracing::warn!(cut = drained.cut, "calls were cut: they did not end within --drain");
+        }
+        stop.cancel();
+        if let Err(error) = control.await {
+            tracing::error!(%error, "the control plane did not end well");
+        }
+        local.stop().await;
+        feed.abort();
+    };
+    tokio::select! {
+        () = down => {}
+        // Instances hang on this process's sockets: they end with it, however it ends.
+        () = second.cancelled() => tracing::warn!("ended by a second signal"),
+    }
+    Ok(())
+}
+
+/// What is known once the gateway has its address.
+struct Bound {
+    url: String,
+    invocations: taper_gateway::Invocations,
+}
+
+/// Tells the dispatcher what the provider reports, for as long as there is a provider.
+async fn feed(provider: Arc<dyn Provider>, dispatcher: Dispatcher) {
+    let mut events = provider.watch();
+    while let Some(event) = events.next().await {
+        dispatcher.learn(event);
+    }
+}
+
+/// One token for the first SIGTERM or SIGINT, one for the second.
+fn signals() -> Result<(CancellationToken, CancellationToken)> {
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let (first, second) = (CancellationToken::new(), CancellationToken::new());
+    let tokens = [first.clone(), second.clone()];
+    tokio::spawn(async move {
+        for token in tokens {
+            tokio::select! {
+                _ = term.recv() => {}
+                _ = int.recv() => {}
+            }
+            token.cancel();
+        }
+    });
+    Ok((first, second))
+}
+
+/// Where a platform that listens there is reached from this machine, best first.
+fn urls(address: SocketAddr) -> Vec<String> {
+    let port = address.port();
+    if !address.ip().is_unspecified() {
+        return vec![format!("http://{address}")];
+    }
+    let local = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
+    vec![format!("http://{local}"), format!("http://{address}"), format!("http://localhost:{port}")]
+}

@@ -1,0 +1,198 @@
+//! Where the watchdog writes a function's lines: its own standard error, which is the instance's log.
+//!
+//! Never here: what a line means. The log pipe is shared with the function's processes, so it must not be made
+//! non-blocking (they would see it); instead the watchdog asks before each write and writes no more than a pipe takes
+//! whole. A reader that stalls holds up whoever logs, not the event loop.
+
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::Arc,
+};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use tokio::io::{Interest, unix::AsyncFd};
+
+/// What a pipe that polls as writable takes without blocking (`PIPE_BUF`).
+const PIECE: usize = 4096;
+
+/// The longest line that is held together; a longer one is cut.
+const LINE: usize = 8 * 1024;
+
+/// The instance's log.
+#[derive(Debug, Clone)]
+pub(crate) struct Log {
+    sink: Arc<Sink>,
+}
+
+#[derive(Debug)]
+enum Sink {
+    /// A pipe, socket or terminal.
+    Waits(AsyncFd<OwnedFd>),
+    /// A regular file, which epoll does not take and which does not block.
+    Direct(OwnedFd),
+}
+
+impl Log {
+    /// Over a copy of standard error.
+    pub(crate) fn stderr() -> io::Result<Self> {
+        let fd = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stderr(), 3)?;
+        // SAFETY: the `OwnedFd` is moved in and stays open, at its number, until the `AsyncFd` is dropped.
+        let sink = match unsafe { AsyncFd::register_with_interest(fd, Interest::WRITABLE) } {
+            Ok(fd) => Sink::Waits(fd),
+            Err(refused) => Sink::Direct(refused.into_parts().0),
+        };
+        Ok(Self { sink: Arc::new(sink) })
+    }
+
+    /// Writes bytes as they are. A log that nobody reads any more is not an error of the function.
+    pub(crate) async fn write(&self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let piece = &bytes[..cut(bytes)];
+            let wrote = match &*self.sink {
+                Sink::Direct(fd) => write(fd.as_fd(), piece),
+                Sink::Waits(fd) => {
+                    fd.async_io(Interest::WRITABLE, |fd| {
+                        if is_writable(fd.as_fd()) {
+                            write(fd.as_fd(), piece)
+                        } else {
+                            Err(io::ErrorKind::WouldBlock.into())
+                        }
+                    })
+                    .await
+                }
+            };
+            match wrote {
+                Ok(n) => bytes = &bytes[n..],
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// Writes one line of the watchdog's own about a call.
+    pub(crate) async fn line(&self, call: &str, text: &str) {
+        self.write(format!("[{call}] {text}\n").as_bytes()).await;
+    }
+}
+
+/// Where to cut: after the last line that fits, so that lines of several writers do not mix.
+fn cut(bytes: &[u8]) -> usize {
+    if bytes.len() <= PIECE {
+        return bytes.len();
+    }
+    bytes[..PIECE].iter().rposition(|b| *b == b'\n').map_or(PIECE, |at| at + 1)
+}
+
+fn is_writable(fd: BorrowedFd<'_>) -> bool {
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    // An error or hang-up is for the write to find.
+    poll(&mut [PollFd::from_borrowed_fd(fd, PollFlags::OUT)], Some(&now)).is_ok_and(|n| n > 0)
+}
+
+fn write(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
+    Ok(rustix::io::write(fd, bytes)?)
+}
+
+/// Puts a call's id before each line of what the call's process writes.
+#[derive(Debug)]
+pub(crate) struct Lines {
+    prefix: String,
+    open: Vec<u8>,
+}
+
+impl Lines {
+    pub(crate) fn of(call: &str) -> Self {
+        Self { prefix: format!("[{call}] "), open: Vec::new() }
+    }
+
+    /// The whole lines in `bytes` (with what was left before), each with its prefix.
+    pub(crate) fn push(&mut self, bytes: &[u8]) -> Vec<u8> {
+        let mut out = Vec::with_capacity(bytes.len() + 64);
+        for piece in bytes.split_inclusive(|b| *b == b'\n') {
+            for part in piece.chunks(LINE) {
+                self.open.extend_from_slice(part);
+                if part.ends_with(b"\n") || self.open.len() >= LINE {
+                    self.take(&mut out);
+                }
+            }
+        }
+        out
+    }
+
+    /// The last line, when it has no end of its own.
+    pub(crate) fn finish(&mut self) -> Vec<u8> {
+        let mut out = Vec::new();
+        if !self.open.is_empty() {
+            self.take(&mut out);
+        }
+        out
+    }
+
+    fn take(&mut self, out: &mut Vec<u8>) {
+        out.extend_from_slice(self.prefix.as_bytes());
+        out.append(&mut self.open);
+        if !out.ends_with(b"\n") {
+            out.push(b'\n');
+        }
+    }
+}
+
+/// The last bytes of a stream, for the message of a failure.
+#[derive(Debug, Default)]
+pub(crate) struct Tail(Vec<u8>);
+
+impl Tail {
+    /// How much is kept.
+    pub(crate) const SIZE: usize = 8 * 1024;
+
+    pub(crate) fn push(&mut self, bytes: &[u8]) {
+        self.0.extend_from_slice(&bytes[bytes.len().saturating_sub(Self::SIZE)..]);
+        self.0.drain(..self.0.len().saturating_sub(Self::SIZE));
+    }
+
+    /// As text, without the space around it.
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0).trim().to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_get_their_prefix_however_they_are_cut() {
+        let text = b"one\ntwo\n\nlast";
+        for cut in 1..text.len() {
+            let mut lines = Lines::of("c1");
+            let mut out: Vec<u8> = text.chunks(cut).flat_map(|c| lines.push(c)).collect();
+            out.extend(lines.finish());
+            assert_eq!(String::from_utf8(out).unwrap(), "[c1] one\n[c1] two\n[c1] \n[c1] last\n");
+        }
+    }
+
+    #[test]
+    fn a_line_without_an_end_is_bounded() {
+        let mut lines = Lines::of("c");
+        let out = lines.push(&vec![b'x'; 20 * 1024]);
+        assert_eq!(out.iter().filter(|b| **b == b'\n').count(), 2);
+        assert!(lines.open.len() <= 4 * 1024);
+    }
+
+    #[test]
+    fn the_tail_is_the_end() {
+        let mut tail = Tail::default();
+        for n in 0..5000 {
+            tail.push(format!("{n}\n").as_bytes());
+        }
+        tail.push(b"yyy");
+        assert!(tail.text().ends_with("4999\nyyy") && tail.text().len() <= Tail::SIZE);
+    }
+
+    #[test]
+    fn pieces_end_at_lines() {
+        let bytes = [vec![b'a'; 3000], b"\n".to_vec(), vec![b'b'; 3000]].concat();
+        assert_eq!((cut(&bytes), cut(&bytes[3001..]), cut(&[b'c'; 9000])), (3001, 3000, PIECE));
+    }
+}

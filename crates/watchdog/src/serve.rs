@@ -1,0 +1,158 @@
+//! A confined watchdog: it starts the function, says so, and follows the platform's orders until the end.
+//!
+//! Never here: the modes themselves (`classic`, `handler`, `http`).
+
+use std::{
+    os::fd::{AsFd, OwnedFd},
+    os::unix::net::UnixListener as StdListener,
+    sync::Arc,
+    time::Duration,
+};
+
+use rustix::process::Signal;
+use taper_model::Mode;
+use tokio::{
+    net::UnixListener,
+    sync::watch,
+    task::{JoinHandle, spawn_local},
+    time::{Instant, timeout},
+};
+
+use crate::{
+    Error,
+    classic::Classic,
+    control::{Channel, Claim, Failed, FailedKind, Order, Report},
+    handler, http,
+    log::Log,
+    process::Process,
+    reap::{Children, Exit},
+};
+
+/// How long a reader of the control channel is waited for at the end.
+const LAST_REPORT: Duration = Duration::from_secs(1);
+
+/// Starts the function and serves until the control channel ends, the function ends, or a drain is over.
+pub(crate) async fn serve(claim: &Claim, claimed: Instant, control: OwnedFd, listener: OwnedFd) -> Result<(), Error> {
+    let control = Arc::new(Channel::new(control)?);
+    let (children, reaper) = Children::watch().map_err(Error::io("listening for SIGCHLD"))?;
+    spawn_local(reaper);
+    let log = Log::stderr().map_err(Error::io("standard error"))?;
+    let started = tokio::select! {
+        started = Function::start(claim, listener, log, &children) => started,
+        // Whatever is asked of a function that has not started, it ends here; a `connect` is the platform's mistake.
+        order = control.receive::<Order>() => return order.map(|_| ()),
+    };
+    let mut function = match started {
+        Ok(function) => function,
+        Err(failed) => return last(&control, &Report::Failed(failed)).await,
+    };
+    control.send(&Report::Ready { load_ms: claimed.elapsed().as_secs_f64() * 1000.0 }, &[]).await?;
+    loop {
+        tokio::select! {
+            order = control.receive::<Order>() => match order?.map(|(order, _)| order) {
+                None => return Ok(()),
+                Some(Order::Connect(tag)) => function.connect(tag, &control),
+                Some(Order::Drain { ms }) => return function.drain(Duration::from_millis(ms), &control).await,
+                Some(Order::Claim(_)) => return Err(Error::Malformed { channel: "control", what: "a second claim".into() }),
+            },
+            exit = function.ended() => {
+                let report = function.exited(exit).await;
+                return last(&control, &report).await;
+            }
+        }
+    }
+}
+
+async fn last(control: &Channel, report: &Report) -> Result<(), Error> {
+    timeout(LAST_REPORT, control.send(report, &[])).await.unwrap_or(Err(Error::Closed))
+}
+
+/// The function that runs here.
+enum Function {
+    Classic { stop: watch::Sender<bool>, server: JoinHandle<()> },
+    Handler(Process),
+    Http(Process, http::Target),
+}
+
+impl Function {
+    async fn start(claim: &Claim, listener: OwnedFd, log: Log, children: &Children) -> Result<Self, Failed> {
+        match claim.mode {
+            Mode::Classic => {
+                let classic = Arc::new(Classic::prepare(claim, log, children.clone())?);
+                let listener = listening(listener)
+                    .map_err(|e| Failed::new(FailedKind::Confine, format!("the call socket: {e}")))?;
+                let (stop, stopped) = watch::channel(false);
+                Ok(Self::Classic { stop, server: spawn_local(classic.serve(listener, stopped)) })
+            }
+            Mode::Handler => handler::start(claim, listener, log, children).await.map(Self::Handler),
+            Mode::Http => http::start(claim, log, children).await.map(|(process, target)| Self::Http(process, target)),
+        }
+    }
+
+    /// Waits for the function's process to end; a classic function has none.
+    async fn ended(&mut self) -> Exit {
+        match self {
+            Self::Classic { .. } => std::future::pending().await,
+            Self::Handler(process) | Self::Http(process, _) => process.ended().await,
+        }
+    }
+
+    async fn exited(&mut self, exit: Exit) -> Report {
+        match self {
+            Self::Classic { .. } => {
+                Report::Exited { exit: exit.status(), signal: exit.signal(), message: String::new() }
+            }
+            Self::Handler(process) | Self::Http(process, _) => process.exited(exit).await,
+        }
+    }
+
+    /// Answers a `connect` beside everything else.
+    fn connect(&self, tag: u64, control: &Arc<Channel>) {
+        let target = if let Self::Http(_, target) = self { Some(target.clone()) } else { None };
+        let control = Arc::clone(control);
+        spawn_local(async move {
+            let refused = |message: String| Report::Refused { tag, message };
+            let answer = match target {
+                None => Err(refused("`connect` is for mode `http`".into())),
+                Some(target) => target.connect().await.map_err(|e| refused(e.to_string())),
+            };
+            // A platform that is gone is noticed by the main loop.
+            let _ = match answer {
+                Ok(stream) => control.send(&Report::Connected(tag), &[stream.as_fd()]).await,
+                Err(report) => control.send(&report, &[]).await,
+            };
+        });
+    }
+
+    /// Lets calls end where the watchdog sees them, asks the process to end where it does not, and waits no longer than
+    /// `grace`. What is left is killed on the way out.
+    async fn drain(mut self, grace: Duration, control: &Channel) -> Result<(), Error> {
+        let done = async {
+            match &mut self {
+                Self::Classic { stop, server } => {
+                    stop.send_replace(true);
+                    let _ = server.await;
+                }
+                Self::Handler(process) | Self::Http(process, _) => {
+                    process.signal(Signal::TERM);
+                    process.ended().await;
+                }
+            }
+        };
+        tokio::select! {
+            _ = timeout(grace, done) => Ok(()),
+            () = gone(control) => Ok(()),
+        }
+    }
+}
+
+/// Waits until the platform is gone; orders during a drain change nothing.
+async fn gone(control: &Channel) {
+    while let Ok(Some(_)) = control.receive::<Order>().await {}
+}
+
+fn listening(listener: OwnedFd) -> std::io::Result<UnixListener> {
+    let listener = StdListener::from(listener);
+    listener.set_nonblocking(true)?;
+    UnixListener::from_std(listener)
+}

@@ -1,0 +1,2 @@
+def handle(req):
+    return f"Hello, {req or 'stranger'}!\n"

@@ -1,0 +1,506 @@
+// Taper's Node runtime: loads one function of the user's and serves the call protocol on an inherited socket.
+//
+// Owns the handler conventions. Never here: HTTP, deadlines' policy, anything of the sandbox. One event loop serves any
+// number of connections; docs/runtime-contract.md is the contract. Runs on Node 18 and later.
+'use strict';
+
+const fs = require('node:fs');
+const net = require('node:net');
+const path = require('node:path');
+
+const HEAD = 1, DATA = 2, END = 3, CANCEL = 4, FAULT = 5;
+const MAX_PAYLOAD = 1 << 20;
+const LISTEN_FD = 3, CONTROL_FD = 4;
+
+const TEXT = 'text/plain; charset=utf-8';
+const BYTES = 'application/octet-stream';
+const JSON_TYPE = 'application/json';
+const LINES = 'application/x-ndjson';
+
+// Replies up to this size leave as one write; larger bodies are not copied.
+const INLINE = 64 * 1024;
+
+/** Takes frames off a stream of chunks. */
+class Decoder {
+  constructor() {
+    this.chunks = [];
+    this.size = 0;
+  }
+
+  push(chunk) {
+    this.chunks.push(chunk);
+    this.size += chunk.length;
+  }
+
+  /** The next {kind, payload}, or null when more bytes are needed; throws on what the protocol does not know. */
+  next() {
+    if (this.size < 5) return null;
+    if (this.chunks[0].length < 5) this.join();
+    const first = this.chunks[0];
+    const length = first.readUInt32BE(0);
+    const kind = first[4];
+    if (length > MAX_PAYLOAD || kind < HEAD || kind > FAULT || (kind === CANCEL && length > 0)) {
+      throw new Error(`a frame of kind ${kind} with ${length} bytes`);
+    }
+    if (this.size < 5 + length) return null;
+    if (first.length < 5 + length) this.join();
+    const whole = this.chunks[0];
+    const payload = whole.subarray(5, 5 + length);
+    if (whole.length === 5 + length) this.chunks.shift();
+    else this.chunks[0] = whole.subarray(5 + length);
+    this.size -= 5 + length;
+    return { kind, payload };
+  }
+
+  join() {
+    this.chunks = [Buffer.concat(this.chunks, this.size)];
+  }
+}
+
+function pack(kind, payload) {
+  const frame = Buffer.allocUnsafe(5 + payload.length);
+  frame.writeUInt32BE(payload.length, 0);
+  frame[4] = kind;
+  payload.copy(frame, 5);
+  return frame;
+}
+
+const packJson = (kind, value) => pack(kind, Buffer.from(JSON.stringify(value)));
+
+/** The frames of a body, as buffers. */
+function packData(data) {
+  if (data.length === 0) return [];
+  if (data.length <= INLINE) return [pack(DATA, data)];
+  const out = [];
+  for (let at = 0; at < data.length; at += MAX_PAYLOAD) {
+    const piece = data.subarray(at, at + MAX_PAYLOAD);
+    const head = Buffer.allocUnsafe(5);
+    head.writeUInt32BE(piece.length, 0);
+    head[4] = DATA;
+    out.push(head, piece);
+  }
+  return out;
+}
+
+const END_FRAME = pack(END, Buffer.alloc(0));
+
+/** The request: body (Buffer), headers (names in lower case), method, path and queryString as they came, query. */
+class Event {
+  #query = null;
+
+  constructor(call, body) {
+    this.body = body;
+    this.headers = headersOf(call.headers);
+    this.method = call.method;
+    this.path = call.path;
+    this.queryString = call.query;
+  }
+
+  /** The first value of each parameter, decoded. */
+  get query() {
+    if (this.#query === null) {
+      this.#query = Object.create(null);
+      for (const [name, value] of new URLSearchParams(this.queryString)) this.#query[name] ??= value;
+    }
+    return this.#query;
+  }
+}
+
+function headersOf(pairs) {
+  const headers = Object.create(null);
+  for (const [name, value] of pairs) {
+    headers[name] = headers[name] === undefined ? value : headers[name] + (name === 'cookie' ? '; ' : ', ') + value;
+  }
+  return headers;
+}
+
+/** The call and the function that serves it. The second part is AWS Lambda's names for the same, the third OpenFaaS's. */
+class Context {
+  #call;
+  #ends;
+  #reply = { statusCode: 200, headers: {} };
+
+  constructor(call, ends) {
+    this.#call = call;
+    this.#ends = ends;
+    this.callId = call.head.id;
+    this.function = call.head.function;
+    this.namespace = call.head.namespace;
+    this.revision = call.head.revision;
+  }
+
+  /** Aborted when the caller leaves or the deadline passes. */
+  get signal() { return this.#call.signal(); }
+  /** In milliseconds since 1970. */
+  get deadline() { return Date.now() + this.remainingMs(); }
+  remainingMs() { return Math.max(0, this.#ends - performance.now()); }
+
+  get awsRequestId() { return this.callId; }
+  get functionName() { return this.function; }
+  get functionVersion() { return this.revision; }
+  getRemainingTimeInMillis() { return this.remainingMs(); }
+
+  status(code) { this.#reply.statusCode = code; return this; }
+  headers(headers) { Object.assign(this.#reply.headers, headers); return this; }
+  succeed(body) { this.#call.stored = { ...this.#reply, body }; return this.#call.stored; }
+  fail(error) { throw error instanceof Error ? error : new Error(String(error)); }
+}
+
+class Refused extends Error {}
+
+/** The file and the export that `file.function` or `file` names. A file's name may contain dots. */
+function locate(spec) {
+  const fileOf = (stem) => {
+    for (const base of new Set([stem, stem.replaceAll('.', '/')])) {
+      for (const extension of ['.js', '.mjs', '.cjs']) {
+        const file = path.resolve(base + extension);
+        if (fs.existsSync(file)) return file;
+      }
+    }
+    return null;
+  };
+  const whole = fileOf(spec);
+  if (whole) return { file: whole, name: null };
+  const dot = spec.lastIndexOf('.');
+  const file = dot > 0 ? fileOf(spec.slice(0, dot)) : null;
+  if (!file) throw new Refused(`no file for the handler \`${spec}\` in ${process.cwd()}: expected \`file.function\``);
+  return { file, name: spec.slice(dot + 1) };
+}
+
+async function importUser(file) {
+  if (!file.endsWith('.mjs')) {
+    try {
+      return require(file);
+    } catch (error) {
+      // An ES module, by its package or by its syntax; what it is, `import` decides.
+      const esm = error?.code === 'ERR_REQUIRE_ESM' || error?.code === 'ERR_REQUIRE_ASYNC_MODULE' ||
+        (error instanceof SyntaxError && /import statement|Unexpected token 'export'|import\.meta|await is only valid/.test(error.message));
+      if (!esm || file.endsWith('.cjs')) throw error;
+    }
+  }
+  return import(require('node:url').pathToFileURL(file));
+}
+
+/** The function to serve: the named export, else `handle`, `handler`, `lambda_handler`, the default export, the module. */
+function choose(exported, file, name) {
+  const modules = [exported, exported?.default].filter((m) => m !== null && (typeof m === 'object' || typeof m === 'function'));
+  for (const wanted of name ? [name] : ['handle', 'handler', 'lambda_handler']) {
+    for (const module of modules) if (typeof module[wanted] === 'function') return { name: wanted, call: module[wanted].bind(module), takes: module[wanted].length };
+  }
+  const whole = modules.findLast((m) => typeof m === 'function');
+  if (whole && (!name || name === 'default')) return { name: 'default', call: whole, takes: whole.length };
+  const defined = [...new Set(modules.flatMap((m) => Object.keys(m)).filter((k) => modules.some((m) => typeof m[k] === 'function')))];
+  const base = path.basename(file);
+  throw new Refused(`${base} exports no function \`${name ?? 'handle'}\`; it exports: ${defined.join(', ') || 'no function'}` +
+    (name ? '' : '; export one as `handle` (event, context), or say which with --handler ' + base.replace(/\.[^.]*$/, '') + '.NAME'));
+}
+
+/** The user's function as one that takes the call and its body. */
+function adapt({ name, call, takes }) {
+  const withCallback = (event, context) =>
+    new Promise((resolve, reject) => {
+      const result = call(event, context, (error, value) => (error ? reject(error) : resolve(value)));
+      if (typeof result?.then === 'function') result.then(resolve, reject);
+    });
+  const invoke = takes > 2 ? withCallback : call;
+  if (name === 'handler' || name === 'lambda_handler') {
+    return (one, body) => {
+      let event = {};
+      try {
+        if (body.length > 0) event = JSON.parse(body.toString());
+      } catch (error) {
+        return { statusCode: 400, body: { error: 'invalid-body', message: `the body is not JSON: ${error.message}` } };
+      }
+      return invoke(event, new Context(one, one.ends));
+    };
+  }
+  if (takes === 1 && name !== 'default') return (_, body) => invoke(body.toString());
+  return (one, body) => invoke(new Event(one.head, body), new Context(one, one.ends));
+}
+
+/** A body and its content type. */
+function encode(value) {
+  if (typeof value === 'string') return [Buffer.from(value), TEXT];
+  if (Buffer.isBuffer(value)) return [value, BYTES];
+  if (ArrayBuffer.isView(value)) return [Buffer.from(value.buffer, value.byteOffset, value.byteLength), BYTES];
+  if (value instanceof ArrayBuffer) return [Buffer.from(value), BYTES];
+  if (value === null || value === undefined) return [Buffer.alloc(0), null];
+  const json = typeof value === 'function' ? undefined : JSON.stringify(value);
+  if (json === undefined) throw new TypeError(`a ${typeof value} cannot be sent: return text, bytes, a value that is JSON, {statusCode, headers, body}, or an iterator of these`);
+  return [Buffer.from(json), JSON_TYPE];
+}
+
+/** {status, headers, body} of what a handler returned. */
+function opened(value) {
+  const own = value !== null && typeof value === 'object';
+  if (!own || !('statusCode' in value || ('status' in value && 'body' in value))) return { status: 200, headers: [], body: value };
+  const status = Number(value.statusCode ?? value.status);
+  if (!Number.isInteger(status) || status < 200 || status > 599) {
+    throw new RangeError(`statusCode must be a whole number from 200 to 599, not ${JSON.stringify(value.statusCode ?? value.status)}`);
+  }
+  const headers = [];
+  const given = value.headers ?? {};
+  for (const [name, content] of typeof given[Symbol.iterator] === 'function' ? given : Object.entries(given)) {
+    for (const one of Array.isArray(content) ? content : [content]) headers.push([String(name), String(one)]);
+  }
+  return { status, headers, body: value.isBase64Encoded ? Buffer.from(String(value.body), 'base64') : value.body };
+}
+
+function head(status, headers, contentType, length) {
+  if (contentType && !headers.some(([name]) => name.toLowerCase() === 'content-type')) headers.push(['content-type', contentType]);
+  const frame = packJson(HEAD, length === undefined ? { status, headers } : { status, headers, length });
+  if (frame.length > MAX_PAYLOAD + 5) throw new RangeError(`the reply's headers are over ${MAX_PAYLOAD} bytes`);
+  return frame;
+}
+
+/** What streams: async iterables (also Readable and ReadableStream), and iterators such as generators. */
+function itemsOf(body) {
+  if (body === null || typeof body !== 'object' || ArrayBuffer.isView(body)) return null;
+  if (typeof body[Symbol.asyncIterator] === 'function') return body[Symbol.asyncIterator]();
+  if (typeof body[Symbol.iterator] === 'function' && typeof body.next === 'function') return body[Symbol.iterator]();
+  return null;
+}
+
+const describe = (error) => (error instanceof Error ? `${error.name}: ${error.message}` : `thrown: ${String(error)}`);
+
+/** A stack without our own frames. */
+function stackOf(error) {
+  const stack = error instanceof Error && typeof error.stack === 'string' ? error.stack : describe(error);
+  return stack.split('\n').filter((line) => !line.includes(__filename) && !line.includes('node:internal')).join('\n');
+}
+
+function log(text, id) {
+  const prefix = id ? `[${id}] ` : '';
+  process.stderr.write(text.trimEnd().split('\n').map((line) => `${prefix}${line}\n`).join(''));
+}
+
+/** One call. It is over once, by its reply, a failure, or its caller. */
+class Call {
+  #abort = null;
+  over = false;
+  stored = undefined;
+
+  constructor(connection, head) {
+    this.connection = connection;
+    this.head = head;
+    this.ends = performance.now() + head.deadlineMs;
+    this.timer = setTimeout(() => this.cancel('the deadline passed'), Math.min(head.deadlineMs, 2 ** 31 - 1));
+  }
+
+  signal() {
+    if (this.#abort === null) {
+      this.#abort = new AbortController();
+      if (this.over) this.#abort.abort();
+    }
+    return this.#abort.signal;
+  }
+
+  async run(invoke, body) {
+    try {
+      let value = invoke(this, body);
+      if (typeof value?.then === 'function') value = await value;
+      if (this.over) return;
+      const { status, headers, body: content } = opened(value === undefined ? this.stored : value);
+      const items = itemsOf(content);
+      if (items !== null) await this.stream(status, headers, items);
+      else {
+        const [data, contentType] = encode(content);
+        this.finish([head(status, headers, contentType, data.length), ...packData(data), END_FRAME]);
+      }
+    } catch (error) {
+      if (this.over) return;
+      log(stackOf(error), this.head.id);
+      this.fail('exception', describe(error), stackOf(error));
+    }
+  }
+
+  async stream(status, headers, items) {
+    let begun = false;
+    this.signal().addEventListener('abort', () => Promise.resolve(items.return?.()).catch(() => {}), { once: true });
+    for (;;) {
+      const { value, done } = await items.next();
+      if (this.over) return;
+      if (done) break;
+      let [data, contentType] = encode(value);
+      if (contentType === JSON_TYPE) [data, contentType] = [Buffer.concat([data, Buffer.from('\n')]), LINES];
+      const frames = packData(data);
+      if (!begun) frames.unshift(head(status, headers, contentType));
+      begun = true;
+      if (!this.connection.write(frames)) await this.connection.drained();
+      if (this.over) return;
+    }
+    this.finish(begun ? [END_FRAME] : [head(status, headers, TEXT), END_FRAME]);
+  }
+
+  fail(what, message, detail = null) {
+    // A message that does not fit into a frame would be lost with its connection.
+    this.finish([packJson(FAULT, { what, message: message.slice(0, 4096), detail: detail && detail.slice(0, 65536) })]);
+  }
+
+  cancel(why) {
+    if (this.over) return;
+    this.fail('cancelled', why);
+    this.#abort?.abort(new Error(why));
+  }
+
+  finish(frames) {
+    if (this.over) return;
+    this.over = true;
+    clearTimeout(this.timer);
+    this.connection.write(frames);
+    this.connection.settle(this);
+  }
+}
+
+/** One connection: one call at a time. */
+class Connection {
+  constructor(socket, runtime) {
+    this.socket = socket;
+    this.runtime = runtime;
+    this.decoder = new Decoder();
+    this.call = null; // from its head until it is over
+    this.body = null; // pieces of the request, until it is whole
+    this.refused = false; // the call was over before its request: what is left of that is dropped
+    socket.on('data', (chunk) => this.take(chunk));
+    socket.on('error', () => socket.destroy());
+    socket.on('close', () => this.close());
+  }
+
+  take(chunk) {
+    try {
+      this.decoder.push(chunk);
+      for (let frame; (frame = this.decoder.next()) !== null;) this.admit(frame);
+    } catch (error) {
+      log(`the call protocol was broken: ${error.message}`);
+      this.socket.destroy();
+    }
+  }
+
+  admit({ kind, payload }) {
+    const whole = this.body === null;
+    if (kind === HEAD && whole && this.call === null) {
+      this.body = [];
+      this.refused = false;
+      this.call = new Call(this, JSON.parse(payload.toString()));
+      this.runtime.begun();
+    } else if (kind === DATA && !whole) {
+      if (!this.refused) this.body.push(payload);
+    } else if (kind === END && !whole) {
+      const body = this.body.length === 1 ? this.body[0] : Buffer.concat(this.body);
+      this.body = null;
+      if (!this.refused) this.call.run(this.runtime.invoke, body);
+    } else if (kind === CANCEL) {
+      this.body = null;
+      this.call?.cancel('the caller left'); // none: it crossed the end of the call that it was meant for
+    } else {
+      throw new Error(`a frame of kind ${kind} out of turn`);
+    }
+  }
+
+  /** Whether the platform keeps up. */
+  write(frames) {
+    if (this.socket.destroyed) return true;
+    const size = frames.reduce((sum, frame) => sum + frame.length, 0);
+    if (size <= INLINE) return this.socket.write(frames.length === 1 ? frames[0] : Buffer.concat(frames, size));
+    this.socket.cork();
+    for (const frame of frames) this.socket.write(frame);
+    this.socket.uncork();
+    return !this.socket.writableNeedDrain;
+  }
+
+  /** Resolves when the platform has read on, or is gone. */
+  drained() {
+    return new Promise((resolve) => {
+      const done = () => {
+        this.socket.off('drain', done).off('close', done);
+        resolve();
+      };
+      this.socket.on('drain', done).on('close', done);
+    });
+  }
+
+  settle() {
+    this.call = null;
+    this.refused = this.body !== null;
+    this.runtime.ended();
+  }
+
+  close() {
+    this.runtime.connections.delete(this);
+    this.call?.cancel('the caller left');
+  }
+}
+
+/** The process: its listener, its calls, its end. */
+class Runtime {
+  calls = 0;
+  connections = new Set();
+  stopping = false;
+
+  constructor(invoke) {
+    this.invoke = invoke;
+    this.server = net.createServer((socket) => this.connections.add(new Connection(socket, this)));
+  }
+
+  listen(fd) {
+    return new Promise((resolve, reject) => this.server.once('error', reject).listen({ fd }, resolve));
+  }
+
+  begun() { this.calls++; }
+
+  ended() {
+    this.calls--;
+    this.rest();
+  }
+
+  /** SIGTERM: what has begun is finished, and what has arrived is read first. */
+  stop() {
+    this.stopping = true;
+    this.server.close(() => process.exit(0));
+    setImmediate(() => this.rest());
+  }
+
+  rest() {
+    if (!this.stopping || this.calls > 0) return;
+    for (const { socket } of this.connections) socket.end(() => socket.destroy());
+  }
+}
+
+async function main() {
+  const setting = (name) => {
+    const value = process.env[name];
+    delete process.env[name];
+    return value;
+  };
+  const listen = Number(setting('TAPER_LISTEN_FD') ?? LISTEN_FD);
+  const control = Number(setting('TAPER_CONTROL_FD') ?? CONTROL_FD);
+  const spec = setting('TAPER_HANDLER') ?? '';
+  for (const name of ['TAPER_CONCURRENCY', 'TAPER_DEPS']) setting(name);
+  const say = (word) => fs.writeSync(control, JSON.stringify(word) + '\n');
+
+  // A promise that nobody waits for fails alone; it must not take the calls of others with it.
+  process.on('unhandledRejection', (error) => log(`unhandled rejection: ${stackOf(error)}`));
+  let invoke;
+  try {
+    const { file, name } = locate(spec);
+    process.argv[1] = file;
+    invoke = adapt(choose(await importUser(file), file, name));
+  } catch (error) {
+    if (error instanceof SyntaxError && !/^\S+:\d+\n/.test(error.stack)) {
+      // Where an ES module is wrong only Node itself can print; the watchdog passes on what it says while it dies.
+      setImmediate(() => { throw error; });
+      return;
+    }
+    const missing = error instanceof Refused;
+    say({ failed: { what: missing ? 'missing' : 'exception', message: missing ? error.message : stackOf(error) } });
+    process.exit(1);
+  }
+  const runtime = new Runtime(invoke);
+  process.on('SIGTERM', () => runtime.stop());
+  await runtime.listen(listen);
+  say({ ready: true });
+  fs.closeSync(control);
+}
+
+if (require.main === module) main();
+else module.exports = { Decoder };

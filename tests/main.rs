@@ -1,0 +1,11 @@
+//! End to end: one binary, a module per journey. Each test starts a platform of its own on a free port with a data
+//! directory of its own, drives it as a user would, and leaves nothing behind.
+
+mod bad_input;
+mod crash;
+mod escape;
+mod first_minute;
+mod house;
+mod modes;
+mod platform;
+mod scaling;

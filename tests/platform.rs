@@ -1,0 +1,272 @@
+//! A platform under test: the real `taper up` on a free port, with its own data and configuration folders, ended with the value.
+
+use std::{
+    io::{BufRead, BufReader, Read, Write},
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    sync::mpsc,
+    time::{Duration, Instant},
+};
+
+use ureq::{Agent, Body, SendBody, http::Response};
+
+/// The program under test.
+pub const TAPER: &str = env!("CARGO_BIN_EXE_taper");
+/// The longest that anything may take on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// `taper up`, running.
+pub struct Platform {
+    pub dir: tempfile::TempDir,
+    pub url: String,
+    child: Option<Child>,
+    arguments: Vec<String>,
+    agent: Agent,
+    /// Run as this user, when not as the one that runs the tests.
+    user: Option<u32>,
+}
+
+/// What a call brought.
+pub struct Answer {
+    pub status: u16,
+    pub body: Vec<u8>,
+    pub headers: ureq::http::HeaderMap,
+}
+
+impl Answer {
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or("")
+    }
+}
+
+#[allow(clippy::disallowed_methods, reason = "the harness measures real time around a real process")]
+pub fn now() -> Instant {
+    Instant::now()
+}
+
+impl Platform {
+    /// A platform with default settings.
+    pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// A platform with more arguments after `taper up`.
+    pub fn start_with(arguments: &[&str]) -> Self {
+        Self::start_as(None, arguments)
+    }
+
+    /// A platform of an ordinary user, without any privilege.
+    pub fn start_as_ordinary_user() -> Self {
+        Self::start_as(root().then_some(60_123), &[])
+    }
+
+    fn start_as(user: Option<u32>, arguments: &[&str]) -> Self {
+        let config = Agent::config_builder().http_status_as_error(false).max_redirects(0).proxy(None).build();
+        let mut platform = Self {
+            dir: tempfile::Builder::new().prefix("taper-e2e-").tempdir().expect("a folder"),
+            url: String::new(),
+            child: None,
+            arguments: arguments.iter().map(|a| (*a).to_owned()).collect(),
+            agent: config.into(),
+            user,
+        };
+        if user.is_some() {
+            // The user may not be able to reach the program where it was built, nor a folder of root's.
+            std::fs::copy(TAPER, platform.dir.path().join("taper")).expect("a copy");
+            std::os::unix::fs::chown(platform.dir.path(), user, user).expect("a folder of the user's");
+        }
+        platform.up();
+        platform
+    }
+
+    /// Starts the process and waits for its ready line.
+    pub fn up(&mut self) {
+        assert!(self.child.is_none(), "it runs already");
+        let mut child = self
+            .command()
+            .args(["up", "--listen", "127.0.0.1:0", "--data"])
+            .arg(self.data())
+            .args(&self.arguments)
+            .stdout(Stdio::piped())
+            .stderr(self.log_file())
+            .stdin(Stdio::null())
+            .spawn()
+            .expect("taper starts");
+        let stdout = child.stdout.take().expect("a pipe");
+        let (tx, rx) = mpsc::channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                let _ = tx.send(line);
+            }
+        });
+        self.child = Some(child);
+        let line = rx.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("no ready line; it said:\n{}", self.said()));
+        self.url = line.strip_prefix("listening on ").unwrap_or_else(|| panic!("`{line}` is not the ready line")).to_owned();
+    }
+
+    /// What the platform wrote on standard error so far.
+    pub fn said(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("stderr")).unwrap_or_default()
+    }
+
+    fn log_file(&self) -> std::fs::File {
+        std::fs::OpenOptions::new().create(true).append(true).open(self.dir.path().join("stderr")).expect("a log file")
+    }
+
+    /// The data directory.
+    pub fn data(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    /// The platform's process.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("it runs").id()
+    }
+
+    /// `kill -9`, and wait until the process is no more.
+    pub fn kill(&mut self) {
+        let mut child = self.child.take().expect("it runs");
+        child.kill().expect("it can be killed");
+        child.wait().expect("it ends");
+    }
+
+    /// SIGTERM; gives the exit status and how long the end took.
+    pub fn stop(&mut self) -> (std::process::ExitStatus, Duration) {
+        let mut child = self.child.take().expect("it runs");
+        let begun = now();
+        rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::TERM).expect("it can be signalled");
+        (child.wait().expect("it ends"), begun.elapsed())
+    }
+
+    fn command(&self) -> Command {
+        let mut command = match self.user {
+            None => Command::new(TAPER),
+            Some(user) => {
+                let mut command = Command::new(self.dir.path().join("taper"));
+                command.uid(user).gid(user).env("HOME", self.dir.path());
+                command
+            }
+        };
+        command.env("XDG_CONFIG_HOME", self.dir.path().join("config")).env_remove("TAPER_URL").env_remove("OPENFAAS_URL");
+        command
+    }
+
+    /// Runs the CLI against this platform.
+    pub fn taper(&self, arguments: &[&str]) -> Output {
+        self.taper_in(self.dir.path(), arguments, b"")
+    }
+
+    /// Runs the CLI in a folder, with this on its standard input.
+    pub fn taper_in(&self, folder: &Path, arguments: &[&str], stdin: &[u8]) -> Output {
+        let mut child = self
+            .command()
+            .env("TAPER_URL", &self.url)
+            .args(arguments)
+            .current_dir(folder)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("taper starts");
+        let mut input = child.stdin.take().expect("a pipe");
+        let stdin = stdin.to_vec();
+        let feeder = std::thread::spawn(move || {
+            let _ = std::io::Write::write_all(&mut input, &stdin);
+        });
+        let output = child.wait_with_output().expect("taper ends");
+        feeder.join().expect("the input was fed");
+        output
+    }
+
+    /// Runs the CLI and gives what it printed; it must succeed.
+    pub fn ok(&self, arguments: &[&str]) -> String {
+        let out = self.taper(arguments);
+        assert!(out.status.success(), "taper {arguments:?}: {}\n{}", text(&out.stderr), self.said());
+        text(&out.stdout)
+    }
+
+    /// Runs the CLI and gives what it complained of; it must fail with status 1.
+    pub fn fails(&self, arguments: &[&str]) -> String {
+        let out = self.taper(arguments);
+        assert_eq!(out.status.code(), Some(1), "taper {arguments:?} printed {}{}", text(&out.stdout), text(&out.stderr));
+        text(&out.stderr)
+    }
+
+    /// Writes a file below the test's folder and gives its path.
+    pub fn file(&self, name: &str, content: &str) -> String {
+        let path = self.dir.path().join(name);
+        std::fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
+        std::fs::write(&path, content).expect("a file");
+        path.to_str().expect("UTF-8").to_owned()
+    }
+
+    /// Calls a function with POST.
+    pub fn call(&self, path: &str, body: &[u8]) -> Answer {
+        self.request("POST", &format!("/function/{path}"), &[], body)
+    }
+
+    /// One request to the platform.
+    pub fn request(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+        let response = self.open(method, path, headers, body);
+        let (head, mut rest) = response.into_parts();
+        let mut bytes = Vec::new();
+        rest.as_reader().read_to_end(&mut bytes).unwrap_or_else(|e| panic!("{method} {path}: the answer broke off: {e}\n{}", self.said()));
+        Answer { status: head.status.as_u16(), body: bytes, headers: head.headers }
+    }
+
+    /// One request whose answer is read by the caller.
+    pub fn open(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Response<Body> {
+        let mut request = ureq::http::Request::builder().method(method).uri(format!("{}{path}", self.url));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let mut reader = body;
+        let body = if matches!(method, "GET" | "HEAD") { SendBody::none() } else { SendBody::from_reader(&mut reader) };
+        let request = request.body(body).expect("a request");
+        self.agent.run(request).unwrap_or_else(|e| panic!("{method} {path}: {e}\n{}", self.said()))
+    }
+
+    /// Asks again until the answer is yes, or patience ends.
+    pub fn until(&self, what: &str, mut yes: impl FnMut() -> bool) {
+        let begun = now();
+        while !yes() {
+            assert!(begun.elapsed() < PATIENCE, "{what} did not happen within {PATIENCE:?}\n{}", self.said());
+            std::thread::park_timeout(Duration::from_millis(20));
+        }
+    }
+
+    /// How many instances of a function are ready.
+    pub fn instances(&self, name: &str) -> u64 {
+        let shown: serde_json::Value = serde_json::from_str(&self.ok(&["describe", name, "-o", "json"])).expect("JSON");
+        shown["status"]["readyInstances"].as_u64().unwrap_or_else(|| panic!("no status.readyInstances in {shown}"))
+    }
+}
+
+impl Drop for Platform {
+    fn drop(&mut self) {
+        if self.child.is_some() {
+            self.stop();
+        }
+    }
+}
+
+/// Bytes as text.
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// A line that says what was not tested, and why. CI fails when it sees one.
+pub fn skipped(what: &str, why: &str) {
+    // Past the test harness's capture: a skipped test is one that passes, and its prints are thrown away.
+    let _ = writeln!(std::io::stderr(), "skipped: {what}: {why}");
+}
+
+/// True as root, where every isolation can be had.
+pub fn root() -> bool {
+    rustix::process::geteuid().is_root()
+}
