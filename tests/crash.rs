@@ -28,7 +28,7 @@ impl Dice {
 }
 
 /// Processes whose command line or environment names this platform's folder, or that run as its helpers.
-pub fn processes_of(platform: &Platform) -> Vec<String> {
+pub(crate) fn processes_of(platform: &Platform) -> Vec<String> {
     let mark = platform.dir.path().to_str().expect("UTF-8").to_owned();
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").expect("/proc").flatten() {
@@ -47,7 +47,7 @@ pub fn processes_of(platform: &Platform) -> Vec<String> {
 }
 
 /// What the host shows that could be left over: cgroups of ours, links, mounts, network namespaces in use.
-pub fn host_things() -> BTreeMap<&'static str, Vec<String>> {
+pub(crate) fn host_things() -> BTreeMap<&'static str, Vec<String>> {
     let mut cgroups = Vec::new();
     for controller in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
         let inner = fs::read_dir(controller.path()).into_iter().flatten().flatten();

@@ -9,17 +9,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ureq::{Agent, Body, SendBody, http::Response};
+use ureq::{Agent, Body, http::Response};
 
 /// The program under test.
-pub const TAPER: &str = env!("CARGO_BIN_EXE_taper");
+pub(crate) const TAPER: &str = env!("CARGO_BIN_EXE_taper");
 /// The longest that anything may take on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// `taper up`, running.
-pub struct Platform {
-    pub dir: tempfile::TempDir,
-    pub url: String,
+pub(crate) struct Platform {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) url: String,
     child: Option<Child>,
     arguments: Vec<String>,
     agent: Agent,
@@ -28,40 +28,40 @@ pub struct Platform {
 }
 
 /// What a call brought.
-pub struct Answer {
-    pub status: u16,
-    pub body: Vec<u8>,
-    pub headers: ureq::http::HeaderMap,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) body: Vec<u8>,
+    pub(crate) headers: ureq::http::HeaderMap,
 }
 
 impl Answer {
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
-    pub fn header(&self, name: &str) -> &str {
+    pub(crate) fn header(&self, name: &str) -> &str {
         self.headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or("")
     }
 }
 
 #[allow(clippy::disallowed_methods, reason = "the harness measures real time around a real process")]
-pub fn now() -> Instant {
+pub(crate) fn now() -> Instant {
     Instant::now()
 }
 
 impl Platform {
     /// A platform with default settings.
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self::start_with(&[])
     }
 
     /// A platform with more arguments after `taper up`.
-    pub fn start_with(arguments: &[&str]) -> Self {
+    pub(crate) fn start_with(arguments: &[&str]) -> Self {
         Self::start_as(None, arguments)
     }
 
     /// A platform of an ordinary user, without any privilege.
-    pub fn start_as_ordinary_user() -> Self {
+    pub(crate) fn start_as_ordinary_user() -> Self {
         Self::start_as(root().then_some(60_123), &[])
     }
 
@@ -85,7 +85,7 @@ impl Platform {
     }
 
     /// Starts the process and waits for its ready line.
-    pub fn up(&mut self) {
+    pub(crate) fn up(&mut self) {
         assert!(self.child.is_none(), "it runs already");
         let mut child = self
             .command()
@@ -110,7 +110,7 @@ impl Platform {
     }
 
     /// What the platform wrote on standard error so far.
-    pub fn said(&self) -> String {
+    pub(crate) fn said(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("stderr")).unwrap_or_default()
     }
 
@@ -119,24 +119,24 @@ impl Platform {
     }
 
     /// The data directory.
-    pub fn data(&self) -> PathBuf {
+    pub(crate) fn data(&self) -> PathBuf {
         self.dir.path().join("data")
     }
 
     /// The platform's process.
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.as_ref().expect("it runs").id()
     }
 
     /// `kill -9`, and wait until the process is no more.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         let mut child = self.child.take().expect("it runs");
         child.kill().expect("it can be killed");
         child.wait().expect("it ends");
     }
 
     /// SIGTERM; gives the exit status and how long the end took.
-    pub fn stop(&mut self) -> (std::process::ExitStatus, Duration) {
+    pub(crate) fn stop(&mut self) -> (std::process::ExitStatus, Duration) {
         let mut child = self.child.take().expect("it runs");
         let begun = now();
         rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::TERM).expect("it can be signalled");
@@ -157,12 +157,12 @@ impl Platform {
     }
 
     /// Runs the CLI against this platform.
-    pub fn taper(&self, arguments: &[&str]) -> Output {
+    pub(crate) fn taper(&self, arguments: &[&str]) -> Output {
         self.taper_in(self.dir.path(), arguments, b"")
     }
 
     /// Runs the CLI in a folder, with this on its standard input.
-    pub fn taper_in(&self, folder: &Path, arguments: &[&str], stdin: &[u8]) -> Output {
+    pub(crate) fn taper_in(&self, folder: &Path, arguments: &[&str], stdin: &[u8]) -> Output {
         let mut child = self
             .command()
             .env("TAPER_URL", &self.url)
@@ -184,21 +184,21 @@ impl Platform {
     }
 
     /// Runs the CLI and gives what it printed; it must succeed.
-    pub fn ok(&self, arguments: &[&str]) -> String {
+    pub(crate) fn ok(&self, arguments: &[&str]) -> String {
         let out = self.taper(arguments);
         assert!(out.status.success(), "taper {arguments:?}: {}\n{}", text(&out.stderr), self.said());
         text(&out.stdout)
     }
 
     /// Runs the CLI and gives what it complained of; it must fail with status 1.
-    pub fn fails(&self, arguments: &[&str]) -> String {
+    pub(crate) fn fails(&self, arguments: &[&str]) -> String {
         let out = self.taper(arguments);
         assert_eq!(out.status.code(), Some(1), "taper {arguments:?} printed {}{}", text(&out.stdout), text(&out.stderr));
         text(&out.stderr)
     }
 
     /// Writes a file below the test's folder and gives its path.
-    pub fn file(&self, name: &str, content: &str) -> String {
+    pub(crate) fn file(&self, name: &str, content: &str) -> String {
         let path = self.dir.path().join(name);
         std::fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
         std::fs::write(&path, content).expect("a file");
@@ -206,12 +206,12 @@ impl Platform {
     }
 
     /// Calls a function with POST.
-    pub fn call(&self, path: &str, body: &[u8]) -> Answer {
+    pub(crate) fn call(&self, path: &str, body: &[u8]) -> Answer {
         self.request("POST", &format!("/function/{path}"), &[], body)
     }
 
     /// One request to the platform.
-    pub fn request(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+    pub(crate) fn request(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
         let response = self.open(method, path, headers, body);
         let (head, mut rest) = response.into_parts();
         let mut bytes = Vec::new();
@@ -220,19 +220,21 @@ impl Platform {
     }
 
     /// One request whose answer is read by the caller.
-    pub fn open(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Response<Body> {
+    pub(crate) fn open(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Response<Body> {
         let mut request = ureq::http::Request::builder().method(method).uri(format!("{}{path}", self.url));
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        let mut reader = body;
-        let body = if matches!(method, "GET" | "HEAD") { SendBody::none() } else { SendBody::from_reader(&mut reader) };
-        let request = request.body(body).expect("a request");
-        self.agent.run(request).unwrap_or_else(|e| panic!("{method} {path}: {e}\n{}", self.said()))
+        let sent = if matches!(method, "GET" | "HEAD") {
+            self.agent.run(request.body(()).expect("a request"))
+        } else {
+            self.agent.run(request.body(body).expect("a request"))
+        };
+        sent.unwrap_or_else(|e| panic!("{method} {path}: {e}\n{}", self.said()))
     }
 
     /// Asks again until the answer is yes, or patience ends.
-    pub fn until(&self, what: &str, mut yes: impl FnMut() -> bool) {
+    pub(crate) fn until(&self, what: &str, mut yes: impl FnMut() -> bool) {
         let begun = now();
         while !yes() {
             assert!(begun.elapsed() < PATIENCE, "{what} did not happen within {PATIENCE:?}\n{}", self.said());
@@ -241,7 +243,7 @@ impl Platform {
     }
 
     /// How many instances of a function are ready.
-    pub fn instances(&self, name: &str) -> u64 {
+    pub(crate) fn instances(&self, name: &str) -> u64 {
         let shown: serde_json::Value = serde_json::from_str(&self.ok(&["describe", name, "-o", "json"])).expect("JSON");
         shown["status"]["readyInstances"].as_u64().unwrap_or_else(|| panic!("no status.readyInstances in {shown}"))
     }
@@ -256,17 +258,17 @@ impl Drop for Platform {
 }
 
 /// Bytes as text.
-pub fn text(bytes: &[u8]) -> String {
+pub(crate) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
 /// A line that says what was not tested, and why. CI fails when it sees one.
-pub fn skipped(what: &str, why: &str) {
+pub(crate) fn skipped(what: &str, why: &str) {
     // Past the test harness's capture: a skipped test is one that passes, and its prints are thrown away.
     let _ = writeln!(std::io::stderr(), "skipped: {what}: {why}");
 }
 
 /// True as root, where every isolation can be had.
-pub fn root() -> bool {
+pub(crate) fn root() -> bool {
     rustix::process::geteuid().is_root()
 }

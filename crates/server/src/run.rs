@@ -78,6 +78,7 @@ async fn run(config: Config, on_ready: impl FnOnce(Ready) + Send + 'static) -> R
             info: Info { version: env!("CARGO_PKG_VERSION").into(), provider: "local".into(), isolation: local.isolation() },
         },
     );
+    let replacing = tokio::spawn(replace(dispatcher.clone(), handle.clone()));
     let gateway = Gateway::bind(
         config.gateway.clone(),
         taper_gateway::Parts {
@@ -120,6 +121,7 @@ async fn run(config: Config, on_ready: impl FnOnce(Ready) + Send + 'static) -> R
         }
         local.stop().await;
         feed.abort();
+        replacing.abort();
     };
     tokio::select! {
         () = down => {}
@@ -140,6 +142,15 @@ async fn feed(provider: Arc<dyn Provider>, dispatcher: Dispatcher) {
     let mut events = provider.watch();
     while let Some(event) = events.next().await {
         dispatcher.learn(event);
+    }
+}
+
+/// Has every instance that the dispatcher cannot send to stopped and replaced.
+async fn replace(dispatcher: Dispatcher, control: taper_control::Handle) {
+    loop {
+        let (revision, instance) = dispatcher.condemned().await;
+        tracing::warn!(%instance, "takes no calls and is replaced");
+        control.condemn(revision, instance);
     }
 }
 

@@ -7,7 +7,7 @@ use taper_provider::conformance::{Fixture, run};
 
 use crate::world::{PATIENCE, World};
 
-const ECHO_SERVER: &str = r#"
+pub const ECHO_SERVER: &str = r#"
 import os
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 class Echo(BaseHTTPRequestHandler):

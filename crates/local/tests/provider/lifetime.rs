@@ -1,1 +1,187 @@
-//! x
+//! How instances come and go: draining, calling off, sandboxes kept ready, the end of the spawner and of the platform.
+
+use std::time::Duration;
+
+use taper_model::{Cause, call, call::Start};
+use taper_provider::{Error, Event, Progress, Provider};
+use tokio::time::{Instant, timeout};
+
+use crate::world::{PATIENCE, Watch, World, bytes, endless, invoke, post, text, within};
+
+const SLEEPS: &str = "import time\ndef handle(text):\n    time.sleep(float(text))\n    return 'slept'\n";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_runs_may_end_when_an_instance_is_stopped() {
+    let world = World::start().await;
+    let revision = world.classic("cat", &["cat"]);
+    let mut watch = Watch::open(&world.local).await;
+    let instance = world.one(&revision).await;
+    assert!(matches!(watch.next().await, Event::Ready(_)));
+    let (more, body) = endless();
+    let held = instance.clone();
+    let call = tokio::spawn(async move { bytes(within(PATIENCE, &held, post(body)).await.unwrap()).await });
+    more.send("half ".into()).await.unwrap();
+    more.send("and ".into()).await.unwrap();
+    drop(more.reserve().await.unwrap());
+    world.apply(&revision, 0).await;
+    assert!(matches!(watch.next().await, Event::Draining { .. }));
+    // A call that comes too late waits until it is clear that it goes elsewhere.
+    let held = instance.clone();
+    let late = tokio::spawn(async move { invoke(&held, "late").await });
+    more.send("half".into()).await.unwrap();
+    drop(more);
+    assert_eq!(call.await.unwrap(), "half and half");
+    match late.await.unwrap() {
+        Ok(reply) => assert_eq!(bytes(reply).await, "late"),
+        Err(fault) => assert!(fault.unsent.is_some(), "{fault:?}"),
+    }
+    assert_eq!(watch.gone(&instance.id).await, None);
+    assert_eq!(world.left(), 0, "nothing is left when it is told");
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_outlasts_the_timeout_does_not_hold_a_stop() {
+    let world = World::start().await;
+    let mut revision = (*world.python("sleeps", SLEEPS)).clone();
+    revision.spec.timeout = Some("500ms".parse().unwrap());
+    let revision = revision.into();
+    let mut watch = Watch::open(&world.local).await;
+    let instance = world.one(&revision).await;
+    let held = instance.clone();
+    let call = tokio::spawn(async move { within(PATIENCE, &held, post(call::full("600"))).await });
+    while world.local.usage(revision.id.function()).is_empty() {
+        tokio::task::yield_now().await;
+    }
+    let began = Instant::now();
+    world.apply(&revision, 0).await;
+    watch.gone(&instance.id).await;
+    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+    let fault = call.await.unwrap().unwrap_err();
+    assert_eq!(fault.cause, Cause::Died, "{fault}");
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_that_is_not_wanted_any_more_leaves_nothing() {
+    let world = World::start().await;
+    let revision = world.python("slow", "import time\ntime.sleep(600)\ndef handle(text):\n    return text\n");
+    world.local.prepare(&revision, Progress::silent()).await.unwrap();
+    world.apply(&revision, 3).await;
+    let seen = async {
+        while world.left() == 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, seen).await.unwrap();
+    world.apply(&revision, 0).await;
+    let gone = async {
+        while world.left() > 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, gone).await.unwrap();
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_starts_do_not_hold_up_others() {
+    let world = World::with(|config| config.starts = 2).await;
+    let slow = world.python("slow", "import time\ntime.sleep(600)\n");
+    world.local.prepare(&slow, Progress::silent()).await.unwrap();
+    world.apply(&slow, 4).await;
+    let instance = world.one(&world.classic("cat", &["cat"])).await;
+    assert_eq!(text(&instance, "through").await, "through");
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sandbox_kept_ready_is_used_and_replaced() {
+    let world = World::with(|config| config.pool = 1).await;
+    let revision = world.classic("cat", &["cat"]);
+    let first = world.one(&revision).await;
+    assert_eq!(first.start, Start::Cold);
+    let again = async {
+        for n in 2.. {
+            world.apply(&revision, n).await;
+            let mut watch = Watch::open(&world.local).await;
+            let _ = &mut watch;
+            world.apply(&revision, n + 1).await;
+            let instance = watch.ready().await;
+            if instance.start == Start::Pool {
+                return instance;
+            }
+        }
+        unreachable!()
+    };
+    let instance = timeout(PATIENCE, again).await.unwrap();
+    assert_eq!(text(&instance, "from the pool").await, "from the pool");
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_spawner_that_dies_takes_all_with_it_and_comes_back() {
+    let world = World::start().await;
+    let revision = world.classic("cat", &["cat"]);
+    let mut watch = Watch::open(&world.local).await;
+    let instance = world.one(&revision).await;
+    let spawner = parent(world.processes()[0]);
+    rustix::process::kill_process(rustix::process::Pid::from_raw(spawner).unwrap(), rustix::process::Signal::KILL).unwrap();
+    assert!(watch.gone(&instance.id).await.is_some());
+    let revived = async {
+        loop {
+            world.apply(&revision, 1).await;
+            match watch.next().await {
+                Event::Ready(instance) => return instance,
+                Event::Failed { cause, .. } => assert_eq!(cause, Cause::Internal),
+                _ => {}
+            }
+        }
+    };
+    let instance = timeout(PATIENCE, revived).await.unwrap();
+    assert_eq!(text(&instance, "back").await, "back");
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stopped_provider_takes_no_orders() {
+    let world = World::start().await;
+    let revision = world.python("sleeps", SLEEPS);
+    let instance = world.one(&revision).await;
+    let call = tokio::spawn(async move { text(&instance, "0.2").await });
+    timeout(PATIENCE, world.local.stop()).await.unwrap();
+    // It was under way or not yet; if it was, it may end.
+    let _ = call.await;
+    assert!(matches!(world.local.apply(&revision, 1, &[]).await, Err(Error::Stopping)));
+    world.assert_nothing_left();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_provider_ends_everything() {
+    let world = World::with(|config| config.pool = 1).await;
+    world.one(&world.classic("cat", &["cat"])).await;
+    let processes = world.processes();
+    assert!(!processes.is_empty());
+    let World { dir, local, .. } = world;
+    drop(local);
+    let gone = async {
+        while processes.iter().any(|pid| std::path::Path::new(&format!("/proc/{pid}")).exists()) {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, gone).await.expect("every process ends");
+    // The next start over the same folder removes whatever is left, and works.
+    let supply = std::sync::Arc::new(crate::world::Memory::default());
+    let config = taper_local::Config {
+        dir: dir.path().join("local"),
+        program: Some(env!("CARGO_BIN_EXE_taper-local-program").into()),
+        ..taper_local::Config::default()
+    };
+    let again = taper_local::Local::start(config, supply).await.unwrap();
+    again.stop().await;
+}
+
+fn parent(pid: i32) -> i32 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    stat.rsplit_once(") ").unwrap().1.split(' ').nth(1).unwrap().parse().unwrap()
+}

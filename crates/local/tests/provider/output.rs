@@ -1,1 +1,68 @@
-//! x
+//! What functions write, and what they use.
+
+use futures_util::StreamExt;
+use taper_provider::{LogQuery, Provider};
+use tokio::time::timeout;
+
+use crate::world::{PATIENCE, World, invoke, text};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_costs_a_bounded_place_and_no_neighbour() {
+    let world = World::with(|config| config.logs.file = taper_model::quantity::Memory(1 << 20)).await;
+    let flood = "import sys\ndef handle(text):\n    line = 'x' * 99 + '\\n'\n    for n in range(int(text) << 10):\n        sys.stdout.write(line * 10)\n    print('the end')\n    return 'done'\n";
+    let (noisy, quiet) = (world.python("noisy", flood), world.python("quiet", "def handle(text):\n    print(text)\n    return text\n"));
+    let (a, b) = (world.one(&noisy).await, world.one(&quiet).await);
+    // 200 MB, while a neighbour is called and heard.
+    let writer = tokio::spawn(async move { text(&a, "200").await });
+    let mut calls = 0;
+    while !writer.is_finished() {
+        assert_eq!(text(&b, "hello").await, "hello");
+        calls += 1;
+    }
+    assert_eq!(writer.await.unwrap(), "done");
+    assert!(calls > 10, "{calls} calls of the neighbour meanwhile");
+    world.logged(&noisy, "the end").await;
+    world.logged(&quiet, "hello").await;
+    let folder = world.dir.path().join("local/logs/default/noisy");
+    let kept: u64 = std::fs::read_dir(folder).unwrap().map(|file| file.unwrap().metadata().unwrap().len()).sum();
+    assert!(kept < 3 << 20, "{kept} bytes");
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tail_and_follow_meet_without_a_seam() {
+    let world = World::start().await;
+    let revision = world.python("counts", "def handle(text):\n    print('line', text)\n    return text\n");
+    let instance = world.one(&revision).await;
+    let mut followers = Vec::new();
+    for n in 0..40 {
+        invoke(&instance, n.to_string()).await.unwrap();
+        if n % 10 == 5 {
+            let query = LogQuery { follow: true, ..LogQuery::default() };
+            followers.push(world.local.logs(revision.id.function(), query));
+        }
+    }
+    let expect: Vec<String> = (0..40).map(|n| format!("line {n}")).collect();
+    for follower in followers {
+        let lines: Vec<_> = timeout(PATIENCE, follower.take(40).collect()).await.unwrap();
+        assert_eq!(lines.iter().map(|line: &taper_provider::LogLine| line.text.clone()).collect::<Vec<_>>(), expect);
+        assert!(lines.iter().all(|line| !line.stderr && line.instance == instance.id.as_str()));
+    }
+    let tail = world.logs(&revision, LogQuery { tail: Some(2), ..LogQuery::default() }).await;
+    assert_eq!(tail.iter().map(|line| line.text.as_str()).collect::<Vec<_>>(), ["line 38", "line 39"]);
+    world.local.forget(revision.id.function());
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn usage_is_of_what_runs() {
+    let world = World::start().await;
+    let revision = world.python("uses", "held = bytearray(20 << 20)\ndef handle(text):\n    return text\n");
+    assert!(world.local.usage(revision.id.function()).is_empty());
+    let instance = world.one(&revision).await;
+    let usage = world.local.usage(revision.id.function());
+    assert_eq!((usage.len(), usage[0].instance.as_str()), (1, instance.id.as_str()));
+    assert_eq!(usage[0].revision, revision.id.name());
+    assert!(usage[0].memory_bytes.unwrap() > 20 << 20, "{usage:?}");
+    world.end().await;
+}

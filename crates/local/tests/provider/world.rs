@@ -264,6 +264,17 @@ pub async fn text(instance: &Instance, body: &'static str) -> String {
     String::from_utf8(bytes(reply).await.to_vec()).unwrap()
 }
 
+/// A body that goes on for as long as the sender lives. Its channel has room for one piece, so that a sender knows what
+/// was taken.
+pub fn endless() -> (tokio::sync::mpsc::Sender<Bytes>, Body) {
+    let (tx, rx) = tokio::sync::mpsc::channel::<Bytes>(1);
+    let pieces = futures_util::stream::unfold(rx, |mut rx| async {
+        let piece = rx.recv().await?;
+        Some((Ok::<_, taper_model::BoxError>(http_body::Frame::data(piece)), rx))
+    });
+    (tx, Body::new(http_body_util::StreamBody::new(pieces)))
+}
+
 /// Bytes that repeat late enough to show any piece that is missing or twice.
 pub fn pattern(size: usize) -> Bytes {
     (0..size).map(|n| (n * 31 % 251) as u8).collect::<Vec<u8>>().into()
