@@ -87,7 +87,7 @@ fn python_handler_with_workers() {
 #[test]
 fn node_handler() {
     let platform = Platform::start();
-    let file = platform.file("echo.mjs", "export async function handle(event) { return event.body; }\n");
+    let file = platform.file("echo.mjs", "export async function handle(text) { return text; }\n");
     let file2 = platform.file("echo2.js", "exports.handle = async (event, context) => event.body;\n");
     deploy(&platform, &[&file2]);
     load(&platform, "echo2", CALLS);

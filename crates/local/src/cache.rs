@@ -133,7 +133,8 @@ impl Cache {
     }
 
     /// How many bytes the cached folders hold.
-    pub(crate) fn bytes(&self) -> u64 {
+    #[cfg(test)]
+    fn bytes(&self) -> u64 {
         self.lock().entries.values().map(|e| e.bytes).sum()
     }
 

@@ -2,10 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use taper_model::{
-    InstanceId, Mode, Revision, Runtime,
-    function::Network as Wanted,
-};
+use taper_model::{InstanceId, Mode, Revision, Runtime, function::Network as Wanted};
 use taper_provider::Error;
 use taper_watchdog::control::Claim;
 
@@ -19,6 +16,8 @@ use crate::{
 const PORT: u16 = 8080;
 /// Bytes of a classic reply that are held back until the exit status is known.
 const REPLY_HOLD: u64 = 1 << 20;
+/// The same while the request is still arriving: a little more than the largest request, and at most half the memory.
+const EARLY_HOLD: u64 = 128 << 20;
 
 /// What must be known of a revision before there is a sandbox for it.
 pub(crate) fn park_spec(revision: &Revision) -> ParkSpec {
@@ -86,6 +85,7 @@ pub(crate) fn claim(
         ready_path: spec.ready_path.clone(),
         start_timeout_ms: u64::try_from(spec.start_timeout().as_millis()).unwrap_or(u64::MAX),
         max_reply_hold: REPLY_HOLD,
+        max_early_hold: (spec.memory() / 2).clamp(REPLY_HOLD, EARLY_HOLD),
         combine_output: spec.combine_output.unwrap_or(false),
     })
 }
@@ -167,7 +167,10 @@ mod tests {
         let env = [("LANG".to_owned(), "de_DE.UTF-8".to_owned()), ("A".to_owned(), "1".to_owned())].into();
         let spec = FunctionSpec { command: vec!["cat".into(), "-".into()], env, ..FunctionSpec::default() };
         let claim = claim_of(spec).unwrap();
-        assert_eq!((claim.mode, claim.command.join(" ").as_str(), claim.cwd.as_str()), (Mode::Classic, "cat -", "/function"));
+        assert_eq!(
+            (claim.mode, claim.command.join(" ").as_str(), claim.cwd.as_str()),
+            (Mode::Classic, "cat -", "/function")
+        );
         let get = |name: &str| claim.env.get(name).map(String::as_str);
         assert_eq!(get("LANG"), Some("de_DE.UTF-8"), "the user's word wins");
         assert_eq!((get("A"), get("HOME"), get("K_SERVICE")), (Some("1"), Some("/tmp"), Some("hello")));
@@ -194,7 +197,11 @@ mod tests {
         match claim_of(spec) {
             Ok(claim) => {
                 assert_eq!(claim.handler.as_deref(), Some("handler.handle"));
-                assert!(claim.command.last().is_some_and(|shim| shim.starts_with("/runtime/shim")), "{:?}", claim.command);
+                assert!(
+                    claim.command.last().is_some_and(|shim| shim.starts_with("/runtime/shim")),
+                    "{:?}",
+                    claim.command
+                );
             }
             Err(e) => assert!(e.to_string().contains("apt-get install python3"), "{e}"),
         }

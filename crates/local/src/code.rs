@@ -2,6 +2,7 @@
 //! outside the folder, never follows a link, and keeps no owner, no special bit and nothing but files, folders and links.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     ffi::{OsStr, OsString},
     fs,
@@ -64,6 +65,7 @@ pub(crate) fn unpack_tar(archive: impl Read, into: &Path, bounds: Bounds) -> Res
     tree.finish()
 }
 
+#[allow(clippy::needless_pass_by_value, reason = "the shape that `map_err` wants")]
 fn broken(e: io::Error) -> Error {
     Error::Prepare(format!("the artifact is not a whole tar archive compressed with gzip: {e}"))
 }
@@ -136,12 +138,12 @@ impl Tree<'_> {
         if path.as_os_str().is_empty() {
             return Ok(());
         }
-        let target = names.link.or_else(|| entry.link_name_bytes().map(|name| name.into_owned()));
+        let target = names.link.or_else(|| entry.link_name_bytes().map(Cow::into_owned));
         let target = target.map(|t| PathBuf::from(OsString::from_vec(t)));
         match (entry.header().entry_type(), target) {
             (kind, _) if kind.is_dir() => self.folder(&path),
             (kind, _) if kind.is_file() || kind.is_contiguous() => self.file(&path, entry),
-            (kind, Some(to)) if kind.is_symlink() => self.link(path, to),
+            (kind, Some(to)) if kind.is_symlink() => self.link(&path, to),
             (kind, Some(to)) if kind.is_hard_link() => self.hard_link(&path, to.as_os_str()),
             _ => Err(refuse(&path, "is neither a file nor a folder nor a link")),
         }
@@ -197,13 +199,13 @@ impl Tree<'_> {
         out.set_permissions(fs::Permissions::from_mode(mode)).map_err(|e| host(path, e))
     }
 
-    fn link(&mut self, path: PathBuf, to: PathBuf) -> Result<(), Error> {
-        self.above(&path)?;
+    fn link(&mut self, path: &Path, to: PathBuf) -> Result<(), Error> {
+        self.above(path)?;
         if to.as_os_str().len() > MAX_PATH || to.as_os_str().is_empty() {
-            return Err(refuse(&path, "is a link to nothing or to a path that is too long"));
+            return Err(refuse(path, "is a link to nothing or to a path that is too long"));
         }
-        if self.links.insert(path.clone(), to).is_some() {
-            return Err(refuse(&path, "appears twice"));
+        if self.links.insert(path.to_owned(), to).is_some() {
+            return Err(refuse(path, "appears twice"));
         }
         Ok(())
     }

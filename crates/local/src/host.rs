@@ -45,8 +45,11 @@ pub(crate) struct Host {
     pool: Pool,
     code: Cache,
     dependencies: Cache,
-    plans: Mutex<HashMap<(Digest, Runtime), Option<Arc<Plan>>>>,
+    plans: Mutex<Plans>,
 }
+
+/// What is to be installed for each artifact, for those that declare something.
+type Plans = HashMap<(Digest, Runtime), Option<Arc<Plan>>>;
 
 /// A revision's code and dependencies, near and in use.
 #[derive(Debug, Clone, Default)]
@@ -159,8 +162,8 @@ impl Host {
             let path = self.supply.artifact(&digest)?;
             let bounds = Bounds { bytes: self.config.max_code.0, entries: MAX_ENTRIES };
             blocking(move || {
-                let archive = File::open(&path)
-                    .map_err(|source| Error::Host { what: "open the artifact".to_owned(), source })?;
+                let archive =
+                    File::open(&path).map_err(|source| Error::Host { what: "open the artifact".to_owned(), source })?;
                 code::unpack(archive, &draft.content(), bounds)
             })
             .await
@@ -187,7 +190,7 @@ impl Host {
         let Ok(language) = self.languages.get(runtime) else { return Ok(None) };
         let (folder, program) = (code.path(), language.program.display().to_string());
         let identity = language.identity.clone();
-        let plan = blocking(move || plan(&folder, runtime, &program, &identity)).await?.map(Arc::new);
+        let plan = blocking(move || plan(&folder, digest, runtime, &program, &identity)).await?.map(Arc::new);
         let mut plans = self.plans();
         if plans.len() >= MAX_PLANS {
             plans.clear();
@@ -196,7 +199,7 @@ impl Host {
         Ok(plan)
     }
 
-    fn plans(&self) -> MutexGuard<'_, HashMap<(Digest, Runtime), Option<Arc<Plan>>>> {
+    fn plans(&self) -> MutexGuard<'_, Plans> {
         self.plans.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -219,7 +222,13 @@ pub(crate) async fn blocking<T: Send + 'static>(
 }
 
 /// Reads the files at the top of an artifact, and asks its language what is to be installed.
-fn plan(folder: &Path, runtime: Runtime, program: &str, identity: &str) -> Result<Option<Plan>, Error> {
+fn plan(
+    folder: &Path,
+    artifact: Digest,
+    runtime: Runtime,
+    program: &str,
+    identity: &str,
+) -> Result<Option<Plan>, Error> {
     let host = |source| Error::Host { what: "read the unpacked code".to_owned(), source };
     let mut files = BTreeMap::new();
     for entry in fs::read_dir(folder).map_err(host)? {
@@ -238,8 +247,7 @@ fn plan(folder: &Path, runtime: Runtime, program: &str, identity: &str) -> Resul
         file.take(HEAD_SIZE as u64).read_to_end(&mut head).map_err(host)?;
         heads.insert(name.as_str(), head);
     }
-    let candidates: Vec<_> =
-        heads.iter().map(|(name, head)| Candidate { name, executable: false, head }).collect();
+    let candidates: Vec<_> = heads.iter().map(|(name, head)| Candidate { name, executable: false, head }).collect();
     let recipe = taper_runtimes::recipe(runtime, program, "the artifact", &candidates)
         .map_err(|e| Error::Prepare(e.to_string()))?;
     let Some(recipe) = recipe else { return Ok(None) };
@@ -247,8 +255,22 @@ fn plan(folder: &Path, runtime: Runtime, program: &str, identity: &str) -> Resul
     for name in &recipe.lock {
         let content = files.get(*name).map(fs::read).transpose().map_err(host)?.unwrap_or_default();
         key.extend_from_slice(format!("{name} {}\n", Digest::of(&content)).as_bytes());
+        if names_other_files(&content) {
+            key.extend_from_slice(format!("{artifact}\n").as_bytes());
+        }
     }
     Ok(Some(Plan { recipe, key: Digest::of(&key).hex() }))
+}
+
+/// Whether a file that declares dependencies also refers to others of the artifact, which then decide as well: an option of
+/// pip's, a path, or npm's word for one. Better once too often.
+fn names_other_files(content: &[u8]) -> bool {
+    let refers = |line: &[u8]| {
+        let line = line.trim_ascii_start();
+        line.starts_with(b"-") || line.starts_with(b".") || line.starts_with(b"/")
+    };
+    let has = |word: &[u8]| content.windows(word.len()).any(|part| part == word);
+    content.split(|b| *b == b'\n').any(refers) || has(b"file:") || has(b"link:") || has(b"workspace:")
 }
 
 #[cfg(test)]
@@ -256,7 +278,8 @@ mod tests {
     use super::*;
 
     fn key(folder: &Path, runtime: Runtime, identity: &str) -> Option<String> {
-        plan(folder, runtime, "/usr/bin/program", identity).unwrap().map(|plan| plan.key)
+        let artifact = Digest::of(&fs::read(folder.join("handler.py")).unwrap());
+        plan(folder, artifact, runtime, "/usr/bin/program", identity).unwrap().map(|plan| plan.key)
     }
 
     #[test]
@@ -273,13 +296,21 @@ mod tests {
         assert_ne!(key(dir.path(), Runtime::Python3, "3.12").unwrap(), first, "the interpreter does");
         fs::write(dir.path().join("requirements.txt"), "six==1\n").unwrap();
         assert_ne!(key(dir.path(), Runtime::Python3, "3.11").unwrap(), first, "and so does the file");
+        for own in
+            ["-r more.txt\n", "six\n  ./package\n", "six @ file:///function/six.whl\n", "--find-links wheels\nsix\n"]
+        {
+            fs::write(dir.path().join("requirements.txt"), own).unwrap();
+            let before = key(dir.path(), Runtime::Python3, "3.11").unwrap();
+            fs::write(dir.path().join("handler.py"), own).unwrap();
+            assert_ne!(key(dir.path(), Runtime::Python3, "3.11").unwrap(), before, "{own}: the artifact decides too");
+        }
         assert_eq!(key(dir.path(), Runtime::Node, "20"), None);
         fs::write(dir.path().join("package.json"), r#"{"dependencies": {"a": "1"}}"#).unwrap();
         let first = key(dir.path(), Runtime::Node, "20").unwrap();
         fs::write(dir.path().join("package-lock.json"), "{}").unwrap();
         assert_ne!(key(dir.path(), Runtime::Node, "20").unwrap(), first);
         fs::write(dir.path().join("package.json"), "{").unwrap();
-        let refused = plan(dir.path(), Runtime::Node, "node", "20").err().unwrap().to_string();
+        let refused = plan(dir.path(), Digest::of(b""), Runtime::Node, "node", "20").err().unwrap().to_string();
         assert!(refused.contains("package.json"), "{refused}");
     }
 }

@@ -34,11 +34,14 @@ use crate::{
     sandbox::{Binding, Layout, Limits, NetworkSpace, ParkSpec, Parked},
 };
 
-/// Runs the tool (the arguments) in a folder of its own, tells of it on stderr, and writes an archive of the result to stdout.
+/// Runs the tool (the arguments) in a copy of the code that it may change, tells of it on stderr, and writes an archive of
+/// the result to stdout. A tool that works on files of the code finds its result among them.
 const SCRIPT: &str = r#"set -e
-mkdir -p "$OUT/$PRODUCED"
-cd "$OUT"
-for file in $COPY; do cp "$CODE/$file" .; done
+if [ -n "$COPY" ]; then work="$OUT"; else work="$TMPDIR/work"; fi
+mkdir -p "$OUT/$PRODUCED" "$work"
+cp -R "$CODE/." "$work"
+chmod -R u+w "$work"
+cd "$work"
 "$@" >&2
 exec tar -cf - -C "$OUT/$PRODUCED" ."#;
 /// Files, folders and links that dependencies may have.
@@ -118,7 +121,9 @@ pub(crate) async fn install(
     let last = Arc::new(Mutex::new(VecDeque::new()));
     let told = tokio::spawn(read_lines(stderr, tell(progress.clone(), last.clone())));
     let done = match run.invoke(call).await {
-        Ok(reply) => take_out(reply.into_body(), draft, bounds).await.map_err(|e| Fault::new(Stage::Respond, Cause::Died, e)),
+        Ok(reply) => {
+            take_out(reply.into_body(), draft, bounds).await.map_err(|e| Fault::new(Stage::Respond, Cause::Died, e))
+        }
         Err(fault) => Err(fault),
     };
     life.kill();
@@ -160,6 +165,8 @@ fn claim(function: &FunctionName, layout: &Layout, path: &str, recipe: &Recipe) 
         ("LANG", "C.UTF-8".to_owned()),
         ("PIP_NO_CACHE_DIR", "1".to_owned()),
         ("PIP_ROOT_USER_ACTION", "ignore".to_owned()),
+        // Packages of the code itself are copied; a link would lead out of the result.
+        ("npm_config_install_links", "true".to_owned()),
         ("OUT", out.clone()),
         ("CODE", code.clone()),
         ("PRODUCED", recipe.produced.to_owned()),
@@ -181,6 +188,7 @@ fn claim(function: &FunctionName, layout: &Layout, path: &str, recipe: &Recipe) 
         ready_path: None,
         start_timeout_ms: 10_000,
         max_reply_hold: 1 << 20,
+        max_early_hold: 64 << 20,
         combine_output: false,
     }
 }
@@ -193,10 +201,9 @@ async fn take_out(mut body: Body, draft: Arc<Draft>, bounds: Bounds) -> Result<(
         code::unpack_tar(archive, &draft.content(), bounds)?;
         // What is kept must survive a power cut: it cannot always be made again.
         let folder = std::fs::File::open(draft.content());
-        folder.and_then(|folder| Ok(rustix::fs::syncfs(folder)?)).map_err(|source| Error::Host {
-            what: "keep the dependencies on disk".to_owned(),
-            source,
-        })
+        folder
+            .and_then(|folder| Ok(rustix::fs::syncfs(folder)?))
+            .map_err(|source| Error::Host { what: "keep the dependencies on disk".to_owned(), source })
     });
     let feed = async {
         while let Some(frame) = body.frame().await {
@@ -266,6 +273,7 @@ async fn read_lines(pipe: OwnedFd, mut each: impl FnMut(String) + Send) {
     }
 }
 
+#[allow(clippy::needless_pass_by_value, reason = "the shape that `map_err` wants")]
 fn failed(why: impl ToString) -> Error {
     Error::Prepare(format!("the dependencies cannot be installed: {}", why.to_string()))
 }
@@ -293,7 +301,12 @@ mod tests {
         let (progress, mut rx) = Progress::channel();
         let last = Arc::new(Mutex::new(VecDeque::new()));
         let mut each = tell(progress, last.clone());
-        for line in ["[install] Forking fprocess.", "[install] Collecting six", "plain", "[install] Wrote 5 Bytes - Duration: 1s"] {
+        for line in [
+            "[install] Forking fprocess.",
+            "[install] Collecting six",
+            "plain",
+            "[install] Wrote 5 Bytes - Duration: 1s",
+        ] {
             each(line.to_owned());
         }
         for n in 0..100 {

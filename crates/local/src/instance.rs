@@ -20,7 +20,7 @@ use tokio::{
     net::UnixStream,
     sync::{Semaphore, oneshot},
     task::JoinHandle,
-    time::timeout,
+    time::{error::Elapsed, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -87,6 +87,7 @@ impl From<crate::Error> for Failure {
 }
 
 impl Failure {
+    #[allow(clippy::needless_pass_by_value, reason = "the shape that `map_err` wants")]
     fn internal(why: impl ToString) -> Self {
         Self { cause: Cause::Internal, why: why.to_string() }
     }
@@ -102,7 +103,11 @@ impl Failure {
 /// # Cancel safety
 /// Cancel safe: a dropped start leaves nothing.
 // long because: the order of the steps is the content
-pub(crate) async fn start(host: &Arc<Host>, revision: &Arc<Revision>, id: InstanceId) -> Result<(Arc<Instance>, Keeper), Failure> {
+pub(crate) async fn start(
+    host: &Arc<Host>,
+    revision: &Arc<Revision>,
+    id: InstanceId,
+) -> Result<(Arc<Instance>, Keeper), Failure> {
     let function = revision.id.function();
     let prepared = host.prepared(revision, &taper_provider::Progress::silent()).await?;
     let mut secrets = Vec::with_capacity(revision.spec.secrets.len());
@@ -180,13 +185,11 @@ pub(crate) async fn start(host: &Arc<Host>, revision: &Arc<Revision>, id: Instan
     Ok((instance, keeper))
 }
 
+/// What the control channel gave first.
+type FirstWord = Result<Option<(Report, Vec<OwnedFd>)>, taper_watchdog::Error>;
+
 /// Why there was no `ready`, in the best words there are.
-async fn unready(
-    word: Result<Result<Option<(Report, Vec<OwnedFd>)>, taper_watchdog::Error>, tokio::time::error::Elapsed>,
-    life: Life,
-    collector: &mut Collector,
-    memory: Memory,
-) -> Failure {
+async fn unready(word: Result<FirstWord, Elapsed>, life: Life, collector: &mut Collector, memory: Memory) -> Failure {
     let said = match word {
         Ok(Ok(Some((Report::Failed(failed), _)))) => Some(failed),
         Ok(Ok(Some((other, _)))) => {
@@ -216,7 +219,9 @@ async fn unready(
         }
         Some(failed) if failed.what == FailedKind::Confine => Failure { cause: Cause::Internal, why: failed.message },
         Some(failed) => Failure { cause: Cause::CannotStart, why: failed.message },
-        None => Failure::internal(format!("the instance ended while it started ({})\n{}", in_words(exit), collector.tail())),
+        None => {
+            Failure::internal(format!("the instance ended while it started ({})\n{}", in_words(exit), collector.tail()))
+        }
     }
 }
 

@@ -41,7 +41,8 @@ impl Languages {
     /// # Errors
     /// When the folder cannot be written. A missing interpreter is not an error before a function needs it.
     pub(crate) fn find(folder: &Path, search: &[PathBuf]) -> Result<Self, Error> {
-        let host = |source| Error::Host { what: format!("write the language runtimes into {}", folder.display()), source };
+        let host =
+            |source| Error::Host { what: format!("write the language runtimes into {}", folder.display()), source };
         fs::create_dir_all(folder).map_err(host)?;
         fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).map_err(host)?;
         let mut found = Vec::new();

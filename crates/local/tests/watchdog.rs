@@ -33,6 +33,7 @@ fn claim(parked: &Parked, command: &[&str], mode: Mode) -> Claim {
         ready_path: None,
         start_timeout_ms: 20_000,
         max_reply_hold: 1 << 20,
+        max_early_hold: 64 << 20,
         combine_output: false,
     }
 }

@@ -9,6 +9,7 @@ use std::{
     cell::Cell,
     io,
     os::fd::{AsFd, OwnedFd},
+    rc::Rc,
     sync::Arc,
     time::Duration,
 };
@@ -50,6 +51,7 @@ pub(crate) struct Classic {
     program: Program,
     content_type: Option<String>,
     hold: usize,
+    early_hold: usize,
     combine: bool,
     log: Log,
     children: Children,
@@ -62,6 +64,7 @@ impl Classic {
             program: Program::find(&claim.command, &claim.env)?,
             content_type: claim.env.get("content_type").filter(|t| !t.is_empty()).cloned(),
             hold: usize::try_from(claim.max_reply_hold).unwrap_or(usize::MAX),
+            early_hold: usize::try_from(claim.max_early_hold).unwrap_or(usize::MAX),
             combine: claim.combine_output,
             log,
             children,
@@ -119,7 +122,15 @@ impl Classic {
         let began = Instant::now();
         self.log.line(&call.id, "Forking fprocess.").await;
         let mut request = Request::arrived(reader)?;
-        let mut answer = Answer { writer, hold: self.hold, held: BytesMut::new(), begun: false, bytes: 0 };
+        let mut answer = Answer {
+            writer,
+            hold: self.hold,
+            early_hold: self.early_hold,
+            whole: Rc::clone(&request.ended),
+            held: BytesMut::new(),
+            begun: false,
+            bytes: 0,
+        };
         let (over, tail) = match self.start(call, &mut request) {
             Ok(running) => self.run(call, began, running, &mut request, &mut answer).await,
             Err(error) => (Over::Unstarted(error), Tail::default()),
@@ -240,7 +251,7 @@ struct Request<'a> {
     /// Bytes that have arrived and that the process has not got yet.
     ahead: BytesMut,
     /// END or CANCEL has been read.
-    ended: Cell<bool>,
+    ended: Rc<Cell<bool>>,
     cancelled: bool,
     stdin: Option<pipe::Sender>,
 }
@@ -249,7 +260,7 @@ impl<'a> Request<'a> {
     /// With what came together with the call's head; a small body is then whole.
     fn arrived(reader: &'a mut FrameReader) -> Result<Self, Error> {
         let mut request =
-            Self { reader, ahead: BytesMut::new(), ended: Cell::new(false), cancelled: false, stdin: None };
+            Self { reader, ahead: BytesMut::new(), ended: Rc::default(), cancelled: false, stdin: None };
         while !request.ended.get() && request.ahead.len() < READ {
             match request.reader.take()? {
                 Some(frame) => request.admit(frame.kind, &frame.payload)?,
@@ -344,6 +355,9 @@ impl<'a> Request<'a> {
 struct Answer<'a> {
     writer: &'a mut FrameWriter,
     hold: usize,
+    early_hold: usize,
+    /// Whether the request's body has arrived in full.
+    whole: Rc<Cell<bool>>,
     held: BytesMut,
     begun: bool,
     bytes: u64,
@@ -358,7 +372,8 @@ impl Answer<'_> {
         } else {
             self.held.unsplit(bytes.split());
         }
-        if self.begun || self.held.len() > self.hold {
+        let bound = if self.whole.get() { self.hold } else { self.early_hold };
+        if self.begun || self.held.len() > bound {
             self.begin(None, content_type)?;
             self.writer.data(self.held.split().freeze());
             self.writer.flush().await?;

@@ -150,6 +150,10 @@ pub struct Claim {
     pub start_timeout_ms: u64,
     /// Mode `classic`: bytes of the reply held back until the exit status is known.
     pub max_reply_hold: u64,
+    /// Mode `classic`: bytes of the reply that are held while the request's body is still arriving, at least
+    /// `max_reply_hold`. A caller that sends all of its body before it reads an answer (most do) would otherwise wait for a
+    /// process that waits for it.
+    pub max_early_hold: u64,
     /// Mode `classic`: standard error goes into the reply.
     #[serde(default)]
     pub combine_output: bool,
@@ -317,6 +321,7 @@ mod tests {
             ready_path: None,
             start_timeout_ms: 1000,
             max_reply_hold: 1 << 20,
+            max_early_hold: 64 << 20,
             combine_output: false,
         }
     }

@@ -265,7 +265,8 @@ impl FramedBody {
             Fault::new(Stage::Invoke, Cause::Exception, text)
         };
         let mut response = ::http::Response::new(());
-        *response.status_mut() = StatusCode::from_u16(head.status).map_err(|_| bad(format!("status {}", head.status)))?;
+        *response.status_mut() =
+            StatusCode::from_u16(head.status).map_err(|_| bad(format!("status {}", head.status)))?;
         let headers = read_headers(&head.headers).map_err(bad)?;
         *response.headers_mut() = headers;
         let headers = response.headers_mut();
@@ -278,14 +279,8 @@ impl FramedBody {
                 headers.insert(header::CONTENT_LENGTH, length.into());
             }
         }
-        let mut body = Self {
-            running: Some(running),
-            ahead: VecDeque::new(),
-            gathered: 0,
-            left,
-            trailers: None,
-            broken: None,
-        };
+        let mut body =
+            Self { running: Some(running), ahead: VecDeque::new(), gathered: 0, left, trailers: None, broken: None };
         std::future::poll_fn(|cx| {
             body.gather(cx);
             Poll::Ready(())
@@ -328,7 +323,9 @@ impl FramedBody {
                 self.trailers = read_headers(&end.trailers).ok().filter(|trailers| !trailers.is_empty());
                 None
             }
-            Ok(Event::Fault(fault)) => Some(format!("the function failed in the middle of its reply: {}", fault.message)),
+            Ok(Event::Fault(fault)) => {
+                Some(format!("the function failed in the middle of its reply: {}", fault.message))
+            }
             Ok(Event::Reply(_)) => Some("the runtime broke the protocol: two replies".into()),
             Err(e) => Some(format!("the reply broke off: {e}")),
         };

@@ -115,14 +115,13 @@ impl Http {
                 return Ok((Sender::Two(sender.clone()), true));
             }
             let io = TokioIo::new(stream((self.connect)().await?)?);
-            let (sender, connection) =
-                http2::handshake(TokioExecutor::new(), io).await.map_err(io::Error::other)?;
+            let (sender, connection) = http2::handshake(TokioExecutor::new(), io).await.map_err(io::Error::other)?;
             tokio::spawn(connection);
             *h2 = Some(sender.clone());
             return Ok((Sender::Two(sender), false));
         }
-        while pooled {
-            let Some(Idle { mut sender, until }) = self.lock().pop() else { break };
+        loop {
+            let Some(Idle { mut sender, until }) = (if pooled { self.lock().pop() } else { None }) else { break };
             if until > Instant::now() && sender.ready().await.is_ok() {
                 return Ok((Sender::One(sender), true));
             }
@@ -133,13 +132,7 @@ impl Http {
         Ok((Sender::One(sender), false))
     }
 
-    fn reply(
-        self: &Arc<Self>,
-        mut response: Response<Incoming>,
-        sender: Sender,
-        upload: Upload,
-        slot: Slot,
-    ) -> Reply {
+    fn reply(self: &Arc<Self>, mut response: Response<Incoming>, sender: Sender, upload: Upload, slot: Slot) -> Reply {
         let tunnel = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         let until = reusable(&response);
         if !tunnel {
@@ -203,7 +196,8 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 fn outgoing(mut parts: Parts, two: bool) -> Parts {
     let asked = !two && named_hops(&parts.headers).contains(&header::UPGRADE);
     let upgrade = parts.headers.get(header::UPGRADE).filter(|_| asked).cloned();
-    let trailers = parts.headers.get(header::TE).and_then(|te| te.to_str().ok()).is_some_and(|te| te.contains("trailers"));
+    let trailers =
+        parts.headers.get(header::TE).and_then(|te| te.to_str().ok()).is_some_and(|te| te.contains("trailers"));
     strip_hops(&mut parts.headers);
     if trailers {
         parts.headers.insert(header::TE, HeaderValue::from_static("trailers"));

@@ -52,7 +52,8 @@ pub(crate) struct Run {
 impl Invoke for Run {
     fn invoke(&self, call: Call) -> BoxFuture<'_, Result<Reply, Fault>> {
         Box::pin(async move {
-            let stopping = |call| Err(Fault::new(Stage::Invoke, Cause::Died, "the instance is stopping").with_unsent(call));
+            let stopping =
+                |call| Err(Fault::new(Stage::Invoke, Cause::Died, "the instance is stopping").with_unsent(call));
             let slot = match self.slots.clone().try_acquire_owned() {
                 Ok(slot) => slot,
                 Err(TryAcquireError::Closed) => return stopping(call),
@@ -61,7 +62,8 @@ impl Invoke for Run {
                         Ok(Ok(slot)) => slot,
                         Ok(Err(_)) => return stopping(call),
                         Err(_) => {
-                            let text = "the deadline passed while the instance was busy with calls whose callers had left";
+                            let text =
+                                "the deadline passed while the instance was busy with calls whose callers had left";
                             return Err(Fault::new(Stage::Queue, Cause::Deadline, text));
                         }
                     }
@@ -142,7 +144,9 @@ impl Fate {
         let end = timeout(NEWS, news.wait_for(Option::is_some)).await.ok().and_then(|end| end.ok()?.clone());
         match end {
             Some(end) if end.out_of_memory => Fault::new(Stage::Invoke, Cause::OutOfMemory, self.out_of_memory()),
-            Some(end) => Fault::new(Stage::Invoke, Cause::Died, format!("the instance died during the call: {}", end.why)),
+            Some(end) => {
+                Fault::new(Stage::Invoke, Cause::Died, format!("the instance died during the call: {}", end.why))
+            }
             None => Fault::new(Stage::Invoke, Cause::Died, what),
         }
     }

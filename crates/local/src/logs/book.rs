@@ -49,7 +49,9 @@ impl Book {
             Ok(found) => {
                 for entry in found {
                     let name = entry?.file_name();
-                    bases.extend(name.to_str().and_then(|n| n.strip_suffix(".ndjson")).and_then(|n| n.parse::<u64>().ok()));
+                    bases.extend(
+                        name.to_str().and_then(|n| n.strip_suffix(".ndjson")).and_then(|n| n.parse::<u64>().ok()),
+                    );
                 }
             }
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}

@@ -122,7 +122,9 @@ impl Logs {
         let open = async move {
             let opened = tokio::task::spawn_blocking(move || Ok(Cursor::open(shared.book(&function)?, &query))).await;
             match opened {
-                Ok(Ok(cursor)) => stream::unfold(cursor, move |cursor| next(cursor, follow)).map(stream::iter).flatten().boxed(),
+                Ok(Ok(cursor)) => {
+                    stream::unfold(cursor, move |cursor| next(cursor, follow)).map(stream::iter).flatten().boxed()
+                }
                 Ok(Err(e)) => {
                     let e: Error = e;
                     tracing::warn!(error = %e, "a log cannot be read");

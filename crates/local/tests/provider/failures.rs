@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
-use taper_model::{Cause, FunctionSpec, Stage, call, quantity::{Memory, Span}};
+use taper_model::{
+    Cause, FunctionSpec, Stage, call,
+    quantity::{Memory, Span},
+};
 use taper_provider::{Progress, Provider};
 
 use crate::world::{PATIENCE, Watch, World, endless, invoke, post, python, text, within};
@@ -44,7 +47,10 @@ async fn a_function_that_cannot_start_says_why() {
     let fine = "def handle(text):\n    return text\n";
     let cases = [
         (world.python("syntax", "def handle(:\n"), "SyntaxError"),
-        (world.python("module", "import there_is_no_such_module\n"), "ModuleNotFoundError: No module named 'there_is_no_such_module'"),
+        (
+            world.python("module", "import there_is_no_such_module\n"),
+            "ModuleNotFoundError: No module named 'there_is_no_such_module'",
+        ),
         (world.python("quits", "import os\nos._exit(7)\n"), "status 7"),
         (world.revision("names", no_handler, &[("handler.py", fine.as_bytes())]), "no function `main`"),
         (world.revision("slow", slow, &[("handler.py", b"import time\ntime.sleep(600)\n")]), "within 500 ms"),
@@ -85,17 +91,23 @@ async fn memory_is_limited_per_process_and_told() {
 
     // Where the instance's only process is killed, the instance goes with it, and says so.
     let mut watch = Watch::open(&world.local).await;
-    let mut node = (*world.node("large", "exports.handle = async (event) => String(Buffer.alloc(Number(event.body) << 20, 1).length);\n")).clone();
+    let mut node = (*world
+        .node("large", "exports.handle = async (text) => String(Buffer.alloc(Number(text) << 20, 1).length);\n"))
+    .clone();
     node.spec.resources.memory = Some(Memory(128 << 20));
     let instance = world.one(&node.into()).await;
     assert_eq!(invoke(&instance, "600").await.unwrap_err().cause, Cause::OutOfMemory);
     assert_eq!(watch.gone(&instance.id).await.as_deref(), Some("out of memory (limit 128Mi)"));
 
-    let classic = world.revision("eats", FunctionSpec {
-        command: ["python3", "-c", "len(bytearray(500 << 20))"].map(String::from).into(),
-        resources: taper_model::function::Resources { memory: Some(Memory(64 << 20)), ..Default::default() },
-        ..FunctionSpec::default()
-    }, &[]);
+    let classic = world.revision(
+        "eats",
+        FunctionSpec {
+            command: ["python3", "-c", "len(bytearray(500 << 20))"].map(String::from).into(),
+            resources: taper_model::function::Resources { memory: Some(Memory(64 << 20)), ..Default::default() },
+            ..FunctionSpec::default()
+        },
+        &[],
+    );
     let instance = world.one(&classic).await;
     assert_eq!(invoke(&instance, "").await.unwrap_err().cause, Cause::OutOfMemory);
     world.end().await;
@@ -130,7 +142,7 @@ async fn an_instance_that_will_not_rest_is_condemned() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_instance_killed_from_outside_is_gone_and_replaced() {
     let world = World::start().await;
-    let revision = world.server("server", crate::contract::ECHO_SERVER);
+    let revision = world.server("server", crate::modes::SERVER);
     let mut watch = Watch::open(&world.local).await;
     let instance = world.one(&revision).await;
     // A request whose body does not end keeps a call under way.

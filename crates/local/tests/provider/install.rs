@@ -13,7 +13,10 @@ fn wheel(name: &str, module: &str) -> Vec<u8> {
     let files = [
         (format!("{name}.py"), module.to_owned()),
         (format!("{info}/METADATA"), format!("Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")),
-        (format!("{info}/WHEEL"), "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n".to_owned()),
+        (
+            format!("{info}/WHEEL"),
+            "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n".to_owned(),
+        ),
         (format!("{info}/RECORD"), format!("{name}.py,,\n{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n")),
     ];
     let (mut out, mut directory) = (Vec::new(), Vec::new());
@@ -53,8 +56,11 @@ async fn a_wheel_is_installed_once_and_found() {
     let requirements = b"--no-index\n--find-links ./wheels\ngreeting\n";
     let wheel = wheel("greeting", "def greet(name):\n    return 'hello ' + name\n");
     let code = "import greeting\ndef handle(text):\n    return greeting.greet(text)\n";
-    let files: [(&str, &[u8]); 3] =
-        [("handler.py", code.as_bytes()), ("requirements.txt", requirements), ("wheels/greeting-1.0-py3-none-any.whl", &wheel)];
+    let files: [(&str, &[u8]); 3] = [
+        ("handler.py", code.as_bytes()),
+        ("requirements.txt", requirements),
+        ("wheels/greeting-1.0-py3-none-any.whl", &wheel),
+    ];
     let revision = world.revision("greets", python(), &files);
     let (progress, rx) = Progress::channel();
     world.local.prepare(&revision, progress).await.unwrap();
@@ -62,14 +68,15 @@ async fn a_wheel_is_installed_once_and_found() {
     assert!(said.iter().any(|line| line.contains("Successfully installed greeting-1.0")), "{said:?}");
     assert_eq!(text(&world.one(&revision).await, "world").await, "hello world");
 
-    // Another version of the code with the same requirements: nothing is installed.
-    let code = "import greeting\ndef handle(text):\n    return greeting.greet(text).upper()\n";
-    let files = [("handler.py", code.as_bytes()), files[1], files[2]];
-    let next = world.revision("greets", python(), &files);
+    // The wheel is a part of the artifact, so another artifact is installed anew; the same one is not.
     let (progress, rx) = Progress::channel();
-    world.local.prepare(&next, progress).await.unwrap();
-    assert_eq!(lines(rx).await, ["unpacking the code"]);
-    assert_eq!(text(&world.one(&next).await, "world").await, "HELLO WORLD");
+    world.local.prepare(&revision, progress).await.unwrap();
+    assert_eq!(lines(rx).await, [""; 0]);
+    let wheel = self::wheel("greeting", "def greet(name):\n    return 'goodbye ' + name\n");
+    let files = [files[0], files[1], (files[2].0, &wheel)];
+    let next = world.revision("greets", python(), &files);
+    world.local.prepare(&next, Progress::silent()).await.unwrap();
+    assert_eq!(text(&world.one(&next).await, "world").await, "goodbye world");
     world.end().await;
 }
 
@@ -77,14 +84,21 @@ async fn a_wheel_is_installed_once_and_found() {
 async fn a_failed_installation_says_why_and_leaves_nothing() {
     let world = World::start().await;
     let code = b"def handle(text):\n    return text\n";
-    let revision = world.revision("fails", python(), &[("handler.py", code), ("requirements.txt", b"--no-index\nno-such-package-here\n")]);
+    let revision = world.revision(
+        "fails",
+        python(),
+        &[("handler.py", code), ("requirements.txt", b"--no-index\nno-such-package-here\n")],
+    );
     for _ in 0..2 {
-        let Err(Error::Prepare(why)) = world.local.prepare(&revision, Progress::silent()).await else { panic!("it is not there") };
+        let Err(Error::Prepare(why)) = world.local.prepare(&revision, Progress::silent()).await else {
+            panic!("it is not there")
+        };
         assert!(why.contains("No matching distribution found for no-such-package-here"), "{why}");
         assert!(!why.contains("[install]") && !why.contains("fprocess"), "{why}");
     }
     assert_eq!(world.left(), 0);
-    let cached: Vec<_> = std::fs::read_dir(world.dir.path().join("local/deps")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    let cached: Vec<_> =
+        std::fs::read_dir(world.dir.path().join("local/deps")).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(cached, ["boot"], "nothing half made is kept");
     world.end().await;
 }
@@ -92,11 +106,12 @@ async fn a_failed_installation_says_why_and_leaves_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_build_that_is_called_off_leaves_nothing() {
     let world = World::start().await;
-    let setup = b"import time\ntime.sleep(600)\n";
-    let files: [(&str, &[u8]); 3] = [
+    let build = b"[build-system]\nrequires = []\nbuild-backend = 'backend'\nbackend-path = ['.']\n";
+    let files: [(&str, &[u8]); 4] = [
         ("handler.py", b"def handle(text):\n    return text\n"),
-        ("requirements.txt", b"--no-index\n--no-build-isolation\n./package\n"),
-        ("package/setup.py", setup),
+        ("requirements.txt", b"--no-index\n./package\n"),
+        ("package/pyproject.toml", build),
+        ("package/backend.py", b"import time\ntime.sleep(600)\n"),
     ];
     let revision = world.revision("slow", python(), &files);
     let (progress, mut rx) = Progress::channel();
@@ -119,8 +134,12 @@ async fn a_node_package_is_installed_and_found() {
         ("package/package.json", br#"{"name": "greeting", "version": "1.0.0", "main": "index.js"}"#),
         ("package/index.js", b"module.exports = (name) => 'hello ' + name;\n"),
     ]);
-    let code = b"const greet = require('greeting');\nexports.handle = async (event) => greet(event.body.toString());\n";
-    let spec = taper_model::FunctionSpec { runtime: Some(Runtime::Node), handler: Some("handler".into()), ..Default::default() };
+    let code = b"const greet = require('greeting');\nexports.handle = async (text) => greet(text);\n";
+    let spec = taper_model::FunctionSpec {
+        runtime: Some(Runtime::Node),
+        handler: Some("handler".into()),
+        ..Default::default()
+    };
     let files: [(&str, &[u8]); 3] = [("handler.js", code), ("package.json", package), ("greeting-1.0.0.tgz", &inner)];
     let revision = world.revision("node", spec, &files);
     world.local.prepare(&revision, Progress::silent()).await.unwrap();

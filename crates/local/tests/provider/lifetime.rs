@@ -126,7 +126,8 @@ async fn a_spawner_that_dies_takes_all_with_it_and_comes_back() {
     let mut watch = Watch::open(&world.local).await;
     let instance = world.one(&revision).await;
     let spawner = parent(world.processes()[0]);
-    rustix::process::kill_process(rustix::process::Pid::from_raw(spawner).unwrap(), rustix::process::Signal::KILL).unwrap();
+    rustix::process::kill_process(rustix::process::Pid::from_raw(spawner).unwrap(), rustix::process::Signal::KILL)
+        .unwrap();
     assert!(watch.gone(&instance.id).await.is_some());
     let revived = async {
         loop {

@@ -1,6 +1,6 @@
 //! The provider with real sandboxes and real interpreters. One module per kind of promise; `world` is what they share.
 
-#![allow(missing_docs, reason = "tests")]
+#![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
 
 mod contract;
 mod failures;

@@ -12,8 +12,8 @@ use crate::world::{PATIENCE, World, bytes, invoke, pattern, post, python, text, 
 const SIZES: [usize; 6] = [0, 1, 4096, 65_537, 1 << 20, 10_000_000];
 
 /// A server written by hand: an echo, a stream of events, a tunnel, a chunked reply with trailers.
-const SERVER: &str = r#"
-import os, socketserver
+pub const SERVER: &str = r#"
+import os, socketserver, time
 class Handler(socketserver.StreamRequestHandler):
     def handle(self):
         while True:
@@ -36,10 +36,7 @@ class Handler(socketserver.StreamRequestHandler):
                 while True:
                     event = b"data: %d\n\n" % n
                     self.wfile.write(b"%x\r\n%s\r\n" % (len(event), event))
-                    # The next one only when the reader has answered through the side door.
-                    open("/tmp/event", "w").write(str(n))
                     n += 1
-                    import time
                     time.sleep(0.01)
             body = b""
             if "content-length" in headers:
@@ -70,7 +67,7 @@ async fn every_byte_in_every_mode() {
     let functions = [
         world.classic("cat", &["cat"]),
         world.python("python", "def handle(event, context):\n    return event.body\n"),
-        world.node("node", "exports.handle = async (event) => event.body;\n"),
+        world.node("node", "exports.handle = async (event, context) => event.body;\n"),
         world.server("server", SERVER),
     ];
     for revision in &functions {
@@ -162,10 +159,16 @@ def handle(event, context):
     let instance = world.one(&revision).await;
     let seen: serde_json::Value = serde_json::from_str(&text(&instance, "").await).unwrap();
     assert_eq!(seen["secret"], "s3cret\ns3cret\n");
-    assert_eq!((&seen["helper"], &seen["writable"], &seen["cwd"]), (&"beside".into(), &false.into(), &"/function".into()));
+    assert_eq!(
+        (&seen["helper"], &seen["writable"], &seen["cwd"]),
+        (&"beside".into(), &false.into(), &"/function".into())
+    );
     let env = seen["env"].as_object().unwrap();
     assert_eq!(env["GREETING"], "grüß gott");
-    assert_eq!((&env["K_SERVICE"], &env["K_REVISION"], &env["HOME"]), (&"env".into(), &revision.id.name().into(), &"/tmp".into()));
+    assert_eq!(
+        (&env["K_SERVICE"], &env["K_REVISION"], &env["HOME"]),
+        (&"env".into(), &revision.id.name().into(), &"/tmp".into())
+    );
     assert!(!env.keys().any(|name| name.starts_with("TAPER_") && name != "TAPER_INSTANCE"), "{env:?}");
     // The secret is read at each start.
     world.supply.secrets.lock().unwrap().insert("api-key".into(), "changed".into());

@@ -10,7 +10,8 @@ use crate::world::{PATIENCE, World, invoke, text};
 async fn a_flood_costs_a_bounded_place_and_no_neighbour() {
     let world = World::with(|config| config.logs.file = taper_model::quantity::Memory(1 << 20)).await;
     let flood = "import sys\ndef handle(text):\n    line = 'x' * 99 + '\\n'\n    for n in range(int(text) << 10):\n        sys.stdout.write(line * 10)\n    print('the end')\n    return 'done'\n";
-    let (noisy, quiet) = (world.python("noisy", flood), world.python("quiet", "def handle(text):\n    print(text)\n    return text\n"));
+    let (noisy, quiet) =
+        (world.python("noisy", flood), world.python("quiet", "def handle(text):\n    print(text)\n    return text\n"));
     let (a, b) = (world.one(&noisy).await, world.one(&quiet).await);
     // 200 MB, while a neighbour is called and heard.
     let writer = tokio::spawn(async move { text(&a, "200").await });

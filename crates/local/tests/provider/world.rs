@@ -142,11 +142,8 @@ impl World {
     }
 
     pub fn node(&self, name: &str, code: &str) -> Arc<Revision> {
-        let spec = FunctionSpec {
-            runtime: Some(Runtime::Node),
-            handler: Some("handler".into()),
-            ..FunctionSpec::default()
-        };
+        let spec =
+            FunctionSpec { runtime: Some(Runtime::Node), handler: Some("handler".into()), ..FunctionSpec::default() };
         self.revision(name, spec, &[("handler.js", code.as_bytes())])
     }
 

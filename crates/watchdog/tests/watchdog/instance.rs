@@ -94,6 +94,7 @@ impl Instance {
             ready_path: None,
             start_timeout_ms: 30_000,
             max_reply_hold: 1 << 20,
+            max_early_hold: 64 << 20,
             combine_output: false,
         }
     }

@@ -6,9 +6,7 @@ use std::{
 };
 
 use http_body_util::{BodyExt, StreamBody};
-use taper_model::{
-    BoxFuture, CallId, FunctionName, Invoke, RevisionId, call, quantity::Memory,
-};
+use taper_model::{BoxFuture, CallId, FunctionName, Invoke, RevisionId, call, quantity::Memory};
 use taper_watchdog::wire::{FrameReader, FrameWriter, Kind};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -37,10 +35,13 @@ fn bench<F>(slots: usize, serve: impl Fn(FrameReader, FrameWriter) -> F + Send +
 where
     F: Future<Output = ()> + Send + 'static,
 {
-    raw_bench(slots, Arc::new(move |stream| {
-        let (reader, writer) = wire::split(stream);
-        Box::pin(serve(reader, writer))
-    }))
+    raw_bench(
+        slots,
+        Arc::new(move |stream| {
+            let (reader, writer) = wire::split(stream);
+            Box::pin(serve(reader, writer))
+        }),
+    )
 }
 
 fn raw_bench(slots: usize, serve: Serve) -> Bench {
@@ -174,7 +175,9 @@ async fn the_head_says_it_all() {
     });
     let mut call = call_of(call::full("abc"));
     let headers = call.request.headers_mut();
-    for (name, value) in [("connection", "close, x-hop"), ("x-hop", "1"), ("te", "trailers"), ("transfer-encoding", "chunked")] {
+    for (name, value) in
+        [("connection", "close, x-hop"), ("x-hop", "1"), ("te", "trailers"), ("transfer-encoding", "chunked")]
+    {
         headers.insert(name, value.parse().unwrap());
     }
     headers.insert("x-latin", HeaderValue::from_bytes(b"caf\xe9").unwrap());
@@ -304,7 +307,7 @@ async fn the_deadline_passes_and_the_instance_is_condemned() {
     let bench = bench(1, |mut reader, _writer| async move {
         read(&mut reader).await;
         let _ = reader.next().await;
-        std::future::pending().await
+        std::future::pending::<()>().await;
     });
     let began = Instant::now();
     let call = call_within(Duration::from_millis(300), call::full("x"));
@@ -384,7 +387,9 @@ async fn replies_that_break_half_way() {
             let _ = writer.flush().await;
         }
     });
-    for (body, words) in [("", "in the middle of its reply: late"), ("long", "longer"), ("short", "shorter"), ("gone", "broke off")] {
+    for (body, words) in
+        [("", "in the middle of its reply: late"), ("long", "longer"), ("short", "shorter"), ("gone", "broke off")]
+    {
         let reply = bench.call(body).await.unwrap();
         let error = reply.into_body().collect().await.unwrap_err();
         assert!(error.to_string().contains(words), "{body}: {error}");
@@ -413,17 +418,20 @@ async fn headers_that_cannot_be_are_the_functions_fault() {
 
 #[tokio::test]
 async fn trailers_and_hop_by_hop_headers() {
-    let bench = raw_bench(1, Arc::new(|mut stream| {
-        Box::pin(async move {
-            let head = r#"{"status":201,"headers":[["Connection","close"],["Keep","me"],["Transfer-Encoding","chunked"]]}"#;
-            let mut raw = bytes::BytesMut::new();
-            wire::encode(Kind::Head, head.as_bytes(), &mut raw).unwrap();
-            wire::encode(Kind::Data, b"body", &mut raw).unwrap();
-            wire::encode(Kind::End, br#"{"trailers":[["x-sum","42"]]}"#, &mut raw).unwrap();
-            stream.write_all(&raw).await.unwrap();
-            let _ = stream.read_to_end(&mut Vec::new()).await;
-        })
-    }));
+    let bench = raw_bench(
+        1,
+        Arc::new(|mut stream| {
+            Box::pin(async move {
+                let head = r#"{"status":201,"headers":[["Connection","close"],["Keep","me"],["Transfer-Encoding","chunked"]]}"#;
+                let mut raw = bytes::BytesMut::new();
+                wire::encode(Kind::Head, head.as_bytes(), &mut raw).unwrap();
+                wire::encode(Kind::Data, b"body", &mut raw).unwrap();
+                wire::encode(Kind::End, br#"{"trailers":[["x-sum","42"]]}"#, &mut raw).unwrap();
+                stream.write_all(&raw).await.unwrap();
+                let _ = stream.read_to_end(&mut Vec::new()).await;
+            })
+        }),
+    );
     let reply = bench.call("x").await.unwrap();
     assert_eq!(reply.status(), 201);
     assert_eq!(reply.headers().iter().map(|(k, _)| k.as_str()).collect::<Vec<_>>(), ["keep"]);
@@ -445,7 +453,8 @@ async fn a_request_that_breaks_cancels_the_call() {
             let _ = reader.next().await;
         }
     });
-    let pieces: [Result<Frame<Bytes>, BoxError>; 2] = [Ok(Frame::data("some".into())), Err("the client is gone".into())];
+    let pieces: [Result<Frame<Bytes>, BoxError>; 2] =
+        [Ok(Frame::data("some".into())), Err("the client is gone".into())];
     let body = Body::new(StreamBody::new(futures_util::stream::iter(pieces)));
     let fault = bench.run.invoke(call_of(body)).await.unwrap_err();
     assert_eq!(fault.cause, Cause::CallerLeft);
@@ -465,7 +474,8 @@ async fn an_early_answer_does_not_wait_for_the_request() {
         while let Ok(Some(_)) = reader.next().await {}
     });
     let (tx, rx) = mpsc::unbounded_channel::<Result<Frame<Bytes>, BoxError>>();
-    let body = Body::new(StreamBody::new(futures_util::stream::unfold(rx, |mut rx| async { Some((rx.recv().await?, rx)) })));
+    let body =
+        Body::new(StreamBody::new(futures_util::stream::unfold(rx, |mut rx| async { Some((rx.recv().await?, rx)) })));
     tx.send(Ok(Frame::data("begun".into()))).unwrap();
     assert_eq!(bytes(bench.run.invoke(call_of(body)).await.unwrap()).await, "no need");
     drop(tx);

@@ -171,11 +171,13 @@ async fn hop_by_hop_headers_end_here() {
         reply
     });
     let mut sent = request("GET", call::empty());
-    for (name, value) in [("connection", "X-Hop, keep-alive"), ("x-hop", "1"), ("te", "gzip"), ("expect", "100-continue")] {
+    for (name, value) in
+        [("connection", "X-Hop, keep-alive"), ("x-hop", "1"), ("te", "gzip"), ("expect", "100-continue")]
+    {
         sent.headers_mut().insert(name, value.parse().unwrap());
     }
     let reply = bench.invoke(sent).await.unwrap();
-    let mut names: Vec<_> = reply.headers().keys().map(|k| k.as_str()).collect();
+    let mut names: Vec<_> = reply.headers().keys().map(::http::HeaderName::as_str).collect();
     names.sort_unstable();
     assert_eq!(names, ["content-length", "date", "got-host", "got-uri"]);
 }
