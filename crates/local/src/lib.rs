@@ -35,3 +35,13 @@ mod provider;
 pub use config::{Config, Install, Isolation, Logs};
 pub use error::Error;
 pub use provider::Local;
+
+/// Unpacks a tar archive as uploaded code is, into an empty folder. For the fuzz target alone: everybody else's code comes in by
+/// [`prepare`](taper_provider::Provider::prepare).
+///
+/// # Errors
+/// As the archive deserves.
+#[doc(hidden)]
+pub fn unpack_for_fuzzing(archive: &[u8], into: &std::path::Path) -> Result<(), taper_provider::Error> {
+    code::unpack_tar(archive, into, code::Bounds { bytes: 1 << 20, entries: 256 })
+}
