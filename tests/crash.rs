@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use crate::platform::{Platform, TAPER, now};
+use crate::platform::{Platform, TAPER, now, root};
 
 /// How often the platform is killed.
 const KILLS: u64 = 50;
@@ -46,21 +46,13 @@ pub(crate) fn processes_of(platform: &Platform) -> Vec<String> {
     found
 }
 
-/// What the host shows that could be left over: cgroups of ours, links, mounts, network namespaces in use.
-pub(crate) fn host_things() -> BTreeMap<&'static str, Vec<String>> {
-    let mut cgroups = Vec::new();
-    for controller in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
-        let inner = fs::read_dir(controller.path()).into_iter().flatten().flatten();
-        cgroups.extend(inner.filter(|e| e.file_name().to_string_lossy().starts_with("taper")).map(|e| e.path().display().to_string()));
-    }
-    let links = fs::read_dir("/sys/class/net").into_iter().flatten().flatten().map(|e| e.file_name().to_string_lossy().into_owned());
-    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-    let mounts = mounts.lines().filter(|l| l.contains("taper")).map(str::to_owned);
-    BTreeMap::from([
-        ("cgroups", cgroups),
-        ("links", links.filter(|l| l.starts_with("tp") || l.starts_with("taper")).collect()),
-        ("mounts", mounts.collect()),
-    ])
+/// What `doctor` says is left on the host of this platform: control groups, links, tables, sockets.
+pub(crate) fn traces_of(platform: &Platform) -> String {
+    let data = platform.data().display().to_string();
+    let report: serde_json::Value = serde_json::from_str(&platform.ok(&["doctor", "--data", &data, "-o", "json"])).expect("JSON");
+    let items = report["items"].as_array().expect("items");
+    let changes = items.iter().find(|i| i["name"] == "changes to this host").unwrap_or_else(|| panic!("{report:#}"));
+    changes["found"].as_str().expect("text").to_owned()
 }
 
 #[test]
@@ -126,6 +118,7 @@ fn killed_at_fifty_random_moments() {
     }
     platform.stop();
     assert!(processes_of(&platform).is_empty(), "{:?}", processes_of(&platform));
+    assert_eq!(traces_of(&platform), "none");
     let artifacts = platform.data().join("artifacts");
     if artifacts.exists() {
         let temporary = walk(&artifacts).into_iter().filter(|p| p.contains("tmp")).collect::<Vec<_>>();
@@ -167,9 +160,12 @@ fn a_drain_lets_running_calls_end_and_leaves_nothing() {
     let url = format!("{}/function/slow", platform.url);
     let call = std::thread::spawn(move || ureq::post(&url).send("x").map(|mut r| r.body_mut().read_to_string().unwrap_or_default()));
     platform.until("the call runs", || platform.request("GET", "/metrics", &[], b"").text().contains("gateway_function_invocation_started"));
-    std::thread::park_timeout(Duration::from_millis(300));
+    if root() {
+        assert_ne!(traces_of(&platform), "none", "doctor sees what there is");
+    }
     let (status, _) = platform.stop();
     assert!(status.success(), "{}", platform.said());
     assert_eq!(call.join().unwrap().expect("an answer"), "done");
     assert!(processes_of(&platform).is_empty(), "{:?}", processes_of(&platform));
+    assert_eq!(traces_of(&platform), "none");
 }

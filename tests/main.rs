@@ -1,6 +1,8 @@
 //! End to end: one binary, a module per journey. Each test starts a platform of its own on a free port with a data
 //! directory of its own, drives it as a user would, and leaves nothing behind.
 
+#![allow(clippy::unwrap_used, reason = "a test that finds nothing has failed")]
+
 mod bad_input;
 mod crash;
 mod escape;
@@ -9,3 +11,4 @@ mod house;
 mod modes;
 mod platform;
 mod scaling;
+mod streams;

@@ -59,7 +59,7 @@ async fn run(config: Config, on_ready: impl FnOnce(Ready) + Send + 'static) -> R
     local_config.dir = config.data.join("local");
     let local = Local::start(local_config, supply).await.context("functions cannot be isolated here")?;
     let provider: Arc<dyn Provider> = Arc::clone(&local) as _;
-    let dispatcher = Dispatcher::new(config.dispatch.clone());
+    let dispatcher = Dispatcher::new(config.dispatch);
     let feed = tokio::spawn(feed(Arc::clone(&provider), dispatcher.clone()));
 
     // The control plane names the gateway's address and counts; the gateway serves the control plane's API. Whoever asks
