@@ -4,7 +4,7 @@ use std::{fs, time::Instant};
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
-use crate::error::Error;
+use crate::{error::Error, process::Tree};
 
 /// Real time. Nothing here is ever tested with a paused clock: real time is what is measured.
 #[allow(clippy::disallowed_methods, reason = "a benchmark measures real time")]
@@ -51,6 +51,34 @@ impl Cpus {
         let result = work();
         sched_setaffinity(None, &before).map_err(|e| Error::io("unpinning a thread")(e.into()))?;
         Ok(result)
+    }
+}
+
+/// CPU seconds of the whole machine until now: what all processes took, what ours took, and what the hypervisor gave to others.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Busy {
+    all: f64,
+    ours: f64,
+    stolen: f64,
+}
+
+impl Busy {
+    /// Read when nothing that we started runs, so that all of it has been waited for and counts as ours.
+    pub(crate) fn now() -> Self {
+        let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
+        let ticks: Vec<f64> =
+            stat.lines().next().unwrap_or("").split_whitespace().skip(1).flat_map(str::parse).collect();
+        let seconds = |at: usize| ticks.get(at).unwrap_or(&0.0) / rustix::param::clock_ticks_per_second() as f64;
+        // user, nice, system, (idle, waiting,) interrupts, soft interrupts, stolen
+        let all = [0, 1, 2, 5, 6].map(seconds).iter().sum();
+        Self { all, ours: Tree::of(std::process::id()).cpu().values().sum(), stolen: seconds(7) }
+    }
+
+    /// How many processors others used since then, on this machine and, of ours, beside it.
+    pub(crate) fn neighbours(self, seconds: f64) -> (f64, f64) {
+        let now = Self::now();
+        let others = (now.all - self.all) - (now.ours - self.ours);
+        (others.max(0.0) / seconds, (now.stolen - self.stolen) / seconds)
     }
 }
 

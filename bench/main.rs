@@ -23,7 +23,7 @@ use std::{
 
 use crate::{
     error::Error,
-    machine::Cpus,
+    machine::{Busy, Cpus},
     report::Report,
     scenario::{ALL, Bench, Scenario},
 };
@@ -121,10 +121,15 @@ fn run(asked: &Asked) -> Result<bool, Error> {
     for scenario in &asked.scenarios {
         eprintln!("{} …", scenario.name);
         let mut report = Report::new(scenario.name);
+        let (begun, busy) = (machine::now(), Busy::now());
         if let Err(error) = (scenario.run)(&bench, &mut report) {
             report.note(format!("broke off: {error}"));
             whole = false;
         }
+        let (neighbours, stolen) = busy.neighbours(begun.elapsed().as_secs_f64());
+        report.note(format!(
+            "meanwhile {neighbours:.1} processors worked for others, and the hypervisor withheld {stolen:.1}: the closer to 0, the better the figures"
+        ));
         let section = report.render(&machine, asked.rounds);
         println!("{section}");
         sections.push((scenario.name, section));

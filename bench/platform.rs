@@ -83,6 +83,12 @@ impl Platform {
 
     /// Takes a function to zero and waits until nothing of it is left and the platform is at rest, its pools filled.
     pub(crate) fn to_zero(&self, name: &str) -> Result<(), Error> {
+        self.zero(name)?;
+        self.rest()
+    }
+
+    /// Takes a function to zero and waits until it is there.
+    pub(crate) fn zero(&self, name: &str) -> Result<(), Error> {
         self.taper(&["scale", name, "0"])?;
         let begun = now();
         while self.instances(name)? != 0 {
@@ -91,7 +97,7 @@ impl Platform {
             }
             sleep(Duration::from_millis(5));
         }
-        self.rest()
+        Ok(())
     }
 
     fn instances(&self, name: &str) -> Result<u64, Error> {

@@ -152,6 +152,9 @@ fn the_password_and_the_functions_survive() {
     assert!(platform.ok(&["secret", "list"]).contains("token"));
 }
 
+/// The metric that says the call is in.
+const STARTED: &str = r#"gateway_function_invocation_started{function_name="slow.openfaas-fn"} 1"#;
+
 #[test]
 fn a_drain_lets_running_calls_end_and_leaves_nothing() {
     let mut platform = Platform::start();
@@ -159,7 +162,7 @@ fn a_drain_lets_running_calls_end_and_leaves_nothing() {
     platform.ok(&["deploy", &file]);
     let url = format!("{}/function/slow", platform.url);
     let call = std::thread::spawn(move || ureq::post(&url).send("x").map(|mut r| r.body_mut().read_to_string().unwrap_or_default()));
-    platform.until("the call runs", || platform.request("GET", "/metrics", &[], b"").text().contains("gateway_function_invocation_started"));
+    platform.until("the call runs", || platform.request("GET", "/metrics", &[], b"").text().contains(STARTED));
     if root() {
         assert_ne!(traces_of(&platform), "none", "doctor sees what there is");
     }

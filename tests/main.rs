@@ -5,10 +5,13 @@
 
 mod bad_input;
 mod crash;
+mod dependencies;
 mod escape;
 mod first_minute;
 mod house;
 mod modes;
+mod network;
 mod platform;
 mod scaling;
 mod streams;
+mod waiting;

@@ -60,6 +60,13 @@ impl Platform {
         Self::start_as(None, arguments)
     }
 
+    /// A platform with a configuration file of this text.
+    pub(crate) fn start_configured(config: &str) -> Self {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), config).expect("a file");
+        Self::start_with(&["--config", file.path().to_str().expect("UTF-8")])
+    }
+
     /// A platform of an ordinary user, without any privilege.
     pub(crate) fn start_as_ordinary_user() -> Self {
         Self::start_as(root().then_some(60_123), &[])
@@ -118,6 +125,11 @@ impl Platform {
         std::fs::OpenOptions::new().create(true).append(true).open(self.dir.path().join("stderr")).expect("a log file")
     }
 
+    /// Where it listens.
+    pub(crate) fn address(&self) -> &str {
+        self.url.strip_prefix("http://").expect("a URL of this form")
+    }
+
     /// The data directory.
     pub(crate) fn data(&self) -> PathBuf {
         self.dir.path().join("data")
@@ -137,10 +149,20 @@ impl Platform {
 
     /// SIGTERM; gives the exit status and how long the end took.
     pub(crate) fn stop(&mut self) -> (std::process::ExitStatus, Duration) {
-        let mut child = self.child.take().expect("it runs");
+        self.terminate();
+        self.wait()
+    }
+
+    /// SIGTERM, and no waiting.
+    pub(crate) fn terminate(&self) {
+        let child = self.child.as_ref().expect("it runs");
+        rustix::process::kill_process(rustix::process::Pid::from_child(child), rustix::process::Signal::TERM).expect("it can be signalled");
+    }
+
+    /// Waits for the end; gives the exit status and how long it took.
+    pub(crate) fn wait(&mut self) -> (std::process::ExitStatus, Duration) {
         let begun = now();
-        rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::TERM).expect("it can be signalled");
-        (child.wait().expect("it ends"), begun.elapsed())
+        (self.child.take().expect("it runs").wait().expect("it ends"), begun.elapsed())
     }
 
     fn command(&self) -> Command {
@@ -195,6 +217,27 @@ impl Platform {
         let out = self.taper(arguments);
         assert_eq!(out.status.code(), Some(1), "taper {arguments:?} printed {}{}", text(&out.stdout), text(&out.stderr));
         text(&out.stderr)
+    }
+
+    /// Runs the CLI on a terminal of its own, and gives whether it succeeded and what was to be seen there.
+    pub(crate) fn taper_on_a_terminal(&self, arguments: &[&str]) -> (bool, String) {
+        let plain = self.command();
+        let words = std::iter::once(plain.get_program()).chain(arguments.iter().map(std::ffi::OsStr::new));
+        let words: Vec<String> = words.map(|w| format!("'{}'", w.to_str().expect("UTF-8").replace('\'', r"'\''"))).collect();
+        let mut script = Command::new("script");
+        script.args(["-qec", &words.join(" "), "/dev/null"]).env("SHELL", "/bin/sh").env("TAPER_URL", &self.url);
+        for (name, value) in plain.get_envs() {
+            match value {
+                Some(value) => script.env(name, value),
+                None if name != "TAPER_URL" => script.env_remove(name),
+                None => &mut script,
+            };
+        }
+        if let Some(user) = self.user {
+            script.uid(user).gid(user);
+        }
+        let out = script.current_dir(self.dir.path()).stdin(Stdio::null()).output().expect("script starts");
+        (out.status.success(), text(&out.stdout))
     }
 
     /// Writes a file below the test's folder and gives its path.

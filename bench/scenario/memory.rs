@@ -29,12 +29,13 @@ pub(super) fn run(bench: &Bench, report: &mut Report) -> Result<(), Error> {
 
     let count = bench.count(200);
     let python = |name: &str| name.starts_with("python3");
-    let at_one = deploy(bench, &platform, "py", PYTHON, 0..1)?;
-    let at_all = deploy(bench, &platform, "py", PYTHON, 1..count)?;
-    // The pool is as full after the first function as after the last: it is not in the difference.
-    let per_function = (sum(&at_all, |name| !python(name)) - sum(&at_one, |name| !python(name))) / (count - 1) as f64;
+    // The pool is as full after the first functions as after the last, and buffers are as large: they are not in the difference.
+    let few = count / 10;
+    let at_few = deploy(bench, &platform, "py", PYTHON, 0..few)?;
+    let at_all = deploy(bench, &platform, "py", PYTHON, few..count)?;
+    let per_function = (sum(&at_all, |name| !python(name)) - sum(&at_few, |name| !python(name))) / (count - few) as f64;
     report.alone(
-        format!("per function at zero, of {count}"),
+        format!("per function at zero, from {few} to {count}"),
         Unit::Memory,
         &one(per_function),
         Some(Promise::Value(8e3)),
@@ -80,8 +81,9 @@ fn deploy(
     let file = bench.function(&format!("memory.{extension}"), source)?;
     for number in range {
         let name = format!("memory-{extension}-{number}");
-        platform.deploy(Some(&file), &name, &[])?;
-        platform.taper(&["scale", &name, "0"])?;
+        // One instance of each, so that what runs is as many as there are functions.
+        platform.deploy(Some(&file), &name, &["--max", "1"])?;
+        platform.zero(&name)?;
     }
     platform.rest()?;
     Ok(platform.tree().pss())

@@ -49,7 +49,8 @@ pub(crate) async fn admit(
     }
     if spec.network() == Network::Host && !config.allow_host_network {
         return refuse(
-            "spec.network: `host` is not allowed on this platform; its operator can set `allowHostNetwork`".into(),
+            "spec.network: `host` is not allowed on this platform; its operator can start it with `--allow-host-network`"
+                .into(),
         );
     }
     if !spec.traffic.iter().all(|t| t.latest && t.percent.unwrap_or(100) == 100) || spec.traffic.len() > 1 {

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures_util::StreamExt;
-use taper_model::{BoxStream, FunctionName, InstanceId, RevisionId, RevisionState};
+use taper_model::{BoxStream, FunctionName, RevisionId, RevisionState};
 use taper_provider::{Event, Progress};
 use tokio::time::Instant;
 
@@ -18,14 +18,8 @@ impl Reconcile {
     pub(crate) fn converge(&mut self, id: &RevisionId, now: Instant) {
         let Some(live) = self.live.get(id) else { return };
         let goal = live.goal(self.role(live));
-        let differs = live.differs(goal, now);
-        let condemned = self.live.get_mut(id).map(|live| live.take_condemned(now)).unwrap_or_default();
-        if !condemned.is_empty() {
-            // First without them; when that is under way, others in their place.
-            let held = self.live[id].held();
-            self.order_without(id, goal.min(held.saturating_sub(count(&condemned))), condemned);
-        } else if differs {
-            self.order(id, goal);
+        if let Some(count) = live.differs(goal, now) {
+            self.order(id, count);
         }
         self.try_judge_ready(id);
         if let Some(live) = self.live.get(id) {
@@ -35,17 +29,13 @@ impl Reconcile {
 
     /// Tells the provider how many there should be. One order per revision is under way at a time.
     pub(crate) fn order(&mut self, id: &RevisionId, goal: u32) {
-        self.order_without(id, goal, Vec::new());
-    }
-
-    /// The same, when these instances should be the first to go.
-    fn order_without(&mut self, id: &RevisionId, goal: u32, mut spare: Vec<InstanceId>) {
         let Some(live) = self.live.get_mut(id) else { return };
         let excess = live.ready_count().saturating_sub(goal);
         if excess > 0 {
-            spare.extend(self.shared.parts.load.retire(id, excess));
+            self.shared.parts.load.retire(id, excess).iter().for_each(|instance| live.draining(instance));
         }
-        spare.iter().for_each(|instance| live.draining(instance));
+        // All of them, every time: should an order have been lost, the next one makes it good.
+        let spare = live.spare();
         live.order(goal, Instant::now());
         tracing::debug!(revision = %id, want = goal, "apply");
         let prepare = goal > 0 && !self.prepared.contains(id);
@@ -176,8 +166,4 @@ impl Reconcile {
     pub(crate) fn at(&self, now: Instant) -> Duration {
         now.saturating_duration_since(self.started)
     }
-}
-
-fn count(ids: &[InstanceId]) -> u32 {
-    u32::try_from(ids.len()).unwrap_or(u32::MAX)
 }

@@ -49,11 +49,14 @@ pub(crate) struct Live {
     autoscaler: Autoscaler,
     decision: Option<Decision>,
     ready: BTreeMap<InstanceId, Instant>,
+    /// Out of service for good, and not gone.
     draining: BTreeSet<InstanceId>,
-    /// Instances that calls could not be sent to, and that the provider was not told of yet.
-    condemned: Vec<InstanceId>,
+    /// Whether the provider may hold what it should not, whatever the numbers say: it is told again.
+    owed: bool,
     applied: u32,
     short: u32,
+    /// What was held before the last order.
+    before: u32,
     ordered_at: Instant,
     /// After an order that could not be given: no further one before.
     not_before: Instant,
@@ -82,9 +85,10 @@ impl Live {
             decision: None,
             ready: BTreeMap::new(),
             draining: BTreeSet::new(),
-            condemned: Vec::new(),
+            owed: false,
             applied: 0,
             short: 0,
+            before: 0,
             ordered_at: now,
             not_before: now,
             ceiling: None,
@@ -130,22 +134,27 @@ impl Live {
     pub(crate) fn condemn(&mut self, id: &InstanceId, now: Instant) -> Option<Duration> {
         let since = self.ready.remove(id)?;
         self.draining.insert(id.clone());
-        self.condemned.push(id.clone());
+        self.owed = true;
+        self.fewer();
         Some(now.saturating_duration_since(since))
     }
 
-    /// Those to be stopped before others are started in their place.
-    pub(crate) fn take_condemned(&mut self, now: Instant) -> Vec<InstanceId> {
-        if self.may_order(now) { std::mem::take(&mut self.condemned) } else { Vec::new() }
+    /// Instances that must not be among those that the provider holds.
+    pub(crate) fn spare(&self) -> Vec<InstanceId> {
+        self.draining.iter().cloned().collect()
     }
 
     /// A start failed, or an instance died: there is one fewer, unless that one was wanted no more.
     pub(crate) fn lost(&mut self) {
-        if self.held() > self.ready_count() {
-            self.short += 1;
-        }
+        self.fewer();
         if !self.busy {
             self.ceiling = Some(self.held());
+        }
+    }
+
+    fn fewer(&mut self) {
+        if self.held() > self.ready_count() {
+            self.short += 1;
         }
     }
 
@@ -155,18 +164,27 @@ impl Live {
         self.draining.clear();
         ready.into_iter().for_each(|id| _ = self.ready.entry(id).or_insert(now));
         self.hold(self.ready_count());
+        // What it is starting it does not say.
+        self.owed = true;
     }
 
     /// So many are ordered from the provider now.
     pub(crate) fn order(&mut self, count: u32, now: Instant) {
+        self.before = self.held();
         self.hold(count);
-        (self.applying, self.ordered_at) = (true, now);
+        (self.applying, self.owed, self.ordered_at) = (true, false, now);
     }
 
-    /// The order could not be given: what is ready is all there is, and the next try is not before then.
-    pub(crate) fn not_ordered(&mut self, not_before: Instant) {
-        self.hold(self.ready_count());
-        self.not_before = not_before;
+    /// The order could not be given: there is what there was before, less what was lost since, and the next try is not before then.
+    /// Whether something should have been started.
+    pub(crate) fn not_ordered(&mut self, not_before: Instant) -> bool {
+        let starts = self.applied > self.before;
+        self.hold(self.before.saturating_sub(self.short).max(self.ready_count()));
+        (self.owed, self.not_before) = (true, not_before);
+        if !self.busy {
+            self.ceiling = Some(self.held());
+        }
+        starts
     }
 
     fn hold(&mut self, count: u32) {
@@ -256,10 +274,12 @@ impl Live {
         }
     }
 
-    /// Whether the provider has to be told so: it holds another number, and what is missing may be started now.
-    pub(crate) fn differs(&self, goal: u32, now: Instant) -> bool {
+    /// How many the provider has to be told of: because it holds another number, or instances that it should not. What is missing waits
+    /// until it may be started.
+    pub(crate) fn differs(&self, goal: u32, now: Instant) -> Option<u32> {
         let held = self.held();
-        self.may_order(now) && (goal < held || goal > held && !self.backoff.waits(now))
+        let goal = if self.backoff.waits(now) { goal.min(held) } else { goal };
+        (self.may_order(now) && (goal != held || self.owed)).then_some(goal)
     }
 
     /// Whether the provider was told so a while ago and it is still not so.
@@ -300,13 +320,13 @@ impl Live {
 
     /// Nothing of it is left, and nothing has to be remembered.
     pub(crate) fn is_over(&self, now: Instant) -> bool {
-        let nothing = self.held() == 0 && self.ready.is_empty() && self.draining.is_empty();
-        nothing && !self.applying && !self.busy && self.backoff.is_over(now)
+        self.is_empty() && !self.busy && self.backoff.is_over(now)
     }
 
     /// No instance is left.
     pub(crate) fn is_empty(&self) -> bool {
-        self.held() == 0 && !self.applying && self.ready.is_empty() && self.draining.is_empty()
+        let nothing = self.held() == 0 && self.ready.is_empty() && self.draining.is_empty();
+        nothing && !self.applying && !self.owed
     }
 
     /// What to show of it.

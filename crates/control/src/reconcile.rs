@@ -176,6 +176,9 @@ impl Reconcile {
         if mine.iter().any(|id| self.role(&self.live[id]) == Role::Gone) {
             // Deleted and made anew between two looks: the numbers began at 1 again.
             self.deleted(name);
+            if function.scale == Some(0) {
+                self.parked.insert(name.clone());
+            }
         }
         if self.leaving.contains(name) {
             return;
@@ -235,7 +238,10 @@ impl Reconcile {
                 self.died(&revision, &id, &why, now);
                 self.leave(revision.function());
             }
-            Event::Failed { revision, cause, why } => self.failed(&revision, cause, &why, now),
+            Event::Failed { revision, cause, why } => {
+                self.with(&revision, Live::lost);
+                self.failed(&revision, cause, &why, now);
+            }
         }
     }
 
@@ -285,7 +291,6 @@ impl Reconcile {
     fn failed(&mut self, id: &RevisionId, cause: Cause, why: &str, now: Instant) {
         tracing::warn!(revision = %id, why, "a start failed");
         let Some(live) = self.live.get_mut(id) else { return };
-        live.lost();
         live.backoff.failed(now, cause, why);
         if self.is_trial(id) {
             return self.judge(id, RevisionState::Failed(why.trim().to_owned()));
@@ -378,12 +383,15 @@ impl Reconcile {
                 match result {
                     Ok(()) => drop(self.prepared.insert(id.clone())),
                     Err(error) => {
-                        live.not_ordered(now + self.shared.config.backoff_least.0);
                         let cause = match error {
                             ProviderError::Prepare(_) | ProviderError::Missing(_) => Cause::CannotStart,
                             ProviderError::Host { .. } | ProviderError::Stopping => Cause::Internal,
                         };
-                        self.failed(&id, cause, &error.to_string(), now);
+                        if live.not_ordered(now + self.shared.config.backoff_least.0) {
+                            self.failed(&id, cause, &error.to_string(), now);
+                        } else {
+                            tracing::warn!(revision = %id, %error, "an order to stop instances failed");
+                        }
                     }
                 }
                 self.converge(&id, now);

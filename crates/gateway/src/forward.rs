@@ -81,7 +81,7 @@ fn call(mut head: request::Parts, body: taper_model::Body, record: &Record, revi
     };
     // What the caller wrote was a path and a query; the end of it is one, too.
     head.uri = PathAndQuery::try_from(target).map_or_else(|_| http::Uri::from_static("/"), Into::into);
-    head.version = http::Version::HTTP_11;
+    // The version stays what the caller spoke: gRPC is HTTP/2 all the way, and whoever carries the call must know.
     head.extensions.clear();
     Call {
         id: record.id().clone(),

@@ -1,5 +1,5 @@
-//! Owns the folders that can be made again: unpacked code and installed dependencies, each made once per key, bounded in
-//! size, removed least recently used first. It never removes what is in use and never shows what is half made.
+//! Owns the folders that can be made again: unpacked code and installed dependencies, each made once per key, bounded
+//! in size, removed least recently used first. It never removes what is in use and never shows what is half made.
 
 use std::{
     collections::HashMap,
@@ -68,8 +68,9 @@ const SIZE: &str = "size";
 const DRAFT: &str = ".draft-";
 
 impl Cache {
-    /// Opens the cache in `dir`, which is made where it is missing. Removes what is half made, and everything when the machine
-    /// was restarted since and `durable` is false: contents are not synced then, so a power cut may have left them torn.
+    /// Opens the cache in `dir`, which is made where it is missing. Removes what is half made, and everything when the
+    /// machine was restarted since and `durable` is false: contents are not synced then, so a power cut may have left
+    /// them torn.
     ///
     /// # Errors
     /// When the folder cannot be made or read.
@@ -105,7 +106,8 @@ impl Cache {
         Ok(Self { dir: dir.into(), bound, state: Mutex::new(state) })
     }
 
-    /// The folder of a key, made by `make` when there is none. Callers with the same key wait for the one that makes it.
+    /// The folder of a key, made by `make` when there is none. Callers with the same key wait for the one that makes
+    /// it.
     ///
     /// # Errors
     /// What `make` returned; the next caller tries again.

@@ -1,4 +1,5 @@
-//! Owns what an instance is told to be: the claim's command, environment and limits, from a revision. It starts nothing.
+//! Owns what an instance is told to be: the claim's command, environment and limits, from a revision. It starts
+//! nothing.
 
 use std::collections::BTreeMap;
 
@@ -92,9 +93,9 @@ pub(crate) fn claim(
 
 /// The function's complete environment. What the user says wins over all of it.
 ///
-/// `PATH`, `HOME`, `TMPDIR`, `LANG` as programs expect them; `K_SERVICE`, `K_CONFIGURATION` and `K_REVISION` as on Knative;
-/// `OPENFAAS_NAME` and `OPENFAAS_NAMESPACE`; `TAPER_INSTANCE`. Python that is not a handler also gets `PYTHONPATH` for its
-/// installed dependencies.
+/// `PATH`, `HOME`, `TMPDIR`, `LANG` as programs expect them; `K_SERVICE`, `K_CONFIGURATION` and `K_REVISION` as on
+/// Knative; `OPENFAAS_NAME` and `OPENFAAS_NAMESPACE`; `TAPER_INSTANCE`. Python that is not a handler also gets
+/// `PYTHONPATH` for its installed dependencies.
 fn environment(
     revision: &Revision,
     instance: &InstanceId,

@@ -1,5 +1,6 @@
-//! Owns how an artifact becomes a folder: unpacks a gzip-compressed tar archive that nobody vouches for. It never writes
-//! outside the folder, never follows a link, and keeps no owner, no special bit and nothing but files, folders and links.
+//! Owns how an artifact becomes a folder: unpacks a gzip-compressed tar archive that nobody vouches for. It never
+//! writes outside the folder, never follows a link, and keeps no owner, no special bit and nothing but files, folders
+//! and links.
 
 use std::{
     borrow::Cow,
@@ -35,7 +36,8 @@ const MAX_LINKS: usize = 40;
 /// Unpacks an archive into an empty folder. Files become `0444` or `0555`, folders `0755`, all of them the caller's.
 ///
 /// # Errors
-/// [`Error::Prepare`] says which entry was refused and why; [`Error::Host`] when the disk did. What was written by then stays.
+/// [`Error::Prepare`] says which entry was refused and why; [`Error::Host`] when the disk did. What was written by then
+/// stays.
 pub(crate) fn unpack(archive: impl Read, into: &Path, bounds: Bounds) -> Result<(), Error> {
     unpack_tar(flate2::read::MultiGzDecoder::new(archive), into, bounds)
 }

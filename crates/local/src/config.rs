@@ -15,8 +15,8 @@ use crate::sandbox;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Config {
-    /// Where code, dependencies, logs and sockets are; nothing in it that may not be lost. The server sets it to `local` in
-    /// its data directory.
+    /// Where code, dependencies, logs and sockets are; nothing in it that may not be lost. The server sets it to
+    /// `local` in its data directory.
     #[serde(skip)]
     pub dir: PathBuf,
     /// How strongly functions are isolated.
@@ -25,7 +25,8 @@ pub struct Config {
     pub search: Vec<PathBuf>,
     /// Starts that may be under way at once on this machine; 0 for twice the number of processors.
     pub starts: usize,
-    /// Empty sandboxes kept ready for each kind that is in use, so that a start need not make one. 0 for none. Default 2.
+    /// Empty sandboxes kept ready for each kind that is in use, so that a start need not make one. 0 for none. Default
+    /// 2.
     pub pool: usize,
     /// Time from a function's SIGTERM to its SIGKILL, after its last call has ended. Default 5 s.
     pub grace: Span,

@@ -1,5 +1,5 @@
-//! Owns what instances are made of on this host: the spawner and the network, empty sandboxes kept ready, unpacked code,
-//! installed dependencies, interpreters, logs. It knows no instance.
+//! Owns what instances are made of on this host: the spawner and the network, empty sandboxes kept ready, unpacked
+//! code, installed dependencies, interpreters, logs. It knows no instance.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -12,7 +12,7 @@ use std::{
 use taper_model::{Digest, Revision, Runtime, call::Start};
 use taper_provider::{Error, Progress, Supply};
 use taper_runtimes::{Candidate, HEAD_SIZE, Recipe};
-use tokio::runtime::Handle;
+use tokio::{runtime::Handle, sync::Semaphore};
 
 use crate::{
     cache::{Cache, Kept},
@@ -21,14 +21,16 @@ use crate::{
     install,
     language::Languages,
     logs::Logs,
-    network::{self, Network},
+    network::{self, Lease, Network, Policy},
     pool::Pool,
-    sandbox::{ParkSpec, Parked},
+    sandbox::{Isolation, Life, ParkSpec, Parked},
     spawner::{self, Spawner},
 };
 
 /// Files, folders and links that one artifact may have.
 const MAX_ENTRIES: u64 = 100_000;
+/// Installations of dependencies at a time.
+const INSTALLS: usize = 2;
 /// Recipes that are remembered. They can be found again by reading a few files.
 const MAX_PLANS: usize = 10_000;
 
@@ -46,6 +48,8 @@ pub(crate) struct Host {
     code: Cache,
     dependencies: Cache,
     plans: Mutex<Plans>,
+    /// Installations take much memory: few run at once.
+    installs: Semaphore,
 }
 
 /// What is to be installed for each artifact, for those that declare something.
@@ -100,6 +104,7 @@ impl Host {
             code,
             dependencies,
             plans: Mutex::default(),
+            installs: Semaphore::new(INSTALLS),
         })
     }
 
@@ -123,19 +128,22 @@ impl Host {
         &self.pool
     }
 
-    /// The network of instances.
-    pub(crate) fn network(&self) -> &Network {
-        &self.network
+    /// Connects a sandbox that is not claimed yet.
+    ///
+    /// # Errors
+    /// When the host refuses.
+    pub(crate) async fn join(&self, policy: Policy, life: &Life) -> Result<Lease, crate::Error> {
+        // Without isolation there is no network of its own that could be connected.
+        let bare = self.spawner().isolation() == Isolation::None;
+        self.network.join(if bare { Policy::Host } else { policy }, life.pid()).await
     }
 
     /// An empty sandbox: one that was kept ready, else a new one.
     ///
     /// # Errors
     /// When none can be made.
-    pub(crate) async fn sandbox(self: &Arc<Self>, spec: &ParkSpec) -> Result<(Parked, Start), crate::Error> {
-        let found = self.pool.take(spec);
-        self.pool.refill(self, spec);
-        match found {
+    pub(crate) async fn sandbox(&self, spec: &ParkSpec) -> Result<(Parked, Start), crate::Error> {
+        match self.pool.take(spec) {
             Some(parked) => Ok((parked, Start::Pool)),
             None => Ok((self.spawner().park(spec).await?, Start::Cold)),
         }
@@ -173,11 +181,14 @@ impl Host {
         let Some(plan) = self.plan(digest, runtime, &code).await? else {
             return Ok(Prepared { code: Some(code), dependencies: None });
         };
-        let install = |draft| {
-            let (function, recipe) = (revision.id.function(), &plan.recipe);
-            install::install(self, function, &code, recipe, progress, draft)
+        let install = async |draft| {
+            let _turn = self.installs.acquire().await.map_err(|_| Error::Stopping)?;
+            install::install(self, revision.id.function(), &code, &plan.recipe, progress, draft).await
         };
         let dependencies = self.dependencies.get(&plan.key, install).await?;
+        if self.spawner().isolation() == Isolation::None {
+            put_beside(&code, &dependencies, plan.recipe.mount)?;
+        }
         Ok(Prepared { code: Some(code), dependencies: Some(dependencies) })
     }
 
@@ -201,6 +212,22 @@ impl Host {
 
     fn plans(&self) -> MutexGuard<'_, Plans> {
         self.plans.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Without isolation code runs where it was unpacked, and what a sandbox has at its root must lie one folder above it: a
+/// language that looks for packages upwards from the code finds them so.
+fn put_beside(code: &Kept, dependencies: &Kept, mount: &str) -> Result<(), Error> {
+    let link = code.path().with_file_name(mount.trim_start_matches('/'));
+    let target = dependencies.path();
+    if fs::read_link(&link).is_ok_and(|there| there == target) {
+        return Ok(());
+    }
+    // Another interpreter has other dependencies.
+    let _ = fs::remove_file(&link);
+    match std::os::unix::fs::symlink(target, &link) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        made => made.map_err(|source| Error::Host { what: format!("link {}", link.display()), source }),
     }
 }
 
@@ -262,15 +289,36 @@ fn plan(
     Ok(Some(Plan { recipe, key: Digest::of(&key).hex() }))
 }
 
-/// Whether a file that declares dependencies also refers to others of the artifact, which then decide as well: an option of
-/// pip's, a path, or npm's word for one. Better once too often.
+/// Options of pip's in a requirements file that name no file.
+const PLAIN: [&[u8]; 8] = [
+    b"--hash",
+    b"--no-binary",
+    b"--no-index",
+    b"--only-binary",
+    b"--pre",
+    b"--prefer-binary",
+    b"--require-hashes",
+    b"--trusted-host",
+];
+/// Options whose value is a URL or a path.
+const INDEXES: [&[u8]; 3] = [b"-i", b"--index-url", b"--extra-index-url"];
+
+/// Whether a file that declares dependencies also refers to others of the artifact, which then decide as well: an
+/// option of pip's, a path, or npm's word for one. Better once too often.
 fn names_other_files(content: &[u8]) -> bool {
+    let has = |text: &[u8], word: &[u8]| text.windows(word.len()).any(|part| part == word);
     let refers = |line: &[u8]| {
-        let line = line.trim_ascii_start();
-        line.starts_with(b"-") || line.starts_with(b".") || line.starts_with(b"/")
+        let line = line.trim_ascii();
+        let url = has(line, b"://");
+        let names_one = |word: &[u8]| {
+            let name = word.split(|b| *b == b'=').next().unwrap_or_default();
+            word.starts_with(b"-") && !PLAIN.contains(&name) && !(url && INDEXES.contains(&name))
+        };
+        let option = line.starts_with(b"-") && line.split(u8::is_ascii_whitespace).any(names_one);
+        option || line.starts_with(b".") || line.starts_with(b"/")
     };
-    let has = |word: &[u8]| content.windows(word.len()).any(|part| part == word);
-    content.split(|b| *b == b'\n').any(refers) || has(b"file:") || has(b"link:") || has(b"workspace:")
+    content.split(|b| *b == b'\n').any(refers)
+        || [&b"file:"[..], b"link:", b"workspace:"].iter().any(|word| has(content, word))
 }
 
 #[cfg(test)]
@@ -296,13 +344,21 @@ mod tests {
         assert_ne!(key(dir.path(), Runtime::Python3, "3.12").unwrap(), first, "the interpreter does");
         fs::write(dir.path().join("requirements.txt"), "six==1\n").unwrap();
         assert_ne!(key(dir.path(), Runtime::Python3, "3.11").unwrap(), first, "and so does the file");
-        for own in
-            ["-r more.txt\n", "six\n  ./package\n", "six @ file:///function/six.whl\n", "--find-links wheels\nsix\n"]
-        {
-            fs::write(dir.path().join("requirements.txt"), own).unwrap();
+        for (requirements, decides) in [
+            ("-r more.txt\n", true),
+            ("six\n  ./package\n", true),
+            ("six @ file:///function/six.whl\n", true),
+            ("--no-index --find-links wheels\nsix\n", true),
+            ("--index-url ./simple\nsix\n", true),
+            ("--an-option-to-come x\nsix\n", true),
+            ("--index-url https://packages.example/simple\nsix\n", false),
+            ("six==1.0 \\\n    --hash=sha256:00 \\\n    --hash=sha256:01\n", false),
+        ] {
+            fs::write(dir.path().join("requirements.txt"), requirements).unwrap();
             let before = key(dir.path(), Runtime::Python3, "3.11").unwrap();
-            fs::write(dir.path().join("handler.py"), own).unwrap();
-            assert_ne!(key(dir.path(), Runtime::Python3, "3.11").unwrap(), before, "{own}: the artifact decides too");
+            fs::write(dir.path().join("handler.py"), requirements).unwrap();
+            let after = key(dir.path(), Runtime::Python3, "3.11").unwrap();
+            assert_eq!(after != before, decides, "{requirements}: whether the artifact decides too");
         }
         assert_eq!(key(dir.path(), Runtime::Node, "20"), None);
         fs::write(dir.path().join("package.json"), r#"{"dependencies": {"a": "1"}}"#).unwrap();

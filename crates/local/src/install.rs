@@ -1,5 +1,5 @@
-//! Owns the installation of a function's dependencies: its language's own tool, run in a sandbox with a network, and the
-//! result taken out of it as an archive that nobody vouches for. It never runs anything outside a sandbox.
+//! Owns the installation of a function's dependencies: its language's own tool, run in a sandbox with a network, and
+//! the result taken out of it as an archive that nobody vouches for. It never runs anything outside a sandbox.
 
 use std::{
     collections::VecDeque,
@@ -34,8 +34,8 @@ use crate::{
     sandbox::{Binding, Layout, Limits, NetworkSpace, ParkSpec, Parked},
 };
 
-/// Runs the tool (the arguments) in a copy of the code that it may change, tells of it on stderr, and writes an archive of
-/// the result to stdout. A tool that works on files of the code finds its result among them.
+/// Runs the tool (the arguments) in a copy of the code that it may change, tells of it on stderr, and writes an archive
+/// of the result to stdout. A tool that works on files of the code finds its result among them.
 const SCRIPT: &str = r#"set -e
 if [ -n "$COPY" ]; then work="$OUT"; else work="$TMPDIR/work"; fi
 mkdir -p "$OUT/$PRODUCED" "$work"
@@ -61,8 +61,8 @@ const ID: &str = "install";
 
 /// Installs what the recipe says into the draft.
 ///
-/// *Flow.* A sandbox of its own with the code at its place, read-only, and a network; the tool as a classic call; its lines to
-/// `progress`; the reply's body, a tar archive, unpacked as an artifact is, within the same kind of bounds.
+/// *Flow.* A sandbox of its own with the code at its place, read-only, and a network; the tool as a classic call; its
+/// lines to `progress`; the reply's body, a tar archive, unpacked as an artifact is, within the same kind of bounds.
 ///
 /// # Errors
 /// [`Error::Prepare`] with the tool's last lines.
@@ -85,7 +85,7 @@ pub(crate) async fn install(
     let spec = ParkSpec { network: NetworkSpace::Own, temporary: config.space.0, limits };
     let spawner = host.spawner();
     let Parked { control, listener, stdout, stderr, layout, life } = spawner.park(&spec).await.map_err(failed)?;
-    let lease = host.network().join(Policy::Open, life.pid()).await.map_err(failed)?;
+    let lease = host.join(Policy::Open, &life).await.map_err(failed)?;
     let tree = spawner.tree(&code.path()).await.map_err(failed)?;
     let mut binding = Binding { code: Some(tree), pids: Some(PIDS), ..Binding::default() };
     lease.bind(&mut binding);

@@ -1,5 +1,5 @@
-//! Owns one instance from its claim to its end: it is made, becomes ready, serves, is drained or dies, and is cleared up. It
-//! never decides that there should be one.
+//! Owns one instance from its claim to its end: it is made, becomes ready, serves, is drained or dies, and is cleared
+//! up. It never decides that there should be one.
 
 use std::{
     collections::HashMap,
@@ -121,7 +121,7 @@ pub(crate) async fn start(
     let claim = claim::claim(revision, &id, &layout, &host.languages, prepared.dependencies.is_some())?;
     let limits = claim::limits(revision);
     life.set_limits(&limits)?;
-    let lease = host.network().join(claim::policy(revision), life.pid()).await?;
+    let lease = host.join(claim::policy(revision), &life).await?;
     let spawner = host.spawner();
     let mut binding = Binding { secrets, pids: Some(limits.pids), ..Binding::default() };
     lease.bind(&mut binding);
@@ -198,6 +198,11 @@ async fn unready(word: Result<FirstWord, Elapsed>, life: Life, collector: &mut C
             return Failure::internal(format!("the watchdog said {other:?} before it was ready"));
         }
         Ok(Ok(None)) => None,
+        Ok(Err(e @ taper_watchdog::Error::TooLarge { .. })) => {
+            life.kill();
+            life.gone().await;
+            return Failure { cause: Cause::CannotStart, why: e.to_string() };
+        }
         Ok(Err(e)) => {
             life.kill();
             life.gone().await;

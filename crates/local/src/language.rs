@@ -1,5 +1,5 @@
-//! Owns the interpreters of this machine and the folder with our runtimes for them. It never decides which function uses
-//! which, and never runs a function's code.
+//! Owns the interpreters of this machine and the folder with our runtimes for them. It never decides which function
+//! uses which, and never runs a function's code.
 
 use std::{
     fs, io,
@@ -35,8 +35,8 @@ pub(crate) struct Language {
 }
 
 impl Languages {
-    /// Looks for interpreters and writes the runtimes into `folder`. Blocks; the first time for an interpreter, as long as it takes
-    /// to compile the runtime.
+    /// Looks for interpreters and writes the runtimes into `folder`. Blocks; the first time for an interpreter, as long
+    /// as it takes to compile the runtime.
     ///
     /// # Errors
     /// When the folder cannot be written. A missing interpreter is not an error before a function needs it.

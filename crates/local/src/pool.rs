@@ -1,5 +1,5 @@
-//! Owns the empty sandboxes that are kept ready, so that a start need not wait for one to be made. What is in it belongs
-//! to nobody yet. It never claims one.
+//! Owns the empty sandboxes that are kept ready, so that a start need not wait for one to be made. What is in it
+//! belongs to nobody yet. It never claims one.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},

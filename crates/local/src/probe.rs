@@ -173,7 +173,8 @@ fn groups() -> Vec<Item> {
             let found = format!("version 1: {}", controllers.join(", "));
             let means = "those of memory, cpu and pids that are listed are limited";
             let status = if complete { Status::Ok } else { Status::Weaker };
-            let mut items = vec![item(status, found, means, (!complete).then_some("boot with the missing controllers"))];
+            let mut items =
+                vec![item(status, found, means, (!complete).then_some("boot with the missing controllers"))];
             if !quick {
                 items.push(Item {
                     name: "entering control groups",
@@ -268,7 +269,8 @@ fn id_range() -> Item {
         status: if there { Status::Ok } else { Status::Weaker },
         found: if there { "a range is granted to this account" } else { "only this account's own" }.to_owned(),
         means: "with a range, the id behind a function is not the account's own",
-        mend: (!there).then(|| "apt-get install uidmap, and a line for this account in /etc/subuid and /etc/subgid".to_owned()),
+        mend: (!there)
+            .then(|| "apt-get install uidmap, and a line for this account in /etc/subuid and /etc/subgid".to_owned()),
     }
 }
 
@@ -332,8 +334,15 @@ fn try_namespaces() -> io::Result<()> {
             0 => {
                 let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
                 let (name, place) = (c"proc".as_ptr(), c"/proc".as_ptr());
-                let private = libc::mount(std::ptr::null(), c"/".as_ptr(), std::ptr::null(), libc::MS_REC | libc::MS_PRIVATE, std::ptr::null());
-                let answer = if private == 0 { libc::mount(name, place, name, flags, std::ptr::null()) } else { private };
+                let private = libc::mount(
+                    std::ptr::null(),
+                    c"/".as_ptr(),
+                    std::ptr::null(),
+                    libc::MS_REC | libc::MS_PRIVATE,
+                    std::ptr::null(),
+                );
+                let answer =
+                    if private == 0 { libc::mount(name, place, name, flags, std::ptr::null()) } else { private };
                 libc::_exit(if answer == 0 { 0 } else { *libc::__errno_location() });
             }
             pid => pid,
@@ -368,7 +377,8 @@ fn behind(name: &str, path: &Path) -> Option<Interpreter> {
         let output = Command::new(path).args(question).stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
         lines.extend(String::from_utf8(output.stdout).ok()?.lines().map(PathBuf::from));
     }
-    let program = lines.first().cloned().or_else(|| fs::canonicalize(path).ok()).filter(|program| executable(program))?;
+    let program =
+        lines.first().cloned().or_else(|| fs::canonicalize(path).ok()).filter(|program| executable(program))?;
     if program.starts_with("/usr") {
         return Some(Interpreter { program, folder: None });
     }

@@ -17,13 +17,15 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    claim,
     config::Config,
     host::Host,
     instance::{self, Failure, Instance, Keeper},
     sandbox::Isolation,
 };
 
-/// How long a start counts against the bound on starts. One that waits longer waits for something else than this machine.
+/// How long a start counts against the bound on starts. One that waits longer waits for something else than this
+/// machine.
 const START: Duration = Duration::from_secs(1);
 /// How long a spawner that died is left alone before it is started again; doubled each time, up to the second.
 const REVIVE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
@@ -66,8 +68,8 @@ impl Local {
     /// spawner.
     ///
     /// # Errors
-    /// When nothing can be isolated here and the configuration does not ask for that, or when the folder cannot be used: with
-    /// the mend.
+    /// When nothing can be isolated here and the configuration does not ask for that, or when the folder cannot be
+    /// used: with the mend.
     pub async fn start(config: Config, supply: Arc<dyn Supply>) -> Result<Arc<Self>, crate::Error> {
         let starts = match config.starts {
             0 => 2 * std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
@@ -98,8 +100,8 @@ impl Local {
         .to_owned()
     }
 
-    /// Ends every instance, then the spawner, and undoes what was changed on the host. Calls that still run may end for as long
-    /// as an instance's grace; after that everything is killed.
+    /// Ends every instance, then the spawner, and undoes what was changed on the host. Calls that still run may end for
+    /// as long as an instance's grace; after that everything is killed.
     ///
     /// # Cancel safety
     /// What was not waited for is killed when this process ends.
@@ -205,6 +207,8 @@ impl Shared {
             started = turn => started,
             () = cancel.cancelled() => return,
         };
+        // What it took from the pool is replaced now, when it no longer competes with the start.
+        self.host.pool().refill(&self.host, &claim::park_spec(&revision));
         match started {
             Ok((instance, keeper)) => self.ready(&instance, keeper),
             Err(Failure { cause, why }) => {
@@ -348,14 +352,12 @@ impl Provider for Local {
 }
 
 impl Applied {
-    /// Takes out what is too much: instances that are spare, then starts, the youngest first, for nobody misses them; then
-    /// the instances with the fewest calls.
+    /// Takes out the instances that are spare, and what is too much: starts, the youngest first, for nobody misses them; then the
+    /// instances with the fewest calls.
     fn shrink(&mut self, spare: &[InstanceId]) -> Vec<Arc<Instance>> {
-        let mut out = Vec::new();
+        let mut out: Vec<_> = self.ready.extract_if(.., |instance| spare.contains(&instance.id)).collect();
         while self.ready.len() + self.starting.len() > self.want {
-            if let Some(at) = self.ready.iter().position(|instance| spare.contains(&instance.id)) {
-                out.push(self.ready.remove(at));
-            } else if let Some((_, cancel)) = self.starting.pop() {
+            if let Some((_, cancel)) = self.starting.pop() {
                 cancel.cancel();
             } else if let Some((at, _)) = self.ready.iter().enumerate().min_by_key(|(_, instance)| instance.busy()) {
                 out.push(self.ready.remove(at));

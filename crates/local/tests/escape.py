@@ -162,7 +162,7 @@ def _():
 @attempt("the top of its root")
 def _():
     known = {"bin", "sbin", "lib", "lib32", "lib64", "libx32", "deps", "dev", "etc", "function", "home", "proc", "run",
-             "runtime", "tmp", "usr", "var"}
+             "runtime", "tmp", "usr", "var", "node_modules"}
     seen = set(os.listdir("/"))
     extra = os.environ.get("ESCAPE_INTERPRETER", "").split("/")[1:2]
     return not seen - known - set(extra), seen - known

@@ -33,49 +33,80 @@ fn succeed(program: &str, arguments: &[&str]) -> String {
 /// A small local network beside the host: a namespace with one server on each of three kinds of address.
 struct Lan {
     keeper: Child,
-    server: Child,
+    server: Option<Child>,
     link: String,
+    /// The host's address on it.
+    host: String,
+    private: String,
+    public: String,
+    link_local: String,
+    /// Tests of one process take turns; those of several have different numbers.
+    _turn: tokio::sync::MutexGuard<'static, ()>,
 }
 
-impl Lan {
-    const HOST: &str = "172.31.213.1";
-    const PRIVATE: &str = "172.31.213.2:7777";
-    const PUBLIC: &str = "11.213.7.7:7777";
-    const LINK_LOCAL: &str = "169.254.213.7:7777";
+static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
-    fn new() -> Lan {
-        let link = format!("lan{}", std::process::id());
+impl Lan {
+    async fn new() -> Lan {
+        let turn = TURN.lock().await;
+        let number = std::process::id() % 16_384;
+        let (high, low) = (number / 64, number % 64 * 4);
         // It says so when it is in its namespace.
         let mut keeper = Command::new("unshare")
             .args(["-n", "sh", "-c", "echo there; exec sleep 1000"])
             .stdout(Stdio::piped())
             .spawn()
             .expect("starts");
+        let output = keeper.stdout.take().expect("piped");
+        let mut lan = Lan {
+            keeper,
+            server: None,
+            link: format!("lan{number}"),
+            host: format!("172.31.{high}.{}", low + 1),
+            private: format!("172.31.{high}.{}:7777", low + 2),
+            public: format!("11.213.{high}.{}:7777", low + 1),
+            link_local: format!("169.254.{high}.{}:7777", low + 1),
+            _turn: turn,
+        };
         let mut line = String::new();
-        BufReader::new(keeper.stdout.take().expect("piped")).read_line(&mut line).expect("reads");
-        let pid = keeper.id().to_string();
-        succeed("ip", &["link", "add", &link, "type", "veth", "peer", "name", "lan", "netns", &pid]);
-        succeed("ip", &["addr", "add", "172.31.213.1/30", "dev", &link]);
-        succeed("ip", &["link", "set", &link, "up"]);
-        let inside = "ip link set lo up; ip link set lan up; ip addr add 172.31.213.2/30 dev lan
-            ip addr add 11.213.7.7/32 dev lo; ip addr add 169.254.213.7/32 dev lo";
-        succeed("nsenter", &["-t", &pid, "-n", "sh", "-e", "-c", inside]);
-        for place in ["11.213.7.7/32", "169.254.213.7/32"] {
-            succeed("ip", &["route", "add", place, "via", "172.31.213.2", "dev", &link]);
+        BufReader::new(output).read_line(&mut line).expect("reads");
+        let pid = lan.keeper.id().to_string();
+        let bare = |place: &str| place.split(':').next().unwrap_or_default().to_owned();
+        let (private, public, link_local) = (bare(&lan.private), bare(&lan.public), bare(&lan.link_local));
+        succeed("ip", &["link", "add", &lan.link, "type", "veth", "peer", "name", "lan", "netns", &pid]);
+        succeed("ip", &["addr", "add", &format!("{}/30", lan.host), "dev", &lan.link]);
+        succeed("ip", &["link", "set", &lan.link, "up"]);
+        let inside = format!(
+            "ip link set lo up; ip link set lan up; ip addr add {private}/30 dev lan
+             ip addr add {public}/32 dev lo; ip addr add {link_local}/32 dev lo"
+        );
+        succeed("nsenter", &["-t", &pid, "-n", "sh", "-e", "-c", &inside]);
+        for place in [public, link_local] {
+            succeed("ip", &["route", "add", &format!("{place}/32"), "via", &private, "dev", &lan.link]);
         }
-        let mut server = Command::new("nsenter")
+        let server = Command::new("nsenter")
             .args(["-t", &pid, "-n", PYTHON, "-c", SERVER])
             .stdout(Stdio::piped())
             .spawn()
             .expect("starts");
-        BufReader::new(server.stdout.take().expect("piped")).read_line(&mut line).expect("reads");
-        Lan { keeper, server, link }
+        let output = lan.server.insert(server).stdout.take().expect("piped");
+        BufReader::new(output).read_line(&mut line).expect("reads");
+        lan
+    }
+
+    fn places(&self) -> Vec<&str> {
+        vec![&self.private, &self.public, &self.link_local]
+    }
+
+    /// What a client hears at `place`, when it is heard as the host.
+    fn said(&self, place: &str) -> String {
+        format!("{place}={}", self.host)
     }
 }
 
 impl Drop for Lan {
     fn drop(&mut self) {
-        for process in [&mut self.server, &mut self.keeper] {
+        for process in self.server.iter_mut().chain([&mut self.keeper]) {
             let _ = process.kill();
             let _ = process.wait();
         }
@@ -103,7 +134,8 @@ for place in sys.argv[1:]:
     said = ''
     try:
         with socket.create_connection((address, int(port)), timeout=0.7) as stream:
-            said = stream.recv(100).decode() or 'connected'
+            said = 'connected'
+            said = stream.recv(100).decode()
     except OSError:
         pass
     print(place, said, sep='=')
@@ -120,7 +152,21 @@ async fn parked(spawner: &Spawner, network: &Network, policy: Policy) -> (Parked
 
 /// What a function with `policy` hears from each of `places`.
 async fn heard(spawner: &Spawner, network: &Network, policy: Policy, places: &[&str]) -> Vec<String> {
-    let (parked, lease, binding) = parked(spawner, network, policy).await;
+    heard_with(spawner, network, policy, places, true).await
+}
+
+/// The same, with or without the routes that close what the packet filter closes too.
+async fn heard_with(
+    spawner: &Spawner,
+    network: &Network,
+    policy: Policy,
+    places: &[&str],
+    routes: bool,
+) -> Vec<String> {
+    let (parked, lease, mut binding) = parked(spawner, network, policy).await;
+    if !routes {
+        binding.routes.clear();
+    }
     let command = [&[PYTHON, "-c", CLIENT], places].concat();
     let (ran, _) = run_in(parked, binding, &job(&command)).await.expect("runs");
     assert_eq!(ran.outcome, SUCCESS, "{}", ran.stderr);
@@ -151,11 +197,11 @@ async fn each_policy_reaches_what_it_says_and_nothing_is_left() {
     }
     let data = Data::new();
     let before = forwarding();
+    let lan = Lan::new().await;
     let spawner = data.spawner().await;
     let network = Network::start(&Config::new(data.folder.path())).await;
     assert!(matches!(network.outbound(), Outbound::Links { .. }), "{:?}", network.outbound());
     assert_eq!((left(&data).1, forwarding().as_str()), (1, "1"));
-    let _lan = Lan::new();
     let host = TcpListener::bind("0.0.0.0:0").expect("listens");
     let port = host.local_addr().expect("bound").port();
 
@@ -166,33 +212,42 @@ async fn each_policy_reaches_what_it_says_and_nothing_is_left() {
     let neighbour = claim(neighbour, binding, &job(&[PYTHON, "-c", &serve])).await.expect("claims");
 
     let host_places = [
-        format!("{}:{port}", Lan::HOST),
+        format!("{}:{port}", lan.host),
         format!("127.0.0.1:{port}"),
         format!("{}:{port}", neighbours.gateway),
         format!("{}:7777", neighbours.own),
     ];
-    let mut places = vec![Lan::PRIVATE, Lan::PUBLIC, Lan::LINK_LOCAL];
+    let mut places = lan.places();
     places.extend(host_places.iter().map(String::as_str));
-    let hosts_own = |place: &str| format!("{place}={}", Lan::HOST);
 
     let nothing = Vec::<String>::new();
     assert_eq!(heard(&spawner, &network, Policy::None, &places).await, nothing);
-    assert_eq!(heard(&spawner, &network, Policy::Public, &places).await, [hosts_own(Lan::PUBLIC)]);
-    assert_eq!(
-        heard(&spawner, &network, Policy::Open, &places).await,
-        [hosts_own(Lan::PRIVATE), hosts_own(Lan::PUBLIC)]
-    );
-    // Nobody accepts at the host's listener, so only the namespace's servers speak; link-local is the host's to reach.
-    let as_host = heard(&spawner, &network, Policy::Host, &places[..3]).await;
-    assert_eq!(as_host, [Lan::PRIVATE, Lan::PUBLIC, Lan::LINK_LOCAL].map(hosts_own));
+    let (private, public) = (lan.said(&lan.private), lan.said(&lan.public));
+    // The packet filter and the routes each hold the policy alone.
+    for routes in [true, false] {
+        let as_public = heard_with(&spawner, &network, Policy::Public, &places, routes).await;
+        assert_eq!(as_public, std::slice::from_ref(&public), "with routes: {routes}");
+        let as_open = heard_with(&spawner, &network, Policy::Open, &places, routes).await;
+        assert_eq!(as_open, [private.clone(), public.clone()], "with routes: {routes}");
+    }
+    let as_host = heard(&spawner, &network, Policy::Host, &places).await;
+    let mut all: Vec<String> = lan.places().into_iter().map(|place| lan.said(place)).collect();
+    // The host's listener lets in and says nothing; and from the host a neighbour is one hop away.
+    all.extend(host_places[..3].iter().map(|place| format!("{place}=connected")));
+    assert_eq!(as_host[..6], all);
+
+    // Somebody flushes the ruleset: the way out is gone, and none into the host has opened.
+    succeed("nft", &["delete", "table", "inet", &format!("taper_{}", marked(&data).as_str())]);
+    assert_eq!(heard(&spawner, &network, Policy::Open, &places[2..]).await, nothing);
 
     drop((neighbour, neighbours_lease));
     spawner.stop().await;
     network.remove().await.expect("removes");
     assert_eq!(left(&data), (0, 0));
     // Another platform on this host may need forwarding still.
-    if !succeed("nft", &["list", "tables"]).contains("taper_") {
-        assert_eq!(forwarding(), before);
+    let after = forwarding();
+    if before == "0" && !succeed("nft", &["list", "tables"]).contains("taper_") {
+        assert_eq!(after, "0");
     }
 }
 
@@ -267,17 +322,35 @@ async fn what_a_killed_platform_left_is_removed_by_the_next() {
     BufReader::new(platform.stdout.take().expect("piped")).read_line(&mut line).expect("reads");
     let told: serde_json::Value = serde_json::from_str(&line).unwrap_or_else(|why| panic!("{why}: {line}"));
     assert!(told["address"]["own"].is_string(), "{told}");
-    platform.kill().expect("kills");
-    platform.wait().expect("ends");
-    assert_eq!(left(&data).1, 1);
     let report = taper_local::probe::host(data.folder.path(), &[]);
     let changes = report.items.iter().find(|item| item.name == "changes to this host").expect("is listed");
-    assert!(changes.found.contains("nftables table inet taper_"), "{changes:?}");
-
+    assert!(changes.found.contains("nftables table inet taper_") && changes.found.contains("1 links"), "{changes:?}");
+    platform.kill().expect("kills");
+    platform.wait().expect("ends");
     let network = Network::start(&Config::new(data.folder.path())).await;
     assert_eq!(left(&data), (0, 1));
     network.remove().await.expect("removes");
     assert_eq!(left(&data), (0, 0));
+}
+
+#[tokio::test]
+async fn what_a_killed_platform_left_is_removed_even_if_nobody_starts_over_its_data() {
+    if !possible("sweeping") {
+        return;
+    }
+    let dead = Data::new();
+    let mut platform =
+        Command::new(STAND_IN).arg("connect").arg(dead.folder.path()).stdout(Stdio::piped()).spawn().expect("starts");
+    let mut line = String::new();
+    BufReader::new(platform.stdout.take().expect("piped")).read_line(&mut line).expect("reads");
+    platform.kill().expect("kills");
+    platform.wait().expect("ends");
+    let data = Data::new();
+    let network = Network::start(&Config::new(data.folder.path())).await;
+    assert_eq!((left(&dead), left(&data).1), ((0, 0), 1));
+    network.remove().await.expect("removes");
+    // Its groups are empty folders by now, which only its own next start removes.
+    dead.spawner().await.stop().await;
 }
 
 /// Answers one kind of question with 192.0.2.99, at a loopback address that stands for a resolver stub.
@@ -350,20 +423,16 @@ async fn pasta_carries_an_ordinary_account_within_the_policy() {
     }
     let folder = of_an_account();
     let data = folder.path().join("data");
-    let _lan = Lan::new();
+    let lan = Lan::new().await;
     let host = TcpListener::bind("0.0.0.0:0").expect("listens");
     let port = host.local_addr().expect("bound").port();
     let own = succeed("ip", &["-o", "-4", "addr", "show", "scope", "global"]);
     let own = own.lines().filter_map(|line| line.split_whitespace().nth(3)?.split('/').next());
     let own: Vec<String> = own.chain(["127.0.0.1"]).map(|address| format!("{address}:{port}")).collect();
-    let mut places = vec![Lan::PRIVATE, Lan::PUBLIC, Lan::LINK_LOCAL];
+    let mut places = lan.places();
     places.extend(own.iter().map(String::as_str));
-    let said = |place: &str| format!("{place}={}\n", Lan::HOST);
-    for (policy, answer) in [
-        ("none", String::new()),
-        ("public", said(Lan::PUBLIC)),
-        ("open", said(Lan::PRIVATE) + &said(Lan::PUBLIC)),
-    ] {
+    let (private, public) = (lan.said(&lan.private), lan.said(&lan.public));
+    for (policy, answer) in [("none", vec![]), ("public", vec![public.clone()]), ("open", vec![private, public])] {
         // The device that pasta needs is root's alone on some hosts: here is one for everybody, in a mount namespace.
         let own_tun = "mount -t tmpfs none /dev/net && mknod -m 666 /dev/net/tun c 10 200 && exec setpriv \"$@\"";
         let output = Command::new("unshare")
@@ -379,11 +448,8 @@ async fn pasta_carries_an_ordinary_account_within_the_policy() {
             .expect("starts");
         let words = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success() && words.contains("network Pasta"), "{policy}: {words}");
-        let heard: String = String::from_utf8_lossy(&output.stdout)
-            .lines()
-            .filter(|line| !line.ends_with('='))
-            .map(|line| format!("{line}\n"))
-            .collect();
+        let stdout = String::from_utf8_lossy(&output.stdout);
+        let heard: Vec<&str> = stdout.lines().filter(|line| !line.ends_with('=')).collect();
         assert_eq!(heard, answer, "{policy}: {words}");
         assert_eq!(fs::read_dir(&data).expect("lists").count(), 0, "{policy}");
         assert!(!succeed("ps", &["-eo", "args"]).contains(&*data.to_string_lossy()), "{policy}: a process is left");

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::net::TcpListener;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
@@ -93,8 +93,7 @@ async fn nothing_escapes() {
     let host = TcpListener::bind("0.0.0.0:0").expect("listens");
     let port = host.local_addr().expect("bound").port();
     let name = format!("taper-test-{port}");
-    let _abstract =
-        UnixListener::bind_addr(&SocketAddr::from_abstract_name(&name).expect("a name")).expect("listens");
+    let _abstract = UnixListener::bind_addr(&SocketAddr::from_abstract_name(&name).expect("a name")).expect("listens");
     let mut job = job(&[PYTHON, "/function/escape.py"]);
     let mut set = |name: &str, value: String| job.env.insert(name.to_owned(), value);
     set("ESCAPE_ALONE", "1".to_owned());
@@ -166,6 +165,38 @@ fn nothing_escapes_from_an_ordinary_account_either() {
     assert_eq!(broken(&String::from_utf8_lossy(&output.stdout)), Vec::<Value>::new());
     let left: Vec<_> = fs::read_dir(&data).expect("lists").flatten().map(|entry| entry.file_name()).collect();
     assert_eq!(left, ["code"]);
+}
+
+#[test]
+fn an_account_with_a_range_of_ids_does_not_lend_its_own() {
+    if !root("trying as another account") || !installed("mapping ids", "/usr/bin/newuidmap") {
+        return;
+    }
+    let folder = of_an_account(ACCOUNT);
+    let file = |name: &str, content: String| {
+        let path = folder.path().join(name);
+        fs::write(&path, content).expect("writes");
+        path
+    };
+    let passwd = fs::read_to_string("/etc/passwd").expect("reads");
+    let passwd = file("passwd", format!("{passwd}taper-test:x:{ACCOUNT}:{ACCOUNT}::/:/bin/sh\n"));
+    let range = file("subid", "taper-test:231072:65536\n".to_owned());
+    // The grant is made in a mount namespace of the test's own.
+    let granted = "mount --bind \"$0\" /etc/passwd; for file in subuid subgid; do mount --bind \"$1\" /etc/$file; done
+        shift; exec \"$@\"";
+    let mut account = as_account(folder.path());
+    account.arg("try").arg(folder.path().join("data")).args(["--", "/bin/sh", "-c", "id -u; cat /proc/self/uid_map"]);
+    let output = Command::new("unshare")
+        .args(["-m", "--propagation", "private", "sh", "-e", "-c", granted])
+        .args([&passwd, &range])
+        .arg(account.get_program())
+        .args(account.get_args())
+        .current_dir("/")
+        .output()
+        .expect("starts");
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let numbers: Vec<&str> = stdout.split_whitespace().collect();
+    assert_eq!(numbers, ["1000", "0", "1", "65536"], "{stderr}");
 }
 
 #[test]
@@ -285,12 +316,19 @@ fn parent(pid: u32) -> u32 {
     status.lines().find_map(|line| line.strip_prefix("PPid:\t")?.parse().ok()).expect("has a parent")
 }
 
-/// Every process in the pid namespace that begins with `pid`, as the host numbers them.
-fn members(pid: u32) -> Vec<u32> {
+/// Descriptors of the processes that `ours` picks by their number on the host.
+fn processes(ours: impl Fn(&str) -> bool) -> Vec<OwnedFd> {
+    let all = fs::read_dir("/proc").expect("lists").flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    let numbers = all.filter(|pid| ours(pid)).filter_map(|pid| pid.parse().ok().and_then(Pid::from_raw));
+    // One that has ended in between needs no waiting for.
+    numbers.filter_map(|pid| pidfd_open(pid, PidfdFlags::empty()).ok()).collect()
+}
+
+/// Every process in the pid namespace that begins with `pid`.
+fn members(pid: u32) -> Vec<OwnedFd> {
     let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
     let own = namespace(&pid.to_string()).expect("lives");
-    let all = fs::read_dir("/proc").expect("lists").flatten().filter_map(|entry| entry.file_name().into_string().ok());
-    all.filter(|pid| namespace(pid).as_ref() == Some(&own)).filter_map(|pid| pid.parse().ok()).collect()
+    processes(|pid| namespace(pid).as_ref() == Some(&own))
 }
 
 /// Waits until a process has ended, however long that takes within the test's own patience.
@@ -300,7 +338,7 @@ fn wait_for_end(process: impl AsFd) {
     assert_eq!(poll(&mut source, Some(&patience)), Ok(1), "a process outlived what held it");
 }
 
-fn descriptor_of(pid: u32) -> std::os::fd::OwnedFd {
+fn descriptor_of(pid: u32) -> OwnedFd {
     let pid = Pid::from_raw(i32::try_from(pid).expect("a pid")).expect("a pid");
     pidfd_open(pid, PidfdFlags::empty()).expect("lives")
 }
@@ -312,7 +350,11 @@ fn group_folders(data: &Data) -> Vec<std::path::PathBuf> {
 }
 
 fn instance_groups(data: &Data) -> usize {
-    group_folders(data).iter().flat_map(|folder| fs::read_dir(folder).expect("lists").flatten()).filter(|entry| entry.path().is_dir()).count()
+    group_folders(data)
+        .iter()
+        .flat_map(|folder| fs::read_dir(folder).expect("lists").flatten())
+        .filter(|entry| entry.path().is_dir())
+        .count()
 }
 
 /// What is in the run folder besides the place of the root.
@@ -334,7 +376,7 @@ async fn nothing_is_left_of_an_instance_or_of_the_platform() {
     assert!(!table.contains(&path), "a mount shows on the host: {table}");
     assert_eq!(run_folder(&data).len(), 1);
 
-    let family: Vec<_> = members(running.life.pid()).into_iter().map(descriptor_of).collect();
+    let family = members(running.life.pid());
     assert!(!family.is_empty());
     running.life.kill();
     let exit = running.life.gone().await;
@@ -371,6 +413,23 @@ async fn a_parked_sandbox_that_is_dropped_is_gone() {
 }
 
 #[tokio::test]
+async fn what_ends_a_terminals_processes_does_not_end_the_spawner() {
+    let data = Data::new();
+    let spawner = data.spawner().await;
+    let parked = spawner.park(&ParkSpec::default()).await.expect("parks");
+    let process = Pid::from_raw(i32::try_from(parent(parked.life.pid())).expect("a pid")).expect("a pid");
+    for signal in [Signal::HUP, Signal::INT, Signal::QUIT, Signal::TERM] {
+        kill_process(process, signal).expect("sends");
+    }
+    // And none of that is inherited by what runs inside.
+    let command = job(&["/bin/sh", "-c", "kill -TERM $$; echo survived"]);
+    let (ran, _) = run_in(parked, Binding::default(), &command).await.expect("runs");
+    assert_eq!((ran.outcome, ran.stdout.as_str()), (Outcome::Ended { code: None, signal: Some(15) }, ""));
+    spawner.park(&ParkSpec::default()).await.expect("parks again");
+    spawner.stop().await;
+}
+
+#[tokio::test]
 async fn closing_the_control_channel_ends_the_instance() {
     let data = Data::new();
     let spawner = data.spawner().await;
@@ -390,7 +449,7 @@ async fn when_the_spawner_is_killed_every_instance_ends_and_is_cleared_up() {
         running.push(claim(parked, Binding::default(), &job(&["/bin/sh", "-c", FAMILY])).await.expect("claims"));
     }
     let waiting = spawner.park(&ParkSpec::default()).await.expect("parks");
-    let family: Vec<_> = running.iter().flat_map(|one| members(one.life.pid())).map(descriptor_of).collect();
+    let family: Vec<_> = running.iter().flat_map(|one| members(one.life.pid())).collect();
     let process = Pid::from_raw(i32::try_from(parent(waiting.life.pid())).expect("a pid")).expect("a pid");
     kill_process(process, Signal::KILL).expect("kills");
     spawner.gone().await;
@@ -423,7 +482,7 @@ async fn when_the_platform_is_killed_every_instance_ends_and_the_next_start_clea
     let pids: Vec<u32> = told["instances"].as_array().expect("a list").iter().map(pid).collect();
     assert_eq!(pids.len(), 3);
     let spawner = descriptor_of(parent(pids[0]));
-    let family: Vec<_> = pids.iter().flat_map(|pid| members(*pid)).map(descriptor_of).collect();
+    let family: Vec<_> = pids.iter().flat_map(|pid| members(*pid)).collect();
     assert!(family.len() >= 6, "{}", family.len());
 
     platform.kill().expect("kills");
@@ -575,7 +634,8 @@ async fn an_interpreter_outside_usr_is_seen_at_its_own_path_and_nothing_around_i
     data.config.interpreters = vec![version.clone()];
     let spawner = data.spawner().await;
     let script = format!("{0}/versions/9.9/bin/tool; ls -A {0} {0}/versions", home.path().display());
-    let ran = run(&spawner, &ParkSpec::default(), Binding::default(), &job(&["/bin/sh", "-c", &script])).await.expect("runs");
+    let ran =
+        run(&spawner, &ParkSpec::default(), Binding::default(), &job(&["/bin/sh", "-c", &script])).await.expect("runs");
     let want = format!("tool\n{0}:\nversions\n\n{0}/versions:\n9.9\n", home.path().display());
     assert_eq!(ran.stdout, want, "{}", ran.stderr);
     spawner.stop().await;
@@ -604,19 +664,35 @@ async fn sockets_work_however_long_the_path_is() {
 }
 
 #[tokio::test]
-async fn a_burst_of_sandboxes_is_made_and_taken_down() {
+async fn bursts_of_sandboxes_are_made_and_taken_down_and_nothing_grows() {
     let data = Data::new();
     let spawner = data.spawner().await;
-    let mut asked = tokio::task::JoinSet::new();
-    for _ in 0..64 {
-        let spawner = spawner.clone();
-        asked.spawn(async move { spawner.park(&ParkSpec::default()).await });
+    let first = spawner.park(&ParkSpec::default()).await.expect("parks");
+    let process = parent(first.life.pid());
+    let grown = || {
+        let descriptors = fs::read_dir(format!("/proc/{process}/fd")).expect("lists").count();
+        let mounts = fs::read_to_string(format!("/proc/{process}/mountinfo")).expect("reads").lines().count();
+        (descriptors, mounts)
+    };
+    let before = grown();
+    for _ in 0..3 {
+        let mut asked = tokio::task::JoinSet::new();
+        for _ in 0..64 {
+            let spawner = spawner.clone();
+            asked.spawn(async move { spawner.park(&ParkSpec::default()).await });
+        }
+        let parked = asked.join_all().await;
+        let parked: Vec<_> = parked.into_iter().collect::<Result<_, _>>().expect("all are made");
+        let pids: BTreeSet<u32> = parked.iter().map(|one| one.life.pid()).collect();
+        assert_eq!(pids.len(), 64);
+        for one in parked {
+            one.life.kill();
+            one.life.gone().await;
+        }
     }
-    let parked = asked.join_all().await;
-    let parked: Vec<_> = parked.into_iter().collect::<Result<_, _>>().expect("all are made");
-    let pids: BTreeSet<u32> = parked.iter().map(|one| one.life.pid()).collect();
-    assert_eq!(pids.len(), 64);
-    drop(parked);
+    assert_eq!(grown(), before);
+    assert_eq!((run_folder(&data).len(), instance_groups(&data)), (1, group_folders(&data).len()));
+    drop(first);
     spawner.stop().await;
     assert_eq!(fs::read_dir(data.folder.path()).expect("lists").count(), 0);
     assert!(group_folders(&data).is_empty());
@@ -634,26 +710,51 @@ async fn without_isolation_everything_is_still_cleared_up() {
         secrets: vec![Secret { name: "key".to_owned(), value: b"value".to_vec() }],
         ..Binding::default()
     };
-    let token = format!("TAPER_TEST={}", data.folder.path().display());
     let script = format!(
-        "{}/hello; cat {}/key; echo; grep -E 'NoNewPrivs|Seccomp:' /proc/self/status; ulimit -c
-         setsid sleep 1000 & (sleep 1000 &)",
+        "{}/hello; cat {}/key; echo; grep -E 'NoNewPrivs|Seccomp:' /proc/self/status; ulimit -c",
         layout.code.display(),
         layout.secrets.display()
     );
-    let mut family = job(&["/bin/sh", "-c", &script]);
-    family.env.insert("TAPER_TEST".to_owned(), data.folder.path().to_string_lossy().into_owned());
-    let mut running = claim(parked, binding, &family).await.expect("claims");
-    assert_eq!(running.next().await, Some(SUCCESS));
-    let all = fs::read_dir("/proc").expect("lists").flatten().filter_map(|entry| entry.file_name().into_string().ok());
-    let ours = |pid: &String| fs::read_to_string(format!("/proc/{pid}/environ")).is_ok_and(|env| env.contains(&token));
-    let sleepers: Vec<_> = all.filter(ours).filter_map(|pid| pid.parse().ok()).map(descriptor_of).collect();
-    assert_eq!(sleepers.len(), 2);
-    rustix::net::shutdown(&running.control, rustix::net::Shutdown::Both).expect("ends");
-    running.life.gone().await;
-    sleepers.iter().for_each(wait_for_end);
-    let (stdout, stderr) = running.finish().await;
-    assert_eq!(stdout, "hello\nvalue\nNoNewPrivs:\t1\nSeccomp:\t2\n0\n", "{stderr}");
+    let (ran, _) = run_in(parked, binding, &job(&["/bin/sh", "-c", &script])).await.expect("runs");
+    assert_eq!(ran.stdout, "hello\nvalue\nNoNewPrivs:\t1\nSeccomp:\t2\n0\n", "{}", ran.stderr);
     assert!(!layout.secrets.exists());
     spawner.stop().await;
+}
+
+/// A family of sessions within sessions, which tells the first when the last is there, and waits.
+const SESSIONS: &str = "#!/bin/sh
+case $1 in
+0) echo there > \"$2\"; sleep 1000 ;;
+*) setsid \"$0\" $(($1 - 1)) \"$2\" & wait ;;
+esac
+";
+
+#[tokio::test]
+async fn without_isolation_whoever_orphaned_itself_is_ended_too() {
+    let data = Data::with(Isolation::None);
+    let spawner = data.spawner().await;
+    let folder = data.code("sessions", SESSIONS);
+    let token = format!("TAPER_TEST={}", data.folder.path().display());
+    let ours = |pid: &str| fs::read_to_string(format!("/proc/{pid}/environ")).is_ok_and(|env| env.contains(&token));
+    let mut family = Vec::new();
+    // One instance is ended by itself, the other with the spawner.
+    let mut instances = Vec::new();
+    for _ in 0..2 {
+        let parked = spawner.park(&ParkSpec::default()).await.expect("parks");
+        let (code, temporary) = (parked.layout.code.clone(), parked.layout.temporary.clone());
+        let binding = Binding { code: Some(spawner.tree(&folder).await.expect("binds")), ..Binding::default() };
+        let script =
+            format!("cd {0}; mkfifo f; {1}/sessions 3 {0}/f & read it < f", temporary.display(), code.display());
+        let mut command = job(&["/bin/sh", "-c", &script]);
+        command.env.insert("TAPER_TEST".to_owned(), data.folder.path().to_string_lossy().into_owned());
+        let mut running = claim(parked, binding, &command).await.expect("claims");
+        assert_eq!(running.next().await, Some(SUCCESS));
+        family = processes(ours);
+        instances.push(running);
+    }
+    assert!(family.len() >= 10, "only {} processes", family.len());
+    instances.pop().expect("two").life.kill();
+    spawner.stop().await;
+    family.iter().for_each(wait_for_end);
+    assert_eq!(processes(ours).len(), 0);
 }

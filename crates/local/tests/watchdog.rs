@@ -44,7 +44,8 @@ async fn started(data: &Data, spawner: &Spawner, command: &[&str], mode: Mode) -
     let mut parked = spawner.park(&ParkSpec::default()).await.expect("parks");
     parked.life.set_limits(&Limits::default()).expect("limits");
     let order = Order::Claim(Box::new(claim(&parked, command, mode)));
-    let binding = Binding { code: Some(spawner.tree(&code).await.expect("binds")), pids: Some(256), ..Binding::default() };
+    let binding =
+        Binding { code: Some(spawner.tree(&code).await.expect("binds")), pids: Some(256), ..Binding::default() };
     let descriptors = binding.into_descriptors().expect("packs");
     let (spare, _) = rustix::pipe::pipe().expect("makes");
     let channel = Channel::new(std::mem::replace(&mut parked.control, spare)).expect("watches");

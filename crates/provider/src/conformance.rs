@@ -31,7 +31,7 @@ pub async fn run(fixture: &Fixture) {
     opens_with_reset(fixture).await;
     scales_up_and_serves(fixture).await;
     is_idempotent(fixture).await;
-    stops_the_spare_first(fixture).await;
+    stops_the_spare(fixture).await;
     a_late_watcher_sees_what_is_ready(fixture).await;
     a_broken_revision_fails_with_words(fixture).await;
     leaves_nothing(fixture).await;
@@ -137,7 +137,7 @@ async fn is_idempotent(f: &Fixture) {
     watch.until_ready(0).await;
 }
 
-async fn stops_the_spare_first(f: &Fixture) {
+async fn stops_the_spare(f: &Fixture) {
     let mut watch = Watch::open(f).await;
     f.provider.apply(&f.echo, 3, &[]).await.expect("apply 3");
     watch.until_ready(3).await;
@@ -147,6 +147,11 @@ async fn stops_the_spare_first(f: &Fixture) {
     assert!(watch.ready.iter().all(|i| i.id != spare), "the spare one is stopped");
     for instance in &watch.ready {
         echo(instance, "still here").await;
+    }
+    let spare = watch.ready[0].id.clone();
+    f.provider.apply(&f.echo, 2, std::slice::from_ref(&spare)).await.expect("apply 2 without one of the two");
+    while watch.ready.len() != 2 || watch.ready.iter().any(|i| i.id == spare) {
+        watch.next().await;
     }
     f.provider.apply(&f.echo, 0, &[]).await.expect("apply 0");
     watch.until_ready(0).await;

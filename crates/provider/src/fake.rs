@@ -124,9 +124,9 @@ impl Fake {
         self.lock().revisions.get(revision).map_or(0, |a| a.ready.len() + a.starting.len())
     }
 
-    /// How many instances of a revision end what they run.
-    pub fn draining(&self, revision: &RevisionId) -> usize {
-        self.lock().revisions.get(revision).map_or(0, |a| a.draining.len())
+    /// Every instance that ends what it runs, by revision, the oldest first.
+    pub fn draining(&self) -> Vec<Instance> {
+        self.lock().revisions.values().flat_map(|a| a.draining.iter().map(|h| h.instance.clone())).collect()
     }
 
     /// Every revision of which an instance is ready, starting or draining.
@@ -208,15 +208,14 @@ impl Provider for Fake {
         let script = state.scripts.get(&revision.id).cloned().unwrap_or_default();
         let applied = state.revisions.entry(revision.id.clone()).or_default();
         applied.want = want;
+        let mut leaving: Vec<Held> = applied.ready.extract_if(.., |h| spare.contains(&h.instance.id)).collect();
         while applied.over() && applied.starting.pop_last().is_some() {}
-        let mut stopped = Vec::new();
         while applied.over() {
-            let spared = applied.ready.iter().position(|h| spare.contains(&h.instance.id));
-            let held = applied.ready.remove(spared.unwrap_or(applied.ready.len() - 1));
-            held.life.calls.close();
-            stopped.push((held.instance.id.clone(), held.life.clone()));
-            applied.draining.push(held);
+            leaving.extend(applied.ready.pop());
         }
+        leaving.iter().for_each(|held| _ = held.life.calls.close());
+        let stopped: Vec<_> = leaving.iter().map(|h| (h.instance.id.clone(), h.life.clone())).collect();
+        applied.draining.extend(leaving);
         let mut starts = Vec::new();
         while applied.ready.len() + applied.starting.len() < want as usize {
             state.next += 1;
@@ -393,7 +392,7 @@ mod tests {
         let one = scaled(&fake, &hello, 1).await.remove(0);
         let mut reply = call(&one, taper_model::call::full("hello")).await.unwrap();
         assert!(scaled(&fake, &hello, 0).await.is_empty());
-        assert_eq!((fake.count(&hello.id), fake.draining(&hello.id), fake.left().len()), (0, 1, 1));
+        assert_eq!((fake.count(&hello.id), fake.draining().len(), fake.left().len()), (0, 1, 1));
         let fault = call(&one, taper_model::call::empty()).await.unwrap_err();
         assert!(fault.unsent.is_some(), "it takes no new call");
         assert_eq!(frame(&mut reply).await, Some(Ok(Bytes::from("hello"))));

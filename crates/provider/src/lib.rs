@@ -33,9 +33,10 @@ pub trait Provider: Send + Sync {
     /// Cancel safe: what was begun is removed, nothing half made is used later.
     fn prepare<'a>(&'a self, revision: &'a Arc<Revision>, progress: Progress) -> BoxFuture<'a, Result<(), Error>>;
 
-    /// There should be `want` instances. When that is fewer than there are, those named in `spare` are stopped first
-    /// (the dispatcher has already taken them out of service). Returns once the work is under way, not when it is done;
-    /// a start that fails arrives as [`Event::Failed`] and is not tried again before the next `apply`.
+    /// There should be `want` instances, and none of those named in `spare` is among them: the dispatcher has taken them out of service
+    /// for good, so they are stopped even where there are no more than `want`, and others are started in their place. Returns once the
+    /// work is under way, not when it is done; a start that fails arrives as [`Event::Failed`] and is not tried again before the next
+    /// `apply`.
     ///
     /// # Errors
     /// When the provider itself cannot work (not when one instance cannot start).

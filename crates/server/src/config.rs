@@ -45,6 +45,11 @@ impl Default for Config {
 }
 
 impl Config {
+    /// What is set about instances, with the folder that is theirs.
+    pub(crate) fn instances(&self) -> taper_local::Config {
+        taper_local::Config { dir: self.data.join("local"), ..self.local.clone() }
+    }
+
     /// The defaults, or what a file says.
     ///
     /// # Errors

@@ -6,5 +6,6 @@ use crate::Config;
 
 /// Looks at this machine; changes nothing.
 pub fn doctor(config: &Config) -> Report {
-    probe::host(&config.data, &config.local.search)
+    let instances = config.instances();
+    probe::host(&instances.dir, &instances.search)
 }

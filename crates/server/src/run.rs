@@ -55,9 +55,7 @@ async fn run(config: Config, on_ready: impl FnOnce(Ready) + Send + 'static) -> R
     }
 
     let supply = Arc::new(FromStore { store: Arc::clone(&store), artifacts: artifacts.clone() });
-    let mut local_config = config.local.clone();
-    local_config.dir = config.data.join("local");
-    let local = Local::start(local_config, supply).await.context("functions cannot be isolated here")?;
+    let local = Local::start(config.instances(), supply).await.context("functions cannot be isolated here")?;
     let provider: Arc<dyn Provider> = Arc::clone(&local) as _;
     let dispatcher = Dispatcher::new(config.dispatch);
     let feed = tokio::spawn(feed(Arc::clone(&provider), dispatcher.clone()));

@@ -42,7 +42,7 @@ async fn what_is_wrong_with_a_manifest_is_named() {
         (json!({"mode": "handler", "command": []}), "spec.mode", "python3"),
         (json!({"command": []}), "spec.command", "command to run"),
         (json!({"handler": "handler.handle"}), "spec.handler", "leave it out"),
-        (json!({"network": "host"}), "spec.network", "allowHostNetwork"),
+        (json!({"network": "host"}), "spec.network", "--allow-host-network"),
         (json!({"secrets": ["api-key"]}), "no secret `api-key`", "taper secret create"),
         (json!({"secrets": ["API"]}), "spec.secrets[0]", "api"),
         (

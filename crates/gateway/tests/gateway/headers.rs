@@ -197,7 +197,7 @@ async fn head_and_lengths() {
 }
 
 #[tokio::test]
-async fn http2_in_http1_out() {
+async fn a_caller_of_http2() {
     let platform = showing().await;
     let mut sender = platform.http2().await;
     let request = Request::post(format!("http://{}/function/hello/p?q=1", platform.address))
@@ -208,7 +208,7 @@ async fn http2_in_http1_out() {
         .unwrap();
     let answer = Answer::of(within(sender.send_request(request)).await.unwrap()).await;
     let shown = answer.text();
-    assert!(shown.starts_with("POST /p?q=1 HTTP/1.1\n"), "{shown}");
+    assert!(shown.starts_with("POST /p?q=1 HTTP/2.0\n"), "who carries the call must know, for gRPC: {shown}");
     assert_eq!((line(&shown, "cookie"), line(&shown, "host")), ("a=1; b=2", "hello.default"));
     assert_eq!(line(&shown, "x-forwarded-host"), platform.address.to_string());
     assert_eq!(answer.header("x-call-id"), line(&shown, "x-call-id"));

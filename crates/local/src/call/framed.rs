@@ -1,5 +1,5 @@
-//! Owns calls in the modes `classic` and `handler`: one call at a time on each connection to the instance's Unix socket, in
-//! the watchdog's frames. It never decides how many calls run at once; the slot that a call brings does.
+//! Owns calls in the modes `classic` and `handler`: one call at a time on each connection to the instance's Unix
+//! socket, in the watchdog's frames. It never decides how many calls run at once; the slot that a call brings does.
 
 use std::{
     borrow::Cow,
@@ -50,17 +50,18 @@ impl Framed {
 
     /// Runs one call.
     ///
-    /// *Flow.* A connection, idle or new; the head and as much of the body as is there in one write; then request and reply at
-    /// the same time. Once the reply's head is there, its body carries both on. When the future or the body is dropped, the
-    /// runtime is told, and a task of its own holds the slot until the runtime is at rest; when it does not come to rest
-    /// within two seconds after the deadline, the instance is condemned.
+    /// *Flow.* A connection, idle or new; the head and as much of the body as is there in one write; then request and
+    /// reply at the same time. Once the reply's head is there, its body carries both on. When the future or the body is
+    /// dropped, the runtime is told, and a task of its own holds the slot until the runtime is at rest; when it does
+    /// not come to rest within two seconds after the deadline, the instance is condemned.
     ///
     /// # Errors
     /// As [`taper_model::Invoke`]; with the call in it while nothing was sent.
     pub(crate) async fn invoke(self: &Arc<Self>, call: Call, mut slot: Slot) -> Result<Reply, Fault> {
         let (ticket, parts, mut upload) = Ticket::of(call);
         let head = head(&ticket, &parts, &upload);
-        // A connection that breaks before it took a byte says nothing yet about the instance: one more try, on a new one.
+        // A connection that breaks before it took a byte says nothing yet about the instance: one more try, on a new
+        // one.
         for pooled in [true, false] {
             let connection = match if pooled { self.idle() } else { None } {
                 Some(connection) => connection,
@@ -259,7 +260,7 @@ struct FramedBody {
 
 impl FramedBody {
     /// The reply, with as much of its body as has arrived. A reply that has arrived whole frees its slot here.
-    async fn reply(head: wire::Reply, running: Running, method: &Method) -> Result<Reply, Fault> {
+    async fn reply(head: wire::Reply, mut running: Running, method: &Method) -> Result<Reply, Fault> {
         let bad = |what: String| {
             let text = format!("the function's reply has {what}");
             Fault::new(Stage::Invoke, Cause::Exception, text)
@@ -279,6 +280,7 @@ impl FramedBody {
                 headers.insert(header::CONTENT_LENGTH, length.into());
             }
         }
+        running.whole = left == Some(0);
         let mut body =
             Self { running: Some(running), ahead: VecDeque::new(), gathered: 0, left, trailers: None, broken: None };
         std::future::poll_fn(|cx| {
@@ -336,7 +338,8 @@ impl FramedBody {
 
 /// Headers as a runtime gave them, without those that are the platform's to set.
 fn read_headers(pairs: &[(String, String)]) -> Result<HeaderMap, String> {
-    let mut headers = HeaderMap::with_capacity(pairs.len());
+    // No capacity from a number that the function gives: over the map's own limit it would panic.
+    let mut headers = HeaderMap::new();
     for (name, value) in pairs {
         let key = HeaderName::from_bytes(name.as_bytes()).map_err(|_| format!("a header with the name {name:?}"))?;
         let value = HeaderValue::from_bytes(value.as_bytes())

@@ -1,6 +1,6 @@
-//! Owns calls in the mode `http`: HTTP/1.1 to the function's own server, and HTTP/2 without TLS for gRPC, over streams that
-//! the watchdog made inside the instance's network. Bodies stream both ways, with trailers; upgrades pass. It never
-//! looks into a body and never answers for the function.
+//! Owns calls in the mode `http`: HTTP/1.1 to the function's own server, and HTTP/2 without TLS for gRPC, over streams
+//! that the watchdog made inside the instance's network. Bodies stream both ways, with trailers; upgrades pass. It
+//! never looks into a body and never answers for the function.
 
 use std::{
     io,

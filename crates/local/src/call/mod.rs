@@ -1,5 +1,6 @@
-//! Owns how a call crosses into an instance: the slots of one instance, the two ways in ([`framed`] and [`http`]), and what
-//! a call that broke has to say. It never starts or stops an instance; it only asks for the end of one that will not rest.
+//! Owns how a call crosses into an instance: the slots of one instance, the two ways in ([`framed`] and [`http`]), and
+//! what a call that broke has to say. It never starts or stops an instance; it only asks for the end of one that will
+//! not rest.
 
 pub(crate) mod framed;
 pub(crate) mod http;
@@ -90,13 +91,15 @@ pub(crate) struct End {
 pub(crate) struct Fate {
     end: watch::Sender<Option<End>>,
     condemned: watch::Sender<Option<String>>,
-    /// How often the kernel has killed a process of the instance at its memory limit, and how many of those were reported.
+    /// How often the kernel has killed a process of the instance at its memory limit, and how many of those were
+    /// reported.
     kills: Box<dyn Fn() -> u64 + Send + Sync>,
     reported: AtomicU64,
     memory: Memory,
 }
 
-/// How long a broken call waits for the news that its instance ended: a few context switches, with a margin for a busy host.
+/// How long a broken call waits for the news that its instance ended: a few context switches, with a margin for a busy
+/// host.
 const NEWS: Duration = Duration::from_millis(250);
 
 impl Fate {
@@ -157,8 +160,8 @@ fn deadline() -> Fault {
     Fault::new(Stage::Invoke, Cause::Deadline, "the deadline passed while the function ran")
 }
 
-/// Hop-by-hop headers (RFC 9110, section 7.6.1): they end here and are made anew on the other side. `Expect` is among them
-/// because the platform has already answered it.
+/// Hop-by-hop headers (RFC 9110, section 7.6.1): they end here and are made anew on the other side. `Expect` is among
+/// them because the platform has already answered it.
 const HOP: [HeaderName; 7] = [
     header::CONNECTION,
     header::EXPECT,
@@ -182,8 +185,8 @@ fn strip_hops(headers: &mut HeaderMap) {
     }
 }
 
-/// A request's body on its way into the instance. Clones share it, so that what broke can be asked afterwards, and a call
-/// of which nothing was sent can be put together again.
+/// A request's body on its way into the instance. Clones share it, so that what broke can be asked afterwards, and a
+/// call of which nothing was sent can be put together again.
 #[derive(Clone)]
 struct Upload(Arc<Mutex<Source>>);
 
@@ -196,7 +199,8 @@ struct Source {
     ended: bool,
 }
 
-/// How much of a body is kept to be sent again. The frames' writer queues no more than this before the socket takes some.
+/// How much of a body is kept to be sent again. The frames' writer queues no more than this before the socket takes
+/// some.
 const AGAIN: usize = 64 << 10;
 
 impl Upload {

@@ -1,7 +1,8 @@
 //! Owns one function's log files: lines of JSON, written once, read from any position. It never blocks on a reader.
 //!
-//! A position counts bytes since the log's first line ever; a file is named by the position of its first byte. Positions
-//! never go back, so that a reader that knows where it is can neither skip nor repeat a line, whatever is rotated.
+//! A position counts bytes since the log's first line ever; a file is named by the position of its first byte.
+//! Positions never go back, so that a reader that knows where it is can neither skip nor repeat a line, whatever is
+//! rotated.
 
 use std::{
     collections::VecDeque,
@@ -208,8 +209,8 @@ impl Cursor {
         fits.then_some(line)
     }
 
-    /// The file that holds the place, opened there, and the position up to which it may be read. Moves the place forward where
-    /// what it pointed to is gone.
+    /// The file that holds the place, opened there, and the position up to which it may be read. Moves the place
+    /// forward where what it pointed to is gone.
     fn seek(&mut self) -> Option<(File, u64)> {
         loop {
             let (base, next) = {

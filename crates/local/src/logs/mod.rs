@@ -41,9 +41,9 @@ const TAIL: (usize, usize) = (20, 512);
 
 /// The logs of every function.
 ///
-/// *Guarantees.* A function that writes without end costs one buffer, its files' bound on disk and a share of one thread; the
-/// kernel makes it wait when it is faster than that. A follower sees every line once, unless it is slower than the
-/// files' bound allows: then it goes on with the oldest line that is kept.
+/// *Guarantees.* A function that writes without end costs one buffer, its files' bound on disk and a share of one
+/// thread; the kernel makes it wait when it is faster than that. A follower sees every line once, unless it is slower
+/// than the files' bound allows: then it goes on with the oldest line that is kept.
 pub(crate) struct Logs {
     shared: Arc<Shared>,
     thread: Handle,

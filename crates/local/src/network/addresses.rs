@@ -46,7 +46,8 @@ impl Pool {
     pub(super) fn lend(&mut self) -> Option<Loan> {
         // The first is the network's own, the second the gateway's, and the last is the broadcast address.
         let usable = BLOCK_SIZE - 3;
-        let number = (0..usable).map(|step| 2 + (self.last - 1 + step) % usable).find(|number| !self.lent.contains(number))?;
+        let number =
+            (0..usable).map(|step| 2 + (self.last - 1 + step) % usable).find(|number| !self.lent.contains(number))?;
         self.last = number;
         self.lent.insert(number);
         Some(Loan { number, address: Ipv4Addr::from_bits(self.block.address.to_bits() + number) })

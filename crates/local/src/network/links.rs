@@ -9,6 +9,7 @@ use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
@@ -16,11 +17,12 @@ use tokio::sync::oneshot;
 
 use super::addresses::{Loan, Pool, choose};
 use super::names::{Forwarder, Resolvers};
-use super::netlink::Netlink;
+use super::netlink::{Netlink, Request};
+use super::routes::Surroundings;
 use super::rules::{self, Rules};
 use super::{Outbound, Policy, Refusal};
 use crate::Error;
-use crate::sandbox::{Address, Mark};
+use crate::sandbox::{Address, Mark, Route};
 
 /// How long nothing must have been asked for before links given back are looked at, and how many may wait for that.
 const QUIET: Duration = Duration::from_millis(300);
@@ -32,6 +34,8 @@ const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";
 pub(super) struct Links {
     jobs: mpsc::Sender<Job>,
     resolv_conf: String,
+    open: Arc<[Route]>,
+    public: Arc<[Route]>,
     program: PathBuf,
     mark: Mark,
     _forwarder: Option<Forwarder>,
@@ -41,6 +45,7 @@ pub(super) struct Links {
 #[derive(Debug)]
 pub(super) struct Link {
     made: Option<Made>,
+    routes: Arc<[Route]>,
     jobs: mpsc::Sender<Job>,
 }
 
@@ -52,7 +57,11 @@ struct Made {
 }
 
 enum Job {
-    Make { letter: char, pid: u32, answer: oneshot::Sender<io::Result<Made>> },
+    Make {
+        letter: char,
+        pid: u32,
+        answer: oneshot::Sender<io::Result<Made>>,
+    },
     /// Given back, soon to be gone with its namespace.
     Retire(Made),
     /// To be removed now.
@@ -85,7 +94,9 @@ impl Links {
                     servers = vec![rules.gateway];
                     names = format!("a forwarder of the platform at {}", rules.gateway);
                 }
-                Err(why) => names = format!("not at all: the host's resolvers are its own, and port 53 is taken: {why}"),
+                Err(why) => {
+                    names = format!("not at all: the host's resolvers are its own, and port 53 is taken: {why}");
+                }
             }
         } else if reachable.is_empty() {
             names = "not at all: the host has no resolver".to_owned();
@@ -93,7 +104,8 @@ impl Links {
         rules.resolvers = reachable;
         rules.forwarder = forwarder.is_some();
         let (text, path) = (rules.text(), program.clone());
-        let loaded = tokio::task::spawn_blocking(move || rules::load(&path, &text).and_then(|()| forwarding(true))).await;
+        let loaded =
+            tokio::task::spawn_blocking(move || rules::load(&path, &text).and_then(|()| forwarding(true))).await;
         if let Ok(Err(why)) = loaded {
             // Without its rules nothing may be connected.
             let _ = rules::remove(&program, &rules.mark);
@@ -113,8 +125,23 @@ impl Links {
             .name("taper-links".to_owned())
             .spawn(move || Worker { netlink, pool, prefix, retired: Vec::new() }.run(&work))
             .map_err(|why| refusal(why.to_string(), ""))?;
+        let surroundings = Surroundings {
+            host,
+            closed: vec![rules.block],
+            resolvers: rules.resolvers,
+            via: Some(rules.gateway),
+            ..Surroundings::default()
+        };
+        let routes = |policy| {
+            let mut routes = surroundings.routes(policy);
+            // The gateway lies in the closed block, and is only spoken to where it answers for names.
+            routes.extend(forwarder.is_some().then_some(Route::Open { address: rules.gateway, via: None }));
+            Arc::from(routes)
+        };
+        let (open, public) = (routes(Policy::Open), routes(Policy::Public));
         let resolv_conf = known.with_servers(&servers);
-        Ok((Links { jobs, resolv_conf, program, mark: rules.mark, _forwarder: forwarder }, outbound))
+        let links = Links { jobs, resolv_conf, open, public, program, mark: rules.mark, _forwarder: forwarder };
+        Ok((links, outbound))
     }
 
     pub(super) fn resolv_conf(&self) -> &str {
@@ -132,7 +159,8 @@ impl Links {
             Err(_) => Err(stopped()),
         };
         let made = made.map_err(Error::network("the link of an instance"))?;
-        Ok(Link { made: Some(made), jobs: self.jobs.clone() })
+        let routes = if policy == Policy::Public { &self.public } else { &self.open };
+        Ok(Link { made: Some(made), routes: Arc::clone(routes), jobs: self.jobs.clone() })
     }
 
     /// Removes every link, the table, and the change of forwarding.
@@ -156,6 +184,11 @@ impl Links {
 }
 
 impl Link {
+    /// What pid 1 closes behind it.
+    pub(super) fn routes(&self) -> &[Route] {
+        &self.routes
+    }
+
     pub(super) fn address(&self) -> Address {
         let unset = Ipv4Addr::UNSPECIFIED;
         self.made.map_or(Address { own: unset, gateway: unset }, |made| Address {
@@ -206,6 +239,13 @@ impl Ground {
         };
         let tables = rules::find(&program, &mark)
             .map_err(|why| refusal(why.to_string(), "a kernel with nf_tables and the right to use it are needed"))?;
+        // What platforms left that nobody will start again: they hold blocks, and keep forwarding on.
+        for dead in &tables.dead {
+            let swept = remove_links(&netlink, &rules::prefix(dead)).and_then(|()| rules::remove(&program, dead));
+            if let Err(why) = swept {
+                tracing::warn!(%why, table = rules::table(dead), "what a killed platform left could not be removed");
+            }
+        }
         let off = fs::read_to_string(FORWARDING).map(|text| text.trim() == "0");
         let off = off.map_err(|why| refusal(format!("{FORWARDING}: {why}"), "mount /proc in the container"))?;
         if off && !writable(FORWARDING) {
@@ -284,7 +324,7 @@ impl Worker {
         match index {
             Ok(index) => {
                 let made = Made { index, loan, gateway };
-                let assigned = self.netlink.assign(index, gateway, loan.address);
+                let assigned = self.netlink.ask(Request::assign(index, gateway, loan.address));
                 if assigned.is_err() {
                     self.remove(made);
                 }

@@ -8,13 +8,17 @@
 //! As root, each instance has a point-to-point link of its own (a veth pair): an address from a private block that the host does
 //! not use, and the platform's end as its only neighbour. There is no bridge, so instances share nothing. The table decides by
 //! the link's name what may pass, drops whatever is addressed to the host itself, and translates the rest to the host's address.
+//! Routes inside the instance close the same places once more (of the host, the addresses it had at the start), for the case
+//! that somebody flushes the host's ruleset.
 //! As an ordinary user `pasta` carries connections, where it is installed. Where neither can be, outbound is `none`, and why
 //! is in [`Network::outbound`].
 //!
 //! # Caveats
 //!
-//! Only IPv4 leaves an instance. Resolvers are read from the host once, at the start. A host whose own rules drop what
-//! it forwards (Docker's do) drops it for instances too: a rule of ours cannot overrule them.
+//! Only IPv4 leaves an instance. When the host's ruleset is flushed while the platform runs, instances lose their way out until
+//! the next start. Resolvers are read from the host once, at the start. A host whose own rules drop what
+//! it forwards (Docker's do) drops it for instances too: a rule of ours cannot overrule them. Where forwarding was off, turning
+//! it off again at the end also turns off what somebody set for single interfaces meanwhile.
 
 use std::fs;
 use std::path::PathBuf;
@@ -37,6 +41,7 @@ mod links;
 mod names;
 pub(crate) mod netlink;
 mod pasta;
+mod routes;
 mod rules;
 
 /// What the network needs to know.
@@ -138,8 +143,7 @@ impl Network {
         } else {
             Pasta::start(&config.data, &resolv_conf).map(|(pasta, outbound)| (Way::Pasta(pasta), outbound))
         };
-        let (way, outbound) =
-            found.unwrap_or_else(|Refusal { why, mend }| (Way::None, Outbound::None { why, mend }));
+        let (way, outbound) = found.unwrap_or_else(|Refusal { why, mend }| (Way::None, Outbound::None { why, mend }));
         Network { shared: Arc::new(Shared { way, outbound, resolv_conf }) }
     }
 
@@ -207,7 +211,8 @@ impl Lease {
         binding.address = self.address();
         binding.routes = match &self.hold {
             Hold::Tether { routes, .. } => routes.clone(),
-            Hold::Link(_) | Hold::Nothing => Vec::new(),
+            Hold::Link(link) => link.routes().to_vec(),
+            Hold::Nothing => Vec::new(),
         };
         binding.resolv_conf.clone_from(&self.resolv_conf);
     }

@@ -14,6 +14,11 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, 
 const LOOPBACK: u32 = 1;
 /// `VETH_INFO_PEER` of `linux/veth.h`.
 const VETH_INFO_PEER: u16 = 1;
+/// `RTNH_F_ONLINK` of `linux/rtnetlink.h`: the gateway needs no route of its own.
+const ON_LINK: u32 = 4;
+/// `IFLA_INET6_ADDR_GEN_MODE` and `IN6_ADDR_GEN_MODE_NONE` of `linux/if_link.h`.
+const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
+const ADDR_GEN_MODE_NONE: u8 = 1;
 const HEADER: usize = 16;
 
 /// A conversation with the kernel about the network namespace in which it was opened.
@@ -37,11 +42,16 @@ pub(crate) struct Network4 {
 }
 
 impl Network4 {
+    /// The network that holds `address`.
+    pub(crate) fn of(address: Ipv4Addr, bits: u8) -> Network4 {
+        let mask = u32::MAX.checked_shl(32 - u32::from(bits.min(32))).unwrap_or(0);
+        Network4 { address: Ipv4Addr::from_bits(address.to_bits() & mask), bits: bits.min(32) }
+    }
+
     /// Whether any address lies in both.
     pub(crate) fn overlaps(self, other: Network4) -> bool {
         let bits = self.bits.min(other.bits);
-        let mask = u32::MAX.checked_shl(32 - u32::from(bits)).unwrap_or(0);
-        self.address.to_bits() & mask == other.address.to_bits() & mask
+        Network4::of(self.address, bits) == Network4::of(other.address, bits)
     }
 }
 
@@ -55,67 +65,27 @@ impl Netlink {
 
     /// Brings loopback up, which also gives it its addresses.
     pub(crate) fn raise_loopback(&self) -> io::Result<()> {
-        self.raise(LOOPBACK)
-    }
-
-    /// Brings a link up.
-    pub(crate) fn raise(&self, link: u32) -> io::Result<()> {
-        self.ask(Message::new(libc::RTM_NEWLINK, 0).body(&link_body(link, libc::IFF_UP)))
+        self.ask(Request::raise(LOOPBACK))
     }
 
     /// The index of the link called `name`.
     pub(crate) fn index(&self, name: &str) -> io::Result<u32> {
-        let request = Message::new(libc::RTM_GETLINK, 0).body(&link_body(0, 0)).text(libc::IFLA_IFNAME, name);
+        let request = Request::new(libc::RTM_GETLINK, 0).body(&link_body(0, 0)).text(libc::IFLA_IFNAME, name);
         let replies = self.exchange(request)?;
         let found = replies.iter().find_map(|reply| parse_link(reply));
         found.map(|link| link.index).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
-    /// Gives a link the address `own`, with `peer` as the one neighbour on it.
-    pub(crate) fn assign(&self, link: u32, own: Ipv4Addr, peer: Ipv4Addr) -> io::Result<()> {
-        let [a, b, c, d] = link.to_ne_bytes();
-        let request = Message::new(libc::RTM_NEWADDR, libc::NLM_F_CREATE | libc::NLM_F_EXCL)
-            .body(&[family(libc::AF_INET), 32, 0, 0, a, b, c, d])
-            .attribute(libc::IFA_LOCAL, &own.octets())
-            .attribute(libc::IFA_ADDRESS, &peer.octets());
-        self.ask(request)
-    }
-
-    /// Sends whatever has no other route to `gateway`.
-    pub(crate) fn route_default(&self, link: u32, gateway: Ipv4Addr) -> io::Result<()> {
-        let request = new_route(0, libc::RT_SCOPE_UNIVERSE, libc::RTN_UNICAST)
-            .attribute(libc::RTA_GATEWAY, &gateway.octets())
-            .attribute(libc::RTA_OIF, &link.to_ne_bytes());
-        self.ask(request)
-    }
-
-    /// Refuses whatever is sent to the network, unless a longer prefix says otherwise.
-    pub(crate) fn route_nowhere(&self, address: Ipv4Addr, bits: u8) -> io::Result<()> {
-        let request = new_route(bits, libc::RT_SCOPE_UNIVERSE, libc::RTN_UNREACHABLE);
-        match self.ask(request.attribute(libc::RTA_DST, &address.octets())) {
-            Err(why) if why.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            answer => answer,
-        }
-    }
-
-    /// Sends to one address as to a neighbour on the link.
-    pub(crate) fn route_neighbour(&self, link: u32, address: Ipv4Addr) -> io::Result<()> {
-        let request = new_route(32, libc::RT_SCOPE_LINK, libc::RTN_UNICAST)
-            .attribute(libc::RTA_DST, &address.octets())
-            .attribute(libc::RTA_OIF, &link.to_ne_bytes());
-        self.ask(request)
-    }
-
     /// Makes a pair of links: `name` here, already up, and `peer` in the network namespace of process `pid`.
     pub(crate) fn make_pair(&self, name: &str, peer: &str, pid: u32) -> io::Result<()> {
-        let other = Message::new(0, 0)
+        let other = Request::new(0, 0)
             .body(&link_body(0, 0))
             .text(libc::IFLA_IFNAME, peer)
             .attribute(libc::IFLA_NET_NS_PID, &pid.to_ne_bytes());
-        let data = Message::nest(VETH_INFO_PEER, other.payload());
-        let kind = Message::nest(libc::IFLA_INFO_KIND, b"veth");
-        let info: Vec<u8> = [kind, Message::nest(libc::IFLA_INFO_DATA, &data)].concat();
-        let request = Message::new(libc::RTM_NEWLINK, libc::NLM_F_CREATE | libc::NLM_F_EXCL)
+        let data = Request::nest(VETH_INFO_PEER, other.payload());
+        let kind = Request::nest(libc::IFLA_INFO_KIND, b"veth");
+        let info: Vec<u8> = [kind, Request::nest(libc::IFLA_INFO_DATA, &data)].concat();
+        let request = Request::new(libc::RTM_NEWLINK, libc::NLM_F_CREATE | libc::NLM_F_EXCL)
             .body(&link_body(0, libc::IFF_UP))
             .text(libc::IFLA_IFNAME, name)
             .attribute(libc::IFLA_LINKINFO, &info);
@@ -124,26 +94,26 @@ impl Netlink {
 
     /// Removes a link, and with it the other end of its pair.
     pub(crate) fn delete(&self, link: u32) -> io::Result<()> {
-        self.ask(Message::new(libc::RTM_DELLINK, 0).body(&link_body(link, 0)))
+        self.ask(Request::new(libc::RTM_DELLINK, 0).body(&link_body(link, 0)))
     }
 
     /// All links of this namespace.
     pub(crate) fn links(&self) -> io::Result<Vec<Link>> {
-        let request = Message::new(libc::RTM_GETLINK, libc::NLM_F_DUMP).body(&link_body(0, 0));
+        let request = Request::new(libc::RTM_GETLINK, libc::NLM_F_DUMP).body(&link_body(0, 0));
         Ok(self.exchange(request)?.iter().filter_map(|reply| parse_link(reply)).collect())
     }
 
     /// Every IPv4 network that this namespace has an address in or a route to, except the default route.
     pub(crate) fn networks(&self) -> io::Result<Vec<Network4>> {
-        let addresses = self.exchange(Message::new(libc::RTM_GETADDR, libc::NLM_F_DUMP).body(&ifaddr_body()))?;
+        let addresses = self.exchange(Request::new(libc::RTM_GETADDR, libc::NLM_F_DUMP).body(&ifaddr_body()))?;
         let mut route = [0; 12];
         route[0] = family(libc::AF_INET);
-        let routes = self.exchange(Message::new(libc::RTM_GETROUTE, libc::NLM_F_DUMP).body(&route))?;
+        let routes = self.exchange(Request::new(libc::RTM_GETROUTE, libc::NLM_F_DUMP).body(&route))?;
         // Both bodies begin with the family and the number of bits.
         let network = |reply: &Vec<u8>, body, attribute| {
             let bits = *reply.get(1)?;
             let address = attributes(reply.get(body..)?).find(|(kind, _)| *kind == attribute)?.1;
-            Some(Network4 { address: Ipv4Addr::from(<[u8; 4]>::try_from(address).ok()?), bits })
+            Some(Network4::of(Ipv4Addr::from(<[u8; 4]>::try_from(address).ok()?), bits))
         };
         let addresses = addresses.iter().filter_map(|reply| network(reply, 8, libc::IFA_ADDRESS));
         Ok(addresses.chain(routes.iter().filter_map(|reply| network(reply, 12, libc::RTA_DST))).collect())
@@ -151,7 +121,7 @@ impl Netlink {
 
     /// Every IPv4 address of this namespace.
     pub(crate) fn addresses(&self) -> io::Result<Vec<Ipv4Addr>> {
-        let replies = self.exchange(Message::new(libc::RTM_GETADDR, libc::NLM_F_DUMP).body(&ifaddr_body()))?;
+        let replies = self.exchange(Request::new(libc::RTM_GETADDR, libc::NLM_F_DUMP).body(&ifaddr_body()))?;
         let own = |reply: &Vec<u8>| {
             let value = attributes(reply.get(8..)?).find(|(kind, _)| *kind == libc::IFA_LOCAL)?.1;
             Some(Ipv4Addr::from(<[u8; 4]>::try_from(value).ok()?))
@@ -159,57 +129,130 @@ impl Netlink {
         Ok(replies.iter().filter_map(own).collect())
     }
 
-    fn ask(&self, request: Message) -> io::Result<()> {
-        self.exchange(request).map(drop)
+    /// Makes several requests in one message, in their order. The first refusal is told; the others are made all the same.
+    pub(crate) fn all(&self, requests: Vec<Request>) -> io::Result<()> {
+        let count = requests.len();
+        let bytes: Vec<u8> = requests.into_iter().flat_map(Request::finish).collect();
+        send(&self.socket, &bytes, SendFlags::empty())?;
+        let (mut done, mut refused) = (0, Ok(()));
+        self.read(|kind, body| {
+            if i32::from(kind) == libc::NLMSG_ERROR {
+                done += 1;
+                refused = std::mem::replace(&mut refused, Ok(())).and_then(|()| error(body));
+            }
+            done == count
+        })?;
+        refused
+    }
+
+    pub(crate) fn ask(&self, request: Request) -> io::Result<()> {
+        self.all(vec![request])
     }
 
     /// Sends one request and collects the bodies of the answers until the kernel says that they are all.
-    fn exchange(&self, request: Message) -> io::Result<Vec<Vec<u8>>> {
-        let dump = request.flags() & libc::NLM_F_DUMP == libc::NLM_F_DUMP;
+    fn exchange(&self, request: Request) -> io::Result<Vec<Vec<u8>>> {
         send(&self.socket, &request.finish(), SendFlags::empty())?;
-        let mut answers = Vec::new();
+        let (mut answers, mut end) = (Vec::new(), Ok(()));
+        self.read(|kind, body| {
+            match i32::from(kind) {
+                libc::NLMSG_ERROR => end = error(body),
+                libc::NLMSG_DONE => {}
+                libc::NLMSG_NOOP => return false,
+                _ => {
+                    answers.push(body.to_vec());
+                    return false;
+                }
+            }
+            true
+        })?;
+        end.map(|()| answers)
+    }
+
+    /// Reads messages until one is the last.
+    fn read(&self, mut last: impl FnMut(u16, &[u8]) -> bool) -> io::Result<()> {
         let mut buffer = vec![0; 32 << 10];
         loop {
             let (length, _) = recv(&self.socket, buffer.as_mut_slice(), RecvFlags::empty())?;
             let mut rest = buffer.get(..length).unwrap_or_default();
             while let Some((kind, body, after)) = split_message(rest) {
                 rest = after;
-                match i32::from(kind) {
-                    libc::NLMSG_ERROR => return error(body).map(|()| answers),
-                    libc::NLMSG_DONE if dump => return Ok(answers),
-                    libc::NLMSG_NOOP => {}
-                    _ => answers.push(body.to_vec()),
+                if last(kind, body) {
+                    return Ok(());
                 }
             }
         }
     }
 }
 
-/// A request under construction.
+/// One request.
 #[derive(Debug)]
-struct Message(Vec<u8>);
+pub(crate) struct Request(Vec<u8>);
 
-impl Message {
-    fn new(kind: u16, flags: libc::c_int) -> Message {
+impl Request {
+    /// Brings a link up.
+    pub(crate) fn raise(link: u32) -> Request {
+        Request::new(libc::RTM_NEWLINK, 0).body(&link_body(link, libc::IFF_UP))
+    }
+
+    /// Keeps a link from giving itself an IPv6 address when it is brought up.
+    pub(crate) fn no_ipv6(link: u32) -> Request {
+        let mode = Request::nest(IFLA_INET6_ADDR_GEN_MODE, &[ADDR_GEN_MODE_NONE]);
+        let family = Request::nest(u16::from(family(libc::AF_INET6)), &mode);
+        Request::new(libc::RTM_NEWLINK, 0).body(&link_body(link, 0)).attribute(libc::IFLA_AF_SPEC, &family)
+    }
+
+    /// Gives a link the address `own`, and a route to `peer`, the one neighbour on it, unless that is the same.
+    pub(crate) fn assign(link: u32, own: Ipv4Addr, peer: Ipv4Addr) -> Request {
+        let [a, b, c, d] = link.to_ne_bytes();
+        Request::new(libc::RTM_NEWADDR, libc::NLM_F_CREATE | libc::NLM_F_EXCL)
+            .body(&[family(libc::AF_INET), 32, 0, 0, a, b, c, d])
+            .attribute(libc::IFA_LOCAL, &own.octets())
+            .attribute(libc::IFA_ADDRESS, &peer.octets())
+    }
+
+    /// Sends whatever has no other route to `gateway`, which is on the link whatever the routes say.
+    pub(crate) fn route_default(link: u32, gateway: Ipv4Addr) -> Request {
+        new_route(0, libc::RT_SCOPE_UNIVERSE, libc::RTN_UNICAST, ON_LINK)
+            .attribute(libc::RTA_GATEWAY, &gateway.octets())
+            .attribute(libc::RTA_OIF, &link.to_ne_bytes())
+    }
+
+    /// Refuses whatever is sent to the network, unless a longer prefix says otherwise.
+    pub(crate) fn route_nowhere(address: Ipv4Addr, bits: u8) -> Request {
+        new_route(bits, libc::RT_SCOPE_UNIVERSE, libc::RTN_UNREACHABLE, 0).attribute(libc::RTA_DST, &address.octets())
+    }
+
+    /// Sends to one address, over `via` or as to a neighbour on the link.
+    pub(crate) fn route_to(link: u32, address: Ipv4Addr, via: Option<Ipv4Addr>) -> Request {
+        let (scope, flags) = if via.is_some() { (libc::RT_SCOPE_UNIVERSE, ON_LINK) } else { (libc::RT_SCOPE_LINK, 0) };
+        let request = new_route(32, scope, libc::RTN_UNICAST, flags).attribute(libc::RTA_DST, &address.octets());
+        let request = request.attribute(libc::RTA_OIF, &link.to_ne_bytes());
+        match via {
+            Some(via) => request.attribute(libc::RTA_GATEWAY, &via.octets()),
+            None => request,
+        }
+    }
+
+    fn new(kind: u16, flags: libc::c_int) -> Request {
         let dump = flags & libc::NLM_F_DUMP == libc::NLM_F_DUMP;
         let flags = flags | libc::NLM_F_REQUEST | if dump { 0 } else { libc::NLM_F_ACK };
         let mut bytes = vec![0; HEADER];
         bytes[4..6].copy_from_slice(&kind.to_ne_bytes());
         bytes[6..8].copy_from_slice(&(flags as u16).to_ne_bytes());
-        Message(bytes)
+        Request(bytes)
     }
 
-    fn body(mut self, bytes: &[u8]) -> Message {
+    fn body(mut self, bytes: &[u8]) -> Request {
         self.0.extend_from_slice(bytes);
         self
     }
 
-    fn attribute(mut self, kind: u16, value: &[u8]) -> Message {
-        self.0.extend_from_slice(&Message::nest(kind, value));
+    fn attribute(mut self, kind: u16, value: &[u8]) -> Request {
+        self.0.extend_from_slice(&Request::nest(kind, value));
         self
     }
 
-    fn text(self, kind: u16, value: &str) -> Message {
+    fn text(self, kind: u16, value: &str) -> Request {
         self.attribute(kind, &[value.as_bytes(), &[0]].concat())
     }
 
@@ -226,10 +269,6 @@ impl Message {
         self.0.get(HEADER..).unwrap_or_default()
     }
 
-    fn flags(&self) -> libc::c_int {
-        libc::c_int::from(u16::from_ne_bytes([self.0[6], self.0[7]]))
-    }
-
     fn finish(mut self) -> Vec<u8> {
         let length = self.0.len() as u32;
         self.0[..4].copy_from_slice(&length.to_ne_bytes());
@@ -237,13 +276,15 @@ impl Message {
     }
 }
 
-/// `rtmsg`: family, bits of destination and source, service, table, origin, scope, kind, flags.
-fn new_route(bits: u8, scope: u8, kind: u8) -> Message {
+/// `rtmsg`: family, bits of destination and source, service, table, origin, scope, kind, flags. A route that is there already
+/// is replaced.
+fn new_route(bits: u8, scope: u8, kind: u8, flags: u32) -> Request {
     let mut body = [0; 12];
     body[0] = family(libc::AF_INET);
     body[1] = bits;
     body[4..8].copy_from_slice(&[libc::RT_TABLE_MAIN, libc::RTPROT_STATIC, scope, kind]);
-    Message::new(libc::RTM_NEWROUTE, libc::NLM_F_CREATE | libc::NLM_F_EXCL).body(&body)
+    body[8..12].copy_from_slice(&flags.to_ne_bytes());
+    Request::new(libc::RTM_NEWROUTE, libc::NLM_F_CREATE | libc::NLM_F_REPLACE).body(&body)
 }
 
 /// `ifinfomsg`: family, padding, type, index, flags, which flags change.

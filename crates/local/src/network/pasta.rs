@@ -15,8 +15,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::names::Resolvers;
-use super::netlink::{Netlink, Network4};
-use super::rules::{NEVER, PRIVATE};
+use super::netlink::Netlink;
+use super::routes::Surroundings;
 use super::{Outbound, Policy, Refusal};
 use crate::Error;
 use crate::sandbox::Route;
@@ -52,7 +52,10 @@ impl Pasta {
         sweep(&run);
         let Some(program) = program() else {
             let mend = "apt-get install passt, or start the platform as root".to_owned();
-            return Err(Refusal { why: "this account may not make links, and pasta is not installed".to_owned(), mend });
+            return Err(Refusal {
+                why: "this account may not make links, and pasta is not installed".to_owned(),
+                mend,
+            });
         };
         if let Err(why) = OpenOptions::new().read(true).write(true).open(TUN) {
             let mend = format!("modprobe tun; chmod 666 {TUN}; or start the platform as root");
@@ -82,7 +85,7 @@ impl Pasta {
         let file = self.run.join(format!("{}{SUFFIX}", self.next.fetch_add(1, Ordering::Relaxed)));
         let (program, resolvers) = (self.program.clone(), self.resolvers.clone());
         let made = tokio::task::spawn_blocking(move || {
-            let routes = routes(policy, &resolvers)?;
+            let routes = surroundings(resolvers)?.routes(policy);
             Ok((Tether::start(&program, pid, file)?, routes))
         });
         made.await.unwrap_or_else(|why| Err(io::Error::other(why))).map_err(Error::network("pasta"))
@@ -130,31 +133,12 @@ pub(crate) fn program() -> Option<PathBuf> {
     PROGRAMS.iter().map(Path::new).find(|path| path.exists()).map(Path::to_owned)
 }
 
-/// The routes that make `policy` hold. `pasta` gives the instance the host's own address and networks, so the host under that
-/// address is the instance itself; every other address of the host's is closed, and what the policy does not reach.
-fn routes(policy: Policy, resolvers: &[Ipv4Addr]) -> io::Result<Vec<Route>> {
+/// `pasta` gives the instance the host's own address and networks, so the host under that address is the instance itself;
+/// every other address of the host's must be closed. They are asked for each time: an account's machine moves about.
+fn surroundings(resolvers: Vec<Ipv4Addr>) -> io::Result<Surroundings> {
     let netlink = Netlink::open()?;
-    Ok(closed(policy, resolvers, &netlink.addresses()?, &netlink.networks()?))
-}
-
-fn closed(policy: Policy, resolvers: &[Ipv4Addr], host: &[Ipv4Addr], networks: &[Network4]) -> Vec<Route> {
-    let mut routes: Vec<Route> =
-        NEVER.iter().map(|(address, bits)| Route::Closed { address: *address, bits: *bits }).collect();
-    routes.extend(host.iter().filter(|one| !one.is_loopback()).map(|one| Route::Closed { address: *one, bits: 32 }));
-    if policy == Policy::Public {
-        let private = |network: Network4| {
-            PRIVATE.iter().any(|(address, bits)| network.overlaps(Network4 { address: *address, bits: *bits }))
-        };
-        routes.extend(PRIVATE.iter().map(|(address, bits)| Route::Closed { address: *address, bits: *bits }));
-        // The host's own networks are routed in there too. A longer prefix wins: close both halves.
-        for network in networks.iter().copied().filter(|network| network.bits < 32 && private(*network)) {
-            let half = Ipv4Addr::from_bits(network.address.to_bits() | 1 << (31 - network.bits));
-            let bits = network.bits + 1;
-            routes.extend([Route::Closed { address: network.address, bits }, Route::Closed { address: half, bits }]);
-        }
-        routes.extend(resolvers.iter().map(|address| Route::Open { address: *address }));
-    }
-    routes
+    let (host, routed) = (netlink.addresses()?, netlink.networks()?);
+    Ok(Surroundings { host, routed, resolvers, ..Surroundings::default() })
 }
 
 /// Ends the processes whose files lie in `run`.
@@ -184,29 +168,6 @@ fn identified(text: &str, file: &Path) -> Option<OwnedFd> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const HOST: [Ipv4Addr; 2] = [Ipv4Addr::new(192, 168, 1, 5), Ipv4Addr::LOCALHOST];
-
-    #[test]
-    fn the_host_is_closed_whatever_the_policy() {
-        for policy in [Policy::Open, Policy::Public] {
-            let routes = closed(policy, &[], &HOST, &[]);
-            assert!(routes.contains(&Route::Closed { address: HOST[0], bits: 32 }));
-            assert!(routes.contains(&Route::Closed { address: Ipv4Addr::new(169, 254, 0, 0), bits: 16 }));
-        }
-    }
-
-    #[test]
-    fn the_hosts_own_network_is_closed_by_halves_and_its_resolver_is_not() {
-        let network = Network4 { address: Ipv4Addr::new(192, 168, 1, 0), bits: 24 };
-        let resolver = Ipv4Addr::new(192, 168, 1, 1);
-        let routes = closed(Policy::Public, &[resolver], &HOST, &[network]);
-        assert!(routes.contains(&Route::Closed { address: network.address, bits: 25 }));
-        assert!(routes.contains(&Route::Closed { address: Ipv4Addr::new(192, 168, 1, 128), bits: 25 }));
-        assert!(routes.contains(&Route::Open { address: resolver }));
-        let open = closed(Policy::Open, &[resolver], &HOST, &[network]);
-        assert!(!open.contains(&Route::Closed { address: network.address, bits: 25 }));
-    }
 
     #[test]
     fn a_process_with_the_same_number_is_not_ours() {

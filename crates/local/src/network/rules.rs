@@ -4,34 +4,17 @@
 //! name of the link a packet comes from, which an instance cannot choose; the table stays as it is while instances
 //! come and go. It never touches a rule or a table that is not ours.
 
+use std::fs;
 use std::io::{self, Write};
 use std::net::Ipv4Addr;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use super::netlink::Network4;
+use super::routes::{NEVER, PRIVATE};
 use crate::sandbox::Mark;
 
-/// The private and special networks that the policy `public` does not reach (IANA's special-purpose registry).
-pub(super) const PRIVATE: [(Ipv4Addr, u8); 9] = [
-    (Ipv4Addr::new(10, 0, 0, 0), 8),
-    (Ipv4Addr::new(100, 64, 0, 0), 10),
-    (Ipv4Addr::new(172, 16, 0, 0), 12),
-    (Ipv4Addr::new(192, 0, 0, 0), 24),
-    (Ipv4Addr::new(192, 0, 2, 0), 24),
-    (Ipv4Addr::new(192, 168, 0, 0), 16),
-    (Ipv4Addr::new(198, 18, 0, 0), 15),
-    (Ipv4Addr::new(198, 51, 100, 0), 24),
-    (Ipv4Addr::new(203, 0, 113, 0), 24),
-];
-/// What no policy reaches: this host, loopback, link-local (where clouds keep their credentials), multicast, broadcast.
-pub(super) const NEVER: [(Ipv4Addr, u8); 5] = [
-    (Ipv4Addr::new(0, 0, 0, 0), 8),
-    (Ipv4Addr::new(127, 0, 0, 0), 8),
-    (Ipv4Addr::new(169, 254, 0, 0), 16),
-    (Ipv4Addr::new(224, 0, 0, 0), 4),
-    (Ipv4Addr::new(240, 0, 0, 0), 4),
-];
 /// Where distributions put the program; the table can be removed by hand with the same one.
 const PROGRAMS: [&str; 4] = ["/usr/sbin/nft", "/sbin/nft", "/usr/bin/nft", "/usr/local/sbin/nft"];
 /// A chain without rules that says: forwarding was off before a platform came. It lies in the table so that it is
@@ -56,7 +39,10 @@ pub(super) struct Rules {
 pub(super) struct Tables {
     /// Ours, left by a platform that was killed.
     pub(super) own: bool,
+    /// Those of other platforms that live, as far as can be known.
     pub(super) others: usize,
+    /// The marks of platforms that were killed, and whose data directory nobody has started over since.
+    pub(super) dead: Vec<Mark>,
     pub(super) forwarding_was_off: bool,
     /// The blocks of the others.
     pub(super) blocks: Vec<Network4>,
@@ -97,9 +83,10 @@ impl Rules {
             String::new()
         };
         let was_off = if self.forwarding_was_off { format!("  chain {WAS_OFF} {{ }}\n") } else { String::new() };
-        let note = block_note(self.block);
+        let (note, owner) = (block_note(self.block), owner_note(&Owner::this()));
         format!(
             "table inet {table}\ndelete table inet {table}\ntable inet {table} {{\n{was_off}  chain {note} {{ }}\n  \
+             chain {owner} {{ }}\n  \
              chain from_instance {{\n    meta nfproto ipv6 drop\n    ip saddr != {block} drop\n    \
              oifname \"{prefix}*\" drop\n    ip daddr {{ {never} }} drop\n\
              {resolvers}    iifname \"{prefix}p*\" ip daddr {{ {private} }} drop\n    accept\n  }}\n  \
@@ -132,7 +119,7 @@ pub(super) fn remove(program: &Path, mark: &Mark) -> io::Result<()> {
 
 /// Finds the tables of platforms on this host. Blocks.
 pub(super) fn find(program: &Path, mark: &Mark) -> io::Result<Tables> {
-    run(program, &["list", "chains", "inet"], "").map(|text| parse(&text, mark))
+    run(program, &["list", "chains", "inet"], "").map(|text| parse(&text, mark, Owner::lives))
 }
 
 fn run(program: &Path, arguments: &[&str], input: &str) -> io::Result<String> {
@@ -155,27 +142,75 @@ fn run(program: &Path, arguments: &[&str], input: &str) -> io::Result<String> {
 }
 
 /// Reads the answer of `nft list chains inet`: tables, and in them the names of their chains.
-fn parse(text: &str, mark: &Mark) -> Tables {
-    let own = table(mark);
+fn parse(text: &str, mark: &Mark, lives: impl Fn(&Owner) -> bool) -> Tables {
     let mut found = Tables::default();
     let mut current = None;
     for line in text.lines().map(str::trim) {
         if let Some(name) = line.strip_prefix("table inet ").and_then(|rest| rest.strip_suffix(" {")) {
-            current = name.strip_prefix("taper_").is_some().then(|| name.to_owned());
+            current = name.strip_prefix("taper_").and_then(Mark::read);
             match &current {
-                Some(name) if *name == own => found.own = true,
+                Some(other) if other == mark => found.own = true,
                 Some(_) => found.others += 1,
                 None => {}
             }
-        } else if let (Some(table), Some(rest)) = (&current, line.strip_prefix("chain ")) {
+        } else if let (Some(of), Some(rest)) = (&current, line.strip_prefix("chain ")) {
             let chain = rest.split_whitespace().next().unwrap_or_default();
             found.forwarding_was_off |= chain == WAS_OFF;
-            if *table != own {
-                found.blocks.extend(read_block_note(chain));
+            if of == mark {
+                continue;
+            }
+            found.blocks.extend(read_block_note(chain));
+            if Owner::read(chain).is_some_and(|owner| !lives(&owner)) {
+                found.dead.push(of.clone());
+                found.others -= 1;
             }
         }
     }
     found
+}
+
+/// The process that a table belongs to: its pid namespace, its id in there, and when it began, so that a later process
+/// with the same id is not taken for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Owner {
+    space: u64,
+    pid: u32,
+    began: u64,
+}
+
+impl Owner {
+    fn this() -> Owner {
+        let pid = std::process::id();
+        Owner { space: pid_space(), pid, began: began(pid).unwrap_or_default() }
+    }
+
+    /// Another pid namespace cannot be seen from here, so who is in it counts as living.
+    fn lives(&self) -> bool {
+        self.space != pid_space() || began(self.pid) == Some(self.began)
+    }
+
+    fn read(chain: &str) -> Option<Owner> {
+        let numbers: Vec<u64> = chain.strip_prefix("owner_")?.split('_').map_while(|one| one.parse().ok()).collect();
+        match numbers.as_slice() {
+            [space, pid, began] => Some(Owner { space: *space, pid: u32::try_from(*pid).ok()?, began: *began }),
+            _ => None,
+        }
+    }
+}
+
+/// The name of an empty chain that tells whose a table is.
+fn owner_note(owner: &Owner) -> String {
+    format!("owner_{}_{}_{}", owner.space, owner.pid, owner.began)
+}
+
+fn pid_space() -> u64 {
+    fs::metadata("/proc/self/ns/pid").map_or(0, |found| found.ino())
+}
+
+/// When a process began, in clock ticks since the boot: the 22nd field of `/proc/PID/stat`, counted from behind the name.
+fn began(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(") ")?.1.split(' ').nth(19)?.parse().ok()
 }
 
 /// The name of an empty chain that tells other platforms which block is ours.
@@ -217,7 +252,8 @@ mod tests {
         assert!(!rules.text().contains("dport 53"));
         rules.resolvers = vec![Ipv4Addr::new(192, 168, 1, 1)];
         let text = rules.text();
-        let (allowed, refused) = (text.find("192.168.1.1").expect("there"), text.find("192.168.0.0/16").expect("there"));
+        let (allowed, refused) =
+            (text.find("192.168.1.1").expect("there"), text.find("192.168.0.0/16").expect("there"));
         assert!(allowed < refused);
         rules.forwarder = true;
         assert_eq!(rules.text().matches("ip daddr 10.77.64.1").count(), 2);
@@ -228,13 +264,31 @@ mod tests {
         let own = table(&mark());
         let text = format!(
             "table inet filter {{\n\tchain forwarding_was_off {{\n\t}}\n}}\ntable inet {own} {{\n\tchain {WAS_OFF} {{\n\t}}\n\
-             \tchain block_10_77_64_0_18 {{\n\t}}\n}}\ntable inet taper_ffff {{\n\tchain block_10_99_0_0_18 {{\n\t}}\n\tchain \
+             \tchain block_10_77_64_0_18 {{\n\t}}\n}}\ntable inet taper_0000ffff {{\n\tchain block_10_99_0_0_18 {{\n\t}}\n\tchain \
              block_x {{\n\t}}\n\tchain forward {{\n\t\ttype filter hook forward priority -10; policy accept;\n\t}}\n}}\n"
         );
-        let found = parse(&text, &mark());
+        let found = parse(&text, &mark(), |_| true);
         let block = Network4 { address: Ipv4Addr::new(10, 99, 0, 0), bits: 18 };
-        assert_eq!(found, Tables { own: true, others: 1, forwarding_was_off: true, blocks: vec![block] });
-        assert_eq!(parse("", &mark()), Tables::default());
+        let want = Tables { own: true, others: 1, dead: Vec::new(), forwarding_was_off: true, blocks: vec![block] };
+        assert_eq!(found, want);
+        assert_eq!(parse("", &mark(), |_| true), Tables::default());
+    }
+
+    #[test]
+    fn a_table_whose_process_has_ended_is_dead_and_one_that_cannot_be_judged_is_not() {
+        let this = Owner::this();
+        assert!(this.lives());
+        assert_eq!(Owner::read(&owner_note(&this)), Some(this.clone()));
+        let later = Owner { began: this.began + 1, ..this.clone() };
+        assert!(!later.lives());
+        assert!(Owner { space: this.space + 1, ..later.clone() }.lives());
+        let table = |mark: &str, note: String| format!("table inet taper_{mark} {{\n\tchain {note} {{\n\t}}\n}}\n");
+        let text = table("00000001", owner_note(&this))
+            + &table("00000002", owner_note(&later))
+            + &table("00000003", "forward".to_owned())
+            + &table("x; flush", owner_note(&later));
+        let found = parse(&text, &mark(), Owner::lives);
+        assert_eq!((found.others, found.dead), (2, vec![Mark::read("00000002").expect("a mark")]));
     }
 
     #[test]

@@ -47,7 +47,7 @@ impl std::fmt::Debug for Secret {
 pub struct Address {
     /// The instance's own address.
     pub own: Ipv4Addr,
-    /// The other end, which is its only way out.
+    /// The other end, which is its only way out and not itself to be reached.
     pub gateway: Ipv4Addr,
 }
 
@@ -65,6 +65,8 @@ pub enum Route {
     Open {
         /// The address.
         address: Ipv4Addr,
+        /// The way to it; `None` when it is a neighbour on the link.
+        via: Option<Ipv4Addr>,
     },
 }
 
@@ -162,7 +164,9 @@ pub(super) fn unpack(descriptors: Vec<OwnedFd>) -> Result<Brought, String> {
     let mut file = File::from(descriptors.next().ok_or("the claim brought no descriptor")?);
     let mut all = Vec::new();
     // The writer's position is shared with this descriptor: begin at the beginning.
-    std::io::Seek::rewind(&mut file).and_then(|()| file.read_to_end(&mut all)).map_err(|why| format!("binding: {why}"))?;
+    std::io::Seek::rewind(&mut file)
+        .and_then(|()| file.read_to_end(&mut all))
+        .map_err(|why| format!("binding: {why}"))?;
     let (length, rest) = all.split_first_chunk::<4>().ok_or("the binding is cut short")?;
     let length = usize::try_from(u32::from_be_bytes(*length)).map_err(|why| why.to_string())?;
     let (header, mut blobs) = rest.split_at_checked(length).ok_or("the binding is cut short")?;
@@ -216,7 +220,7 @@ mod tests {
             secrets: vec![secret("empty", b""), secret("binary", &[0, 255, 10])],
             resolv_conf: "nameserver 192.0.2.1\n".to_owned(),
             address: Some(address),
-            routes: vec![Route::Open { address: address.own }],
+            routes: vec![Route::Open { address: address.own, via: None }],
             pids: Some(7),
         };
         let brought = unpack(binding.into_descriptors().expect("packs")).expect("unpacks");
@@ -225,7 +229,7 @@ mod tests {
         assert!(matches!(brought.header.code, Place::Mount));
         assert!(matches!(brought.header.dependencies, Place::Nothing));
         assert!(matches!(&brought.header.runtime, Place::Folder(path) if path.as_os_str() == "/srv/x"));
-        assert_eq!(brought.header.routes, [Route::Open { address: address.own }]);
+        assert_eq!(brought.header.routes, [Route::Open { address: address.own, via: None }]);
         assert_eq!((brought.header.address, brought.header.pids), (Some(address), Some(7)));
     }
 

@@ -5,6 +5,7 @@
 //! starts the function: the watchdog does, and what it starts inherits everything.
 
 use std::fs;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
@@ -20,7 +21,7 @@ use super::binding::{Address, Place, Route, Secret, unpack};
 use super::enter::{Ids, Step, become_id, die_with_parent};
 use super::mounts::{Attributes, attach, restrict_one};
 use super::{FUNCTION_ID, Filters, Isolation, Layout, landlock};
-use crate::network::netlink::Netlink;
+use crate::network::netlink::{Netlink, Request};
 
 /// What the first process of a sandbox is given.
 #[derive(Debug)]
@@ -68,7 +69,7 @@ impl Confinement {
             (header.dependencies, &self.layout.dependencies),
             (header.runtime, &self.layout.runtime),
         ] {
-            bind(place, &mut mounts, target)?;
+            bind(place, &mut mounts, target).step(&format!("binding {}", target.display()))?;
         }
         if self.isolation == Isolation::None {
             // Without a user namespace only root has something to give up.
@@ -79,10 +80,7 @@ impl Confinement {
             return self.filters.forbid_making();
         }
         names(instance, &header.resolv_conf)?;
-        if let Some(address) = header.address {
-            connect(address)?;
-        }
-        set_routes(&header.routes)?;
+        connect(header.address, &header.routes)?;
         if let Some(pids) = header.pids {
             processes(pids).step("process limit")?;
         }
@@ -130,12 +128,15 @@ fn secrets(layout: &Layout, secrets: &[Secret]) -> Result<(), String> {
     Ok(())
 }
 
-fn bind(place: Place, mounts: &mut impl Iterator<Item = OwnedFd>, target: &Path) -> Result<(), String> {
-    let what = || format!("binding {}", target.display());
+/// Puts one folder where the function looks for it. The place is there also when nothing comes to it.
+fn bind(place: Place, mounts: &mut impl Iterator<Item = OwnedFd>, target: &Path) -> io::Result<()> {
     match place {
-        Place::Nothing => Ok(()),
-        Place::Mount => attach(mounts.next().ok_or_else(what)?, target).step(&what()),
-        Place::Folder(source) => symlink(source, target).step(&what()),
+        Place::Nothing => match fs::create_dir(target) {
+            Err(why) if why.kind() != io::ErrorKind::AlreadyExists => Err(why),
+            _ => Ok(()),
+        },
+        Place::Mount => attach(mounts.next().ok_or(io::ErrorKind::UnexpectedEof)?, target),
+        Place::Folder(source) => symlink(source, target),
     }
 }
 
@@ -153,25 +154,25 @@ fn names(instance: &str, resolv_conf: &str) -> Result<(), String> {
     restrict_one(run, Attributes::READ_ONLY).step("closing /run")
 }
 
-/// Sets up this end of the link that the platform has put into the network namespace.
-fn connect(address: Address) -> Result<(), String> {
-    let netlink = Netlink::open().step("network")?;
-    let link = netlink.index("eth0").step("eth0")?;
-    netlink.assign(link, address.own, address.gateway).step("address")?;
-    netlink.raise(link).step("eth0")?;
-    netlink.route_default(link, address.gateway).step("route")
-}
-
-fn set_routes(routes: &[Route]) -> Result<(), String> {
-    if routes.is_empty() {
+/// Sets up this end of the link that the platform has put into the network namespace, and closes behind it what may not be
+/// reached. All in one message, because the function waits for it.
+fn connect(address: Option<Address>, routes: &[Route]) -> Result<(), String> {
+    if address.is_none() && routes.is_empty() {
         return Ok(());
     }
     let netlink = Netlink::open().step("network")?;
     let link = netlink.index("eth0").step("eth0")?;
-    routes.iter().try_for_each(|route| match *route {
-        Route::Closed { address, bits } => netlink.route_nowhere(address, bits).step("closing a route"),
-        Route::Open { address } => netlink.route_neighbour(link, address).step("opening a route"),
-    })
+    let mut requests = Vec::with_capacity(routes.len() + 4);
+    if let Some(Address { own, gateway }) = address {
+        // Refused only by a kernel that has no IPv6 to begin with.
+        let _ = netlink.ask(Request::no_ipv6(link));
+        requests.extend([Request::assign(link, own, own), Request::raise(link), Request::route_default(link, gateway)]);
+    }
+    requests.extend(routes.iter().map(|route| match *route {
+        Route::Closed { address, bits } => Request::route_nowhere(address, bits),
+        Route::Open { address, via } => Request::route_to(link, address, via),
+    }));
+    netlink.all(requests).step("setting up eth0")
 }
 
 /// The number of processes, counted by the kernel per user in each user namespace, and so per instance.

@@ -22,6 +22,10 @@ use super::mounts::{attach, clone_tree};
 use super::{Isolation, NetworkSpace};
 use crate::network::netlink;
 
+/// The signals by which a terminal or a service manager asks a whole group of processes to end. The spawner leaves that to the
+/// platform, which ends it when its instances have been drained.
+pub(crate) const ENDING: [libc::c_int; 4] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM];
+
 /// What a new process needs to become a parked sandbox.
 #[derive(Debug)]
 pub(crate) struct Passage {
@@ -84,10 +88,10 @@ impl<T, E: std::fmt::Display> Step<T> for Result<T, E> {
 }
 
 /// Turns the calling process, fresh from `clone3`, into a parked sandbox. `keep` are the descriptors that stay open.
-pub(crate) fn enter(passage: Passage, keep: &[RawFd]) -> Result<(), String> {
+pub(crate) fn enter(passage: &Passage, keep: &[RawFd]) -> Result<(), String> {
     default_signals().step("signals")?;
     die_with_parent()?;
-    standard_streams(&passage).step("standard streams")?;
+    standard_streams(passage).step("standard streams")?;
     let own = [&passage.gate.0, &passage.stdout, &passage.stderr].into_iter().chain(&passage.enter);
     let open: Vec<RawFd> = keep.iter().copied().chain(own.map(AsRawFd::as_raw_fd)).collect();
     close_others(&open).step("closing what is not its own")?;
@@ -100,7 +104,7 @@ pub(crate) fn enter(passage: Passage, keep: &[RawFd]) -> Result<(), String> {
         // SAFETY: no thread shares anything with this one, and the descriptor table is not unshared.
         unsafe { unshare_unsafe(UnshareFlags::NEWCGROUP) }.step("cgroup namespace")?;
         passage.gate.pass().step("waiting for the id maps")?;
-        root(&passage)?;
+        root(passage)?;
         rustix::system::sethostname(b"parked").step("host name")?;
         if passage.network == NetworkSpace::Own {
             netlink::Netlink::open().and_then(|netlink| netlink.raise_loopback()).step("loopback")?;
@@ -114,8 +118,13 @@ pub(super) fn die_with_parent() -> Result<(), String> {
     set_parent_process_death_signal(Some(Signal::KILL)).step("parent death signal")
 }
 
-/// The spawner blocks signals that it reads from a descriptor; what is started in here must not inherit that.
+/// The spawner blocks one signal, which it reads from a descriptor, and ignores those that ask it to end; what is started in
+/// here must inherit neither.
 fn default_signals() -> io::Result<()> {
+    for signal in ENDING {
+        // SAFETY: the default disposition installs no code.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
     // SAFETY: `none` is a valid set once sigemptyset has filled it, and the old mask is not asked for.
     let answer = unsafe {
         let mut none = std::mem::zeroed::<libc::sigset_t>();

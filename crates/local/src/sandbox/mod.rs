@@ -41,7 +41,7 @@ pub use confine::{Confinement, Inside};
 pub use landlock::abi as landlock_abi;
 pub use parked::{Exit, Layout, Life, Parked};
 
-pub(crate) use enter::{Gate, Ids, Passage, enter};
+pub(crate) use enter::{ENDING, Gate, Ids, Passage, enter};
 pub(crate) use filter::Filters;
 pub(crate) use mounts::{Attributes, attach, clone_tree, restrict, restrict_one};
 pub(crate) use parked::{Ending, Traces};
@@ -130,6 +130,12 @@ impl Mark {
             .iter()
             .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
         Mark(format!("{:08x}", (hash ^ (hash >> 32)) & 0xffff_ffff))
+    }
+
+    /// A mark as it is found in a name on the host.
+    pub(crate) fn read(text: &str) -> Option<Mark> {
+        let plain = text.len() == 8 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        plain.then(|| Mark(text.to_owned()))
     }
 
     /// Eight hexadecimal digits.

@@ -196,7 +196,8 @@ impl Spawner {
         // It was sent, or the spawner is gone: in both cases the one who reads replies clears up.
         std::mem::forget(unborn);
         drop((control, listener, stdout, stderr, doors));
-        let Answer::Made { pid, process, traces } = shared.answered(answer).await.map_err(|why| why.or(Error::Park))? else {
+        let Answer::Made { pid, process, traces } = shared.answered(answer).await.map_err(|why| why.or(Error::Park))?
+        else {
             return Err(Error::Park("the spawner answered something else".to_owned()));
         };
         // From here on dropping `life` ends the process, and the reader of replies clears up after it.
@@ -254,13 +255,7 @@ impl Spawner {
         self.held.0.run.remove();
     }
 
-    fn over(
-        isolation: Isolation,
-        run: Folder,
-        cgroups: Cgroups,
-        socket: AsyncFd<OwnedFd>,
-        process: Child,
-    ) -> Spawner {
+    fn over(isolation: Isolation, run: Folder, cgroups: Cgroups, socket: AsyncFd<OwnedFd>, process: Child) -> Spawner {
         let shared = Arc::new(Shared::new(socket, isolation, run, cgroups));
         tokio::spawn(replies::read(Arc::clone(&shared), process));
         Spawner { held: Arc::new(Held(shared)) }

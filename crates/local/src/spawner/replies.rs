@@ -179,8 +179,8 @@ impl Shared {
             .and_then(|address| bind(&listener, &address))
             .and_then(|()| listen(&listener, BACKLOG))
             .map_err(failed("its socket"))?;
-        let (mine, control) =
-            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).map_err(failed("its control socket"))?;
+        let (mine, control) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
+            .map_err(failed("its control socket"))?;
         let (stdout, stderr) = log_pipe().and_then(|out| Ok((out, log_pipe()?))).map_err(failed("its log pipes"))?;
         let doors = traces.cgroup.doors()?;
         let order = Order {
@@ -218,11 +218,16 @@ impl Shared {
     fn take(&self, reply: Reply, descriptors: Vec<OwnedFd>) -> Option<(Ending, Exit)> {
         let descriptor = descriptors.into_iter().next();
         match (reply, descriptor) {
-            (Reply::Made { tag, pid }, Some(process)) => self.made(tag, pid, Arc::new(process)),
+            (Reply::Made { tag, pid }, Some(process)) => self.made(tag, pid, process),
             (Reply::Tree { tag }, Some(tree)) => {
                 let asked = self.table().asked.remove(&tag);
                 // Nobody waits any more: the tree goes with its descriptor.
                 asked.map(|asked| asked.send(Ok(Answer::Tree(tree))));
+            }
+            (Reply::Made { tag, .. } | Reply::Tree { tag }, None) => {
+                // An instance that nobody can hold sees its control channel close, and ends.
+                let asked = self.table().asked.remove(&tag);
+                asked.map(|asked| asked.send(Err("this process may open no more descriptors".to_owned())));
             }
             (Reply::Refused { tag, why }, _) => {
                 let asked = self.table().asked.remove(&tag);
@@ -238,7 +243,8 @@ impl Shared {
         None
     }
 
-    fn made(&self, tag: u64, pid: u32, process: Arc<OwnedFd>) {
+    fn made(&self, tag: u64, pid: u32, process: OwnedFd) {
+        let process = Arc::new(process);
         let mut table = self.table();
         let asked = table.asked.remove(&tag);
         let Some(ending) = table.living.get_mut(&tag) else { return };
@@ -246,9 +252,9 @@ impl Shared {
         let traces = Arc::clone(&ending.traces);
         drop(table);
         let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
-        let taken = asked
-            .zip(pid)
-            .is_some_and(|(asked, pid)| asked.send(Ok(Answer::Made { pid, process: Arc::clone(&process), traces })).is_ok());
+        let taken = asked.zip(pid).is_some_and(|(asked, pid)| {
+            asked.send(Ok(Answer::Made { pid, process: Arc::clone(&process), traces })).is_ok()
+        });
         if !taken {
             let _ = pidfd_send_signal(&*process, Signal::KILL);
         }

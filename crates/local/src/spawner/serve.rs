@@ -18,15 +18,15 @@ use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, mount_change};
 use rustix::net::{RecvFlags, SendFlags};
-use rustix::process::{Pid, Signal, WaitOptions, getgid, getuid, kill_process, kill_process_group, wait};
+use rustix::process::{Pid, Signal, WaitOptions, getgid, getuid, kill_process, wait};
 use rustix::thread::{UnshareFlags, set_no_new_privs, unshare_unsafe};
 
 use super::ids::{COUNT, FIRST_ID};
 use super::template;
 use super::wire::{Begin, FirstWord, Order, Reply, Request, receive, send};
 use crate::sandbox::{
-    Attributes, Confinement, FUNCTION_ID, Filters, Gate, Ids, Inside, Isolation, NetworkSpace, Passage, clone_tree,
-    enter, restrict,
+    Attributes, Confinement, ENDING, FUNCTION_ID, Filters, Gate, Ids, Inside, Isolation, NetworkSpace, Passage,
+    clone_tree, enter, restrict,
 };
 
 /// How many instances have ids of their own before they are used again.
@@ -115,9 +115,14 @@ impl Spawner {
             Some(_) => return Err("the first message was not the beginning".to_owned().into()),
         };
         rustix::process::umask(Mode::from_raw_mode(0o022));
+        for signal in ENDING {
+            // SAFETY: ignoring a signal installs no code.
+            unsafe { libc::signal(signal, libc::SIG_IGN) };
+        }
         let ended = child_signals().map_err(|why| format!("signals: {why}"))?;
         // Orphans of an instance without a pid namespace come to this process and are ended here.
-        rustix::process::set_child_subreaper(Some(rustix::process::getpid())).map_err(|why| format!("reaper: {why}"))?;
+        rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
+            .map_err(|why| format!("reaper: {why}"))?;
         let ids = leave_host(socket, begin.isolation).map_err(|why| Inability { why, forbidden: true })?;
         if begin.isolation != Isolation::None {
             template::assemble(&begin.template, &begin.data, &begin.interpreters)?;
@@ -150,7 +155,7 @@ impl Spawner {
                 match receive(socket, RecvFlags::empty())? {
                     None => return Ok(Turn::Closed),
                     Some((Request::Park(order), descriptors)) => {
-                        if let Some(turn) = self.park(socket, order, descriptors)? {
+                        if let Some(turn) = self.park(socket, &order, descriptors)? {
                             return Ok(turn);
                         }
                     }
@@ -164,7 +169,7 @@ impl Spawner {
     }
 
     /// Makes one sandbox's process. Answers in the parent, and returns a turn only in the child.
-    fn park(&mut self, socket: &OwnedFd, order: Order, descriptors: Vec<OwnedFd>) -> io::Result<Option<Turn>> {
+    fn park(&mut self, socket: &OwnedFd, order: &Order, descriptors: Vec<OwnedFd>) -> io::Result<Option<Turn>> {
         let tag = order.tag;
         match self.fork(order, descriptors) {
             Ok(Fork::Child(turn)) => Ok(Some(turn)),
@@ -177,7 +182,7 @@ impl Spawner {
         }
     }
 
-    fn fork(&mut self, order: Order, descriptors: Vec<OwnedFd>) -> Result<Fork, String> {
+    fn fork(&mut self, order: &Order, descriptors: Vec<OwnedFd>) -> Result<Fork, String> {
         let mut descriptors = descriptors.into_iter();
         let mut next = || descriptors.next().ok_or("too few descriptors".to_owned());
         let (control, listener, stdout, stderr) = (next()?, next()?, next()?, next()?);
@@ -200,7 +205,8 @@ impl Spawner {
             None => {
                 // In the child: the parent's descriptors are about to be closed by number, so their values must not be.
                 let _never_dropped = (ManuallyDrop::new(gate), ManuallyDrop::new(birth));
-                let parked = enter(passage, &[control.as_raw_fd(), listener.as_raw_fd()]);
+                let parked = enter(&passage, &[control.as_raw_fd(), listener.as_raw_fd()]);
+                drop(passage);
                 let word = parked.as_ref().map_or_else(|why| FirstWord::Failed(why.clone()), |()| FirstWord::Parked);
                 let said = send(&control, &word, &[], SendFlags::empty());
                 if parked.is_err() || said.is_err() {
@@ -259,22 +265,20 @@ impl Spawner {
     /// Collects every child that has ended, and tells the platform, if it is still there, about those it knows.
     fn reap(&mut self, socket: Option<&OwnedFd>) -> io::Result<()> {
         while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
-            if let Some(tag) = self.children.remove(&pid) {
-                self.sweep_after(pid);
-                if let Some(socket) = socket {
-                    let ended = Reply::Ended { tag, code: status.exit_status(), signal: status.terminating_signal() };
-                    tell(socket, &ended, None)?;
-                }
+            let known = self.children.remove(&pid);
+            self.end_orphans();
+            if let (Some(tag), Some(socket)) = (known, socket) {
+                let ended = Reply::Ended { tag, code: status.exit_status(), signal: status.terminating_signal() };
+                tell(socket, &ended, None)?;
             }
         }
         Ok(())
     }
 
-    /// Without a pid namespace the kernel does not end an instance's other processes with its first. Each instance is its
-    /// own session, and what it orphaned has become a child of this process that nobody asked for.
-    fn sweep_after(&self, leader: Pid) {
+    /// Without a pid namespace the kernel does not end an instance's other processes with its first: they become children of
+    /// this process that nobody asked for. Each of those may orphan others in turn, so this is done after every end.
+    fn end_orphans(&self) {
         if self.isolation == Isolation::None {
-            let _ = kill_process_group(leader, Signal::KILL);
             let own = fs::read_to_string("/proc/thread-self/children").unwrap_or_default();
             for pid in own.split_whitespace().filter_map(|pid| pid.parse().ok().and_then(Pid::from_raw)) {
                 if !self.children.contains_key(&pid) {
@@ -292,9 +296,8 @@ impl Spawner {
             }
             match wait(WaitOptions::empty()) {
                 Ok(Some((pid, _))) => {
-                    if self.children.remove(&pid).is_some() {
-                        self.sweep_after(pid);
-                    }
+                    self.children.remove(&pid);
+                    self.end_orphans();
                 }
                 Ok(None) | Err(Errno::INTR) => {}
                 Err(_) => return,
@@ -399,4 +402,42 @@ fn map_own_ids(socket: &OwnedFd, (uid, gid): (u32, u32)) -> Result<Ids, String> 
 fn tell(socket: &OwnedFd, reply: &Reply, beside: Option<&OwnedFd>) -> io::Result<()> {
     let beside: Vec<_> = beside.into_iter().map(AsFd::as_fd).collect();
     send(socket, reply, &beside, SendFlags::empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::process::{WaitOptions, waitpid};
+
+    use super::*;
+
+    /// Where a version 2 tree is mounted that this process may write, whatever controllers it has.
+    fn tree() -> Option<PathBuf> {
+        let table = fs::read_to_string("/proc/self/mountinfo").ok()?;
+        let line = table.lines().find(|line| line.contains(" - cgroup2 "))?;
+        let folder = PathBuf::from(line.split(' ').nth(4)?).join(format!("taper-test-{}", std::process::id()));
+        fs::create_dir(&folder).ok().map(|()| folder)
+    }
+
+    #[test]
+    fn a_process_is_born_into_its_version_2_group() {
+        let Some(folder) = tree() else {
+            println!("skipped: no cgroup2 mount may be written");
+            return;
+        };
+        let group: OwnedFd = fs::File::open(&folder).expect("opens").into();
+        let born = clone_process(0, Some(&group)).expect("clones");
+        let Some((pid, _process)) = born else {
+            // The child of a program with threads only makes system calls.
+            // SAFETY: pause and _exit take no pointers and allocate nothing.
+            unsafe {
+                libc::pause();
+                libc::_exit(0)
+            }
+        };
+        let members = fs::read_to_string(folder.join("cgroup.procs")).expect("reads");
+        kill_process(pid, Signal::KILL).expect("kills");
+        waitpid(Some(pid), WaitOptions::empty()).expect("ends");
+        fs::remove_dir(&folder).expect("is empty");
+        assert_eq!(members.trim(), pid.as_raw_nonzero().to_string());
+    }
 }

@@ -17,12 +17,27 @@ use crate::sandbox::{Attributes, FUNCTION_ID, attach, clone_tree, restrict, rest
 const SYSTEM: &[&str] = &["bin", "sbin", "lib", "lib32", "lib64", "libx32"];
 /// Places that must exist: to mount on, or because programs expect them.
 const FOLDERS: &[&str] = &[
-    "deps", "dev", "dev/shm", "etc", "function", "home", "home/app", "proc", "run", "runtime", "tmp", "usr", "var",
-    "var/empty", "var/openfaas",
+    "deps",
+    "dev",
+    "dev/shm",
+    "etc",
+    "function",
+    "home",
+    "home/app",
+    "proc",
+    "run",
+    "runtime",
+    "tmp",
+    "usr",
+    "var",
+    "var/empty",
+    "var/openfaas",
 ];
 /// Places that are mounted anew in each instance, or belong to its root.
 const PRIVATE: &[&str] = &["/dev", "/etc", "/proc", "/run", "/tmp", "/var/run", "/var/tmp"];
 const LINKS: &[(&str, &str)] = &[
+    // Node looks for packages in every folder upwards from the code.
+    ("/deps", "node_modules"),
     ("/proc/self/fd", "dev/fd"),
     ("/proc/self/fd/0", "dev/stdin"),
     ("/proc/self/fd/1", "dev/stdout"),
@@ -38,10 +53,31 @@ const LINKS: &[(&str, &str)] = &[
 const DEVICES: &[&str] = &["full", "null", "random", "urandom", "zero"];
 /// Files and folders of `/etc` that programs need and that tell nothing about the host. Copied, not bound.
 const ETC: &[&str] = &[
-    "alternatives", "ca-certificates", "ca-certificates.conf", "debian_version", "fonts", "gai.conf", "host.conf",
-    "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "locale.alias", "localtime", "magic", "mime.types", "networks",
-    "os-release", "pki/ca-trust/extracted", "pki/java", "pki/tls/certs", "protocols", "services", "ssl/certs",
-    "ssl/openssl.cnf", "terminfo", "timezone",
+    "alternatives",
+    "ca-certificates",
+    "ca-certificates.conf",
+    "debian_version",
+    "fonts",
+    "gai.conf",
+    "host.conf",
+    "ld.so.cache",
+    "ld.so.conf",
+    "ld.so.conf.d",
+    "locale.alias",
+    "localtime",
+    "magic",
+    "mime.types",
+    "networks",
+    "os-release",
+    "pki/ca-trust/extracted",
+    "pki/java",
+    "pki/tls/certs",
+    "protocols",
+    "services",
+    "ssl/certs",
+    "ssl/openssl.cnf",
+    "terminfo",
+    "timezone",
 ];
 /// Version-numbered folders of language runtimes, by the beginning and the end of their name.
 const ETC_PATTERNS: &[(&str, &str)] = &[("java-", "-openjdk"), ("python3", ""), ("perl", "")];
@@ -112,7 +148,9 @@ fn build(root: &Path, data: &Path, interpreters: &[PathBuf]) -> Result<(), Failu
 fn etc(root: &Path) -> Result<(), Failure> {
     let write = |name: &str, text: String| {
         let path = root.join("etc").join(name);
-        fs::write(&path, text).and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(0o644))).map_err(at(&path))
+        fs::write(&path, text)
+            .and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(0o644)))
+            .map_err(at(&path))
     };
     let id = FUNCTION_ID;
     write(
@@ -129,9 +167,10 @@ fn etc(root: &Path) -> Result<(), Failure> {
             .to_owned(),
     )?;
     let host = Path::new("/etc");
-    let versions = fs::read_dir(host).into_iter().flatten().flatten().filter_map(|entry| entry.file_name().into_string().ok());
-    let versions = versions
-        .filter(|name| ETC_PATTERNS.iter().any(|(begin, end)| name.starts_with(begin) && name.ends_with(end)));
+    let versions =
+        fs::read_dir(host).into_iter().flatten().flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    let versions =
+        versions.filter(|name| ETC_PATTERNS.iter().any(|(begin, end)| name.starts_with(begin) && name.ends_with(end)));
     let mut budget = MOST_COPIED;
     for name in ETC.iter().map(|name| (*name).to_owned()).chain(versions) {
         let target = root.join("etc").join(&name);
@@ -265,7 +304,18 @@ mod tests {
 
     #[test]
     fn a_home_is_not_an_interpreter() {
-        for folder in ["/", "/root", "/home/ada", "relative/bin", "/opt/../root", "", "/var/lib/taper", "/var/lib", "/tmp/versions/3", "/run/x/y"] {
+        for folder in [
+            "/",
+            "/root",
+            "/home/ada",
+            "relative/bin",
+            "/opt/../root",
+            "",
+            "/var/lib/taper",
+            "/var/lib",
+            "/tmp/versions/3",
+            "/run/x/y",
+        ] {
             let taken = interpreter(Path::new("/nonexistent"), Path::new("/var/lib/taper"), Path::new(folder));
             assert!(taken.is_err_and(|(_, why)| why.kind() == io::ErrorKind::Other), "{folder} was taken");
         }

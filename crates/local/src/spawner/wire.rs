@@ -122,7 +122,7 @@ pub(super) fn send<T: Serialize>(
     Ok(())
 }
 
-/// Receives one message; `None` when the other end is closed.
+/// Receives one message; `None` when the other end is closed. Descriptors arrive all or not at all.
 pub(super) fn receive<T: DeserializeOwned>(
     socket: impl AsFd,
     flags: RecvFlags,
@@ -144,7 +144,11 @@ pub(super) fn receive<T: DeserializeOwned>(
     if got.bytes == 0 {
         return Ok(None);
     }
-    if got.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
+    if got.flags.contains(ReturnFlags::CTRUNC) {
+        // This process may open nothing more: the message counts, without what came beside it.
+        descriptors.clear();
+    }
+    if got.flags.contains(ReturnFlags::TRUNC) {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "a message was cut short"));
     }
     Ok(Some((serde_json::from_slice(text.get(..got.bytes).unwrap_or_default())?, descriptors)))

@@ -59,3 +59,13 @@ async fn with_sandboxes_kept_ready() {
     run(&Fixture { provider, echo, broken, patience: PATIENCE, left: Box::new(|_| 0) }).await;
     world.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_isolation() {
+    for (name, code) in [("python", "def handle(event, context):\n    return event.body\n"), ("server", ECHO_SERVER)] {
+        let world = World::with(|config| config.isolation = taper_local::Isolation::None).await;
+        let echo = if name == "python" { world.python(name, code) } else { world.server(name, code) };
+        let broken = world.classic("broken", &["/function/is-not-there"]);
+        suite(world, echo, broken).await;
+    }
+}

@@ -1,4 +1,5 @@
-//! A provider over a data directory of its own, with artifacts and secrets in memory, and what is left of it on the host.
+//! A provider over a data directory of its own, with artifacts and secrets in memory, and what is left of it on the
+//! host.
 
 use std::{
     collections::{BTreeMap, HashMap},

@@ -402,13 +402,16 @@ async fn headers_that_cannot_be_are_the_functions_fault() {
     let bench = bench(1, |mut reader, mut writer| async move {
         while let Some(body) = read(&mut reader).await {
             let name = String::from_utf8(body).unwrap();
-            let headers = vec![(name, "a\r\nb".into())];
+            let headers = match name.as_str() {
+                "many" => (0..40_000).map(|n| (format!("x{n}"), String::new())).collect(),
+                _ => vec![(name, "a\r\nb".into())],
+            };
             writer.reply(&wire::Reply { status: 200, length: None, headers }).unwrap();
             writer.end();
             let _ = writer.flush().await;
         }
     });
-    for name in ["x", "not a name", ""] {
+    for name in ["x", "not a name", "", "many"] {
         let fault = bench.call(name).await.unwrap_err();
         assert_eq!(fault.cause, Cause::Exception, "{fault}");
         assert!(fault.message.contains("the function's reply has"), "{fault}");

@@ -1,11 +1,11 @@
 //! The program behind the tests of this crate: spawner and first process of each sandbox, in place of `taper`.
 //!
 //! `connect DATA` parks and connects one instance and waits to be killed; `try DATA [--isolation L] [--code DIR] [--env K=V]… -- COMMAND…` runs one command in a sandbox and prints its output; `hold DATA N` parks and
-//! claims N instances, prints their process ids and waits to be killed; `measure DATA N` prints what parking and claiming take.
+//! claims N instances, prints their process ids and waits to be killed; `measure DATA N MS` prints what parking and
+//! claiming take, with a pause before each.
 
 #![allow(missing_docs, reason = "a program of the tests")]
 
-#[path = "support/channel.rs"]
 mod channel;
 
 use std::ffi::OsString;
@@ -30,9 +30,9 @@ fn main() -> ExitCode {
         match words.as_slice() {
             ["try", data, rest @ ..] => attempt(Path::new(data), rest).await,
             ["connect", data] => connect(Path::new(data)).await,
-            ["hold", data, count] => hold(Path::new(data), count.parse().map_err(|_| "a number".to_owned())?).await,
-            ["measure", data, count] => measure(Path::new(data), count.parse().map_err(|_| "a number".to_owned())?).await,
-            _ => Err("try DATA -- COMMAND… | hold DATA N | measure DATA N".to_owned()),
+            ["hold", data, count] => hold(Path::new(data), number(count)?).await,
+            ["measure", data, count, pause] => measure(Path::new(data), number(count)?, number(pause)?).await,
+            _ => Err("try DATA -- COMMAND… | hold DATA N | measure DATA N MS".to_owned()),
         }
     });
     match done {
@@ -42,6 +42,10 @@ fn main() -> ExitCode {
             ExitCode::from(99)
         }
     }
+}
+
+fn number(text: &str) -> Result<usize, String> {
+    text.parse().map_err(|_| format!("{text} is not a number"))
 }
 
 /// The first process of a sandbox: one job, then wait for the end.
@@ -64,7 +68,9 @@ fn inside(inside: Inside) -> ExitCode {
 
 fn perform(job: &Job) -> Outcome {
     use std::os::unix::process::ExitStatusExt;
-    let [program, arguments @ ..] = job.command.as_slice() else { return Outcome::Ended { code: Some(0), signal: None } };
+    let [program, arguments @ ..] = job.command.as_slice() else {
+        return Outcome::Ended { code: Some(0), signal: None };
+    };
     let mut command = Command::new(program);
     command.args(arguments).env_clear().envs(&job.env).stdin(Stdio::null());
     if let Some(folder) = &job.folder {
@@ -138,8 +144,7 @@ async fn attempt(data: &Path, mut words: &[&str]) -> Result<u8, String> {
     let copy = |from: std::os::fd::OwnedFd, mut to: Box<dyn std::io::Write + Send>| {
         std::thread::spawn(move || std::io::copy(&mut std::fs::File::from(from), &mut to))
     };
-    let readers =
-        [copy(parked.stdout, Box::new(std::io::stdout())), copy(parked.stderr, Box::new(std::io::stderr()))];
+    let readers = [copy(parked.stdout, Box::new(std::io::stdout())), copy(parked.stderr, Box::new(std::io::stderr()))];
     let mut last = None;
     let control = parked.control;
     let channel = control.try_clone().map_err(|why| why.to_string())?;
@@ -202,12 +207,13 @@ async fn connect(data: &Path) -> Result<u8, String> {
     Ok(0)
 }
 
-async fn measure(data: &Path, count: usize) -> Result<u8, String> {
+async fn measure(data: &Path, count: usize, pause: usize) -> Result<u8, String> {
     let spawner = start(&Config::new(data)).await?;
     let network = Network::start(&network::Config::new(data)).await;
     let (mut parks, mut trees, mut claims, mut ends) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let mut joins = Vec::new();
     for _ in 0..count {
+        tokio::time::sleep(std::time::Duration::from_millis(pause as u64)).await;
         let begin = tokio::time::Instant::now();
         let parked = spawner.park(&ParkSpec::default()).await.map_err(|why| why.to_string())?;
         parks.push(begin.elapsed());
@@ -234,11 +240,16 @@ async fn measure(data: &Path, count: usize) -> Result<u8, String> {
     }
     spawner.stop().await;
     network.remove().await.map_err(|why| why.to_string())?;
-    for (what, mut times) in [("park", parks), ("network join", joins), ("tree", trees), ("claim to confined", claims), ("kill to gone", ends)] {
+    for (what, mut times) in [
+        ("park", parks),
+        ("network join", joins),
+        ("tree", trees),
+        ("claim to confined", claims),
+        ("kill to gone", ends),
+    ] {
         times.sort();
         let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize].as_micros();
         println!("{what:<18} p50 {:>6} µs  p90 {:>6} µs  p99 {:>6} µs", at(0.5), at(0.9), at(0.99));
     }
     Ok(0)
 }
-
