@@ -183,6 +183,9 @@ fn by_command(place: &str, files: &[Candidate<'_>]) -> Result<Detected, Error> {
         (0, [file]) if binary::is_elf(file) => {
             Err(Error::Nothing { place: place.into(), why: "it has no run bit; chmod +x it".into() })
         }
+        (0, [file]) if file.name.ends_with(".ts") || file.name.ends_with(".mts") => {
+            Err(Error::Nothing { place: place.into(), why: "TypeScript is compiled first; deploy the JavaScript".into() })
+        }
         (0, _) => Err(nothing(place, Some(Runtime::Binary).filter(|_| files.len() == 1))),
         _ => Err(Error::Ambiguous {
             place: place.into(),
@@ -321,6 +324,7 @@ mod tests {
         assert!(found(&[elf("x"), elf("y")], any).contains("could be run in several ways (x, y)"));
         assert!(found(&[file("tool", false, ELF)], any).contains("chmod +x"));
         assert!(found(&plain(&["notes.txt"]), any).contains("expected a .py"));
+        assert!(found(&plain(&["a.ts"]), any).contains("deploy the JavaScript"));
         assert!(found(&plain(&["a.txt", "b.txt"]), any).contains("nothing to run in DIR: expected one of handler.py"));
         assert!(found(&[], any).starts_with("nothing to run in DIR"));
     }

@@ -40,7 +40,10 @@ fn a_wheel_in_the_folder_is_installed_in_sight_and_once() {
     let dir = platform.dir.path().join("greets");
     let place = dir.display().to_string();
     let code = |mark: &str| {
-        platform.file("greets/handler.py", &format!("import greeting\ndef handle(req):\n    return greeting.greet(req) + '{mark}'\n"));
+        platform.file(
+            "greets/handler.py",
+            &format!("import greeting\ndef handle(req):\n    return greeting.greet(req) + '{mark}'\n"),
+        );
     };
     code("!");
     platform.file("greets/requirements.txt", "--no-index\n--find-links ./wheels\ngreeting==1.0\n");
@@ -105,12 +108,23 @@ fn a_requirement_that_does_not_exist_fails_the_deploy_in_the_tool_s_words() {
     platform.file("fails/requirements.txt", "# none after all\n");
     deploy(&platform, &[&place]);
     assert_eq!(platform.call("fails", b"").text(), "two");
+
+    platform.file("missing/handler.js", "exports.handle = () => 'x';\n");
+    platform.file(
+        "missing/package.json",
+        r#"{"name": "missing", "version": "1.0.0", "dependencies": {"absent": "file:./absent.tgz"}}"#,
+    );
+    let said = platform.fails(&["deploy", &platform.dir.path().join("missing").display().to_string()]);
+    assert!(said.contains("npm") && said.contains("absent.tgz"), "{said}");
 }
 
 /// A folder with a package of its own, as `npm install ./lib` leaves it, and two functions that use it.
 fn node_folder(platform: &Platform) -> String {
     for (name, content) in [
-        ("package.json", r#"{"name": "uses", "version": "1.0.0", "main": "handler.cjs", "dependencies": {"greeting": "file:lib"}}"#),
+        (
+            "package.json",
+            r#"{"name": "uses", "version": "1.0.0", "main": "handler.cjs", "dependencies": {"greeting": "file:lib"}}"#,
+        ),
         (
             "package-lock.json",
             r#"{"name": "uses", "version": "1.0.0", "lockfileVersion": 3, "requires": true, "packages": {
@@ -141,7 +155,10 @@ fn require_and_import_work(platform: &Platform) {
     let seen = deploy(platform, &[&place, "--name", "modern", "--handler", "modern.handle"]);
     assert!(!seen.contains(INSTALLS), "another function of the same folder: {seen}");
     assert_eq!(platform.call("modern", b"Bob").text(), "hello Bob");
-    deploy(platform, &[&place, "--name", "server", "--runtime", "node", "--mode", "http", "--command", "node server.cjs"]);
+    deploy(
+        platform,
+        &[&place, "--name", "server", "--runtime", "node", "--mode", "http", "--command", "node server.cjs"],
+    );
     assert_eq!(platform.call("server/Cy", b"").text(), "hello /Cy");
 }
 
@@ -166,6 +183,19 @@ fn an_ordinary_user_s_functions_have_dependencies_too() {
     deploy(&platform, &[&dir.display().to_string()]);
     assert_eq!(platform.call("greets", b"Ada").text(), "hello Ada");
     platform.file("greets/server.py", "import greeting, http.server, os\nclass H(http.server.BaseHTTPRequestHandler):\n    def do_POST(self):\n        self.send_response(200)\n        self.end_headers()\n        self.wfile.write(greeting.greet(self.path).encode())\nhttp.server.HTTPServer(('127.0.0.1', int(os.environ['PORT'])), H).serve_forever()\n");
-    deploy(&platform, &[&dir.display().to_string(), "--name", "server", "--runtime", "python3", "--mode", "http", "--command", "python3 server.py"]);
+    deploy(
+        &platform,
+        &[
+            &dir.display().to_string(),
+            "--name",
+            "server",
+            "--runtime",
+            "python3",
+            "--mode",
+            "http",
+            "--command",
+            "python3 server.py",
+        ],
+    );
     assert_eq!(platform.call("server/Bob", b"").text(), "hello /Bob");
 }

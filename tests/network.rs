@@ -109,13 +109,14 @@ http.server.ThreadingHTTPServer(('127.0.0.1', int(os.environ['PORT'])), Address)
 struct World {
     /// The processes that keep the two namespaces, then the servers in them.
     processes: Vec<Child>,
+    files: tempfile::TempDir,
 }
 
 impl World {
     fn new() -> Self {
-        let mut world = Self { processes: Vec::new() };
+        let mut world = Self { processes: Vec::new(), files: tempfile::tempdir().expect("a folder") };
         for _ in 0..2 {
-            world.begin(Command::new("unshare").args(["-n", "sh", "-c", "echo there; exec cat"]));
+            world.begin(Command::new("unshare").args(["-n", "-m", "sh", "-c", "echo there; exec cat"]));
         }
         let outside = world.pid(1);
         world.run(
@@ -154,7 +155,7 @@ impl World {
     /// Runs a shell's lines in a namespace.
     fn run(&self, namespace: usize, lines: &str) -> String {
         let out = Command::new("nsenter")
-            .args(["-t", &self.pid(namespace).to_string(), "-n", "sh", "-e", "-c", lines])
+            .args(["-t", &self.pid(namespace).to_string(), "-n", "-m", "sh", "-e", "-c", lines])
             .output()
             .expect("nsenter starts");
         assert!(out.status.success(), "{lines}: {}", text(&out.stderr));
@@ -166,11 +167,22 @@ impl World {
         self.begin(Command::new("nsenter").args(["-t", &pid, "-n", "python3", "-c", program, argument]));
     }
 
+    /// Lets a resolver answer at this address in a namespace, and has the host ask it.
+    fn resolve(&mut self, namespace: usize, address: &str) {
+        let file = self.files.path().join("resolv.conf");
+        fs::write(&file, format!("nameserver {address}\n")).expect("a file");
+        // Only processes in this world see it so.
+        self.run(0, &format!("mount --bind {} /etc/resolv.conf", file.display()));
+        self.serve(namespace, RESOLVER, address);
+    }
+
     /// What a platform has changed on the host that can be seen now.
     fn traces(&self) -> Vec<String> {
         let mut found: Vec<String> = self.run(0, "nft list tables").lines().map(str::to_owned).collect();
         let links = self.run(0, "ip -o link | cut -d' ' -f2");
-        found.extend(links.lines().filter(|name| !name.starts_with("lo:") && !name.starts_with("out@")).map(str::to_owned));
+        found.extend(
+            links.lines().filter(|name| !name.starts_with("lo:") && !name.starts_with("out@")).map(str::to_owned),
+        );
         if self.run(0, "cat /proc/sys/net/ipv4/ip_forward").trim() != "0" {
             found.push("forwarding".into());
         }
@@ -189,7 +201,11 @@ impl Drop for World {
 
 /// Runs a test on the host of a new world. Only a thread can be there, and what it starts with it.
 fn in_a_world(name: &str, test: impl FnOnce(&mut World) + Send) {
-    let program = |name: &str| ["/usr/sbin", "/sbin", "/usr/bin", "/bin"].iter().any(|dir| fs::exists(format!("{dir}/{name}")).unwrap_or(false));
+    let program = |name: &str| {
+        ["/usr/sbin", "/sbin", "/usr/bin", "/bin"]
+            .iter()
+            .any(|dir| fs::exists(format!("{dir}/{name}")).unwrap_or(false))
+    };
     if !root() {
         return skipped(name, "network namespaces want root");
     }
@@ -249,8 +265,17 @@ fn each_policy_reaches_what_it_says_and_none_the_host_or_a_neighbour() {
             assert_eq!(reached(&platform, policy, "2", &others), BTreeMap::new(), "{policy}");
         }
         // All of it is there for one who may.
-        assert_eq!(world.run(0, "python3 -c \"import socket; print(socket.create_connection(('169.254.169.254', 7777)).recv(100))\"").trim(), format!("b'{HOST}'"));
-        let said = platform.fails(&["deploy", platform.dir.path().join("reach.py").to_str().unwrap(), "--network", "host"]);
+        assert_eq!(
+            world
+                .run(
+                    0,
+                    "python3 -c \"import socket; print(socket.create_connection(('169.254.169.254', 7777)).recv(100))\""
+                )
+                .trim(),
+            format!("b'{HOST}'")
+        );
+        let said =
+            platform.fails(&["deploy", platform.dir.path().join("reach.py").to_str().unwrap(), "--network", "host"]);
         assert!(said.contains("--allow-host-network"), "the refusal tells the mend: {said}");
     });
 }
@@ -266,19 +291,24 @@ fn the_host_s_network_is_for_who_was_allowed() {
         // A server shares the host's ports with everybody, and gets one that is free.
         platform.file("neighbour/server.py", &NEIGHBOUR.replace("9999", "9998"));
         let dir = platform.dir.path().join("neighbour").display().to_string();
-        platform.ok(&["deploy", &dir, "--mode", "http", "--command", "python3 server.py", "--network", "host", "--max", "1"]);
+        platform.ok(&[
+            "deploy",
+            &dir,
+            "--mode",
+            "http",
+            "--command",
+            "python3 server.py",
+            "--network",
+            "host",
+            "--max",
+            "1",
+        ]);
         assert_eq!(platform.call("neighbour", b"").text(), HOST);
         assert!(world.run(0, "ss -ltn").contains(":9998 "));
         // The others' walls stand beside it.
         deploy(&platform, "open");
         assert_eq!(reached(&platform, "open", "2", &HOST_PLACES), BTreeMap::new());
     });
-}
-
-/// The first resolver of the machine that runs the tests: the platform reads it where functions do.
-fn resolver() -> Option<String> {
-    let file = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-    file.lines().find_map(|line| line.strip_prefix("nameserver ")).map(|address| address.trim().to_owned())
 }
 
 /// Functions resolve a name and reach who is behind it.
@@ -299,22 +329,22 @@ fn names_resolve(platform: &Platform) {
 #[test]
 fn names_resolve_where_the_host_asks_itself() {
     in_a_world("names by the forwarder", |world| {
-        let Some(resolver) = resolver() else { return skipped("names by the forwarder", "/etc/resolv.conf names no server") };
-        world.run(0, &format!("ip addr show | grep -qF ' {resolver}' || ip addr add {resolver} dev lo"));
-        world.serve(0, RESOLVER, &resolver);
-        names_resolve(&Platform::start());
+        world.resolve(0, "127.0.0.53");
+        names_resolve(&Platform::start_inside(world.pid(0)));
     });
 }
 
 #[test]
 fn names_resolve_where_another_machine_is_asked() {
     in_a_world("names by another machine", |world| {
-        let Some(resolver) = resolver().filter(|r| !r.starts_with("127.") && !r.contains(':')) else { return };
-        world.run(1, &format!("ip addr add {resolver} dev lo"));
-        world.serve(1, RESOLVER, &resolver);
-        let platform = Platform::start();
+        // In a private network, of which the policy `public` reaches nothing else.
+        world.run(1, "ip addr add 10.99.0.53/32 dev lo");
+        world.run(0, "ip route add 10.99.0.53/32 via 10.99.0.2");
+        world.resolve(1, "10.99.0.53");
+        let platform = Platform::start_inside(world.pid(0));
         names_resolve(&platform);
-        assert!(platform.call("public", b"resolv.conf").text().contains(&resolver), "it is asked without a detour");
+        assert!(platform.call("public", b"resolv.conf").text().contains("10.99.0.53"), "it is asked without a detour");
+        assert_eq!(reached(&platform, "public", "2", &["10.99.0.53:7777"]), BTreeMap::new());
     });
 }
 
@@ -324,10 +354,14 @@ fn nothing_is_left_on_the_host() {
         assert_eq!(world.traces(), [""; 0]);
         let mut platform = Platform::start();
         deploy(&platform, "open");
-        let use_it = |platform: &Platform| assert_eq!(reached(platform, "open", "30", &[PUBLIC]), all_as_host(&[PUBLIC]));
+        let use_it =
+            |platform: &Platform| assert_eq!(reached(platform, "open", "30", &[PUBLIC]), all_as_host(&[PUBLIC]));
         use_it(&platform);
         let seen = world.traces();
-        assert!(seen.iter().any(|t| t.starts_with("table inet taper_")) && seen.contains(&"forwarding".into()), "{seen:?}");
+        assert!(
+            seen.iter().any(|t| t.starts_with("table inet taper_")) && seen.contains(&"forwarding".into()),
+            "{seen:?}"
+        );
         assert!(seen.iter().any(|t| t.starts_with("tp")), "{seen:?}");
         let told = platform.ok(&["doctor", "--data", platform.data().to_str().unwrap()]);
         let table = seen[0].strip_prefix("table inet ").unwrap();

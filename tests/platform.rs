@@ -25,6 +25,8 @@ pub(crate) struct Platform {
     agent: Agent,
     /// Run as this user, when not as the one that runs the tests.
     user: Option<u32>,
+    /// Run with the file system that this process sees, when not with the one that the tests see.
+    inside: Option<u32>,
 }
 
 /// What a call brought.
@@ -57,22 +59,25 @@ impl Platform {
 
     /// A platform with more arguments after `taper up`.
     pub(crate) fn start_with(arguments: &[&str]) -> Self {
-        Self::start_as(None, arguments)
+        Self::start_as(None, None, None, arguments)
     }
 
     /// A platform with a configuration file of this text.
     pub(crate) fn start_configured(config: &str) -> Self {
-        let file = tempfile::NamedTempFile::new().expect("a file");
-        std::fs::write(file.path(), config).expect("a file");
-        Self::start_with(&["--config", file.path().to_str().expect("UTF-8")])
+        Self::start_as(None, None, Some(config), &[])
+    }
+
+    /// A platform that sees the file system as this process does.
+    pub(crate) fn start_inside(pid: u32) -> Self {
+        Self::start_as(None, Some(pid), None, &[])
     }
 
     /// A platform of an ordinary user, without any privilege.
     pub(crate) fn start_as_ordinary_user() -> Self {
-        Self::start_as(root().then_some(60_123), &[])
+        Self::start_as(root().then_some(60_123), None, None, &[])
     }
 
-    fn start_as(user: Option<u32>, arguments: &[&str]) -> Self {
+    fn start_as(user: Option<u32>, inside: Option<u32>, settings: Option<&str>, arguments: &[&str]) -> Self {
         let config = Agent::config_builder().http_status_as_error(false).max_redirects(0).proxy(None).build();
         let mut platform = Self {
             dir: tempfile::Builder::new().prefix("taper-e2e-").tempdir().expect("a folder"),
@@ -81,11 +86,16 @@ impl Platform {
             arguments: arguments.iter().map(|a| (*a).to_owned()).collect(),
             agent: config.into(),
             user,
+            inside,
         };
         if user.is_some() {
             // The user may not be able to reach the program where it was built, nor a folder of root's.
             std::fs::copy(TAPER, platform.dir.path().join("taper")).expect("a copy");
             std::os::unix::fs::chown(platform.dir.path(), user, user).expect("a folder of the user's");
+        }
+        if let Some(settings) = settings {
+            let file = platform.file("settings.yaml", settings);
+            platform.arguments.extend(["--config".to_owned(), file]);
         }
         platform.up();
         platform
@@ -113,7 +123,8 @@ impl Platform {
         });
         self.child = Some(child);
         let line = rx.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("no ready line; it said:\n{}", self.said()));
-        self.url = line.strip_prefix("listening on ").unwrap_or_else(|| panic!("`{line}` is not the ready line")).to_owned();
+        self.url =
+            line.strip_prefix("listening on ").unwrap_or_else(|| panic!("`{line}` is not the ready line")).to_owned();
     }
 
     /// What the platform wrote on standard error so far.
@@ -156,7 +167,8 @@ impl Platform {
     /// SIGTERM, and no waiting.
     pub(crate) fn terminate(&self) {
         let child = self.child.as_ref().expect("it runs");
-        rustix::process::kill_process(rustix::process::Pid::from_child(child), rustix::process::Signal::TERM).expect("it can be signalled");
+        rustix::process::kill_process(rustix::process::Pid::from_child(child), rustix::process::Signal::TERM)
+            .expect("it can be signalled");
     }
 
     /// Waits for the end; gives the exit status and how long it took.
@@ -166,15 +178,24 @@ impl Platform {
     }
 
     fn command(&self) -> Command {
-        let mut command = match self.user {
-            None => Command::new(TAPER),
-            Some(user) => {
+        let mut command = match (self.user, self.inside) {
+            (None, None) => Command::new(TAPER),
+            (None, Some(pid)) => {
+                // It becomes the program, so the process is the same.
+                let mut command = Command::new("nsenter");
+                command.args(["-t", &pid.to_string(), "-m", "--", TAPER]);
+                command
+            }
+            (Some(user), _) => {
                 let mut command = Command::new(self.dir.path().join("taper"));
                 command.uid(user).gid(user).env("HOME", self.dir.path());
                 command
             }
         };
-        command.env("XDG_CONFIG_HOME", self.dir.path().join("config")).env_remove("TAPER_URL").env_remove("OPENFAAS_URL");
+        command
+            .env("XDG_CONFIG_HOME", self.dir.path().join("config"))
+            .env_remove("TAPER_URL")
+            .env_remove("OPENFAAS_URL");
         command
     }
 
@@ -215,7 +236,13 @@ impl Platform {
     /// Runs the CLI and gives what it complained of; it must fail with status 1.
     pub(crate) fn fails(&self, arguments: &[&str]) -> String {
         let out = self.taper(arguments);
-        assert_eq!(out.status.code(), Some(1), "taper {arguments:?} printed {}{}", text(&out.stdout), text(&out.stderr));
+        assert_eq!(
+            out.status.code(),
+            Some(1),
+            "taper {arguments:?} printed {}{}",
+            text(&out.stdout),
+            text(&out.stderr)
+        );
         text(&out.stderr)
     }
 
@@ -223,7 +250,8 @@ impl Platform {
     pub(crate) fn taper_on_a_terminal(&self, arguments: &[&str]) -> (bool, String) {
         let plain = self.command();
         let words = std::iter::once(plain.get_program()).chain(arguments.iter().map(std::ffi::OsStr::new));
-        let words: Vec<String> = words.map(|w| format!("'{}'", w.to_str().expect("UTF-8").replace('\'', r"'\''"))).collect();
+        let words: Vec<String> =
+            words.map(|w| format!("'{}'", w.to_str().expect("UTF-8").replace('\'', r"'\''"))).collect();
         let mut script = Command::new("script");
         script.args(["-qec", &words.join(" "), "/dev/null"]).env("SHELL", "/bin/sh").env("TAPER_URL", &self.url);
         for (name, value) in plain.get_envs() {
@@ -258,7 +286,9 @@ impl Platform {
         let response = self.open(method, path, headers, body);
         let (head, mut rest) = response.into_parts();
         let mut bytes = Vec::new();
-        rest.as_reader().read_to_end(&mut bytes).unwrap_or_else(|e| panic!("{method} {path}: the answer broke off: {e}\n{}", self.said()));
+        rest.as_reader()
+            .read_to_end(&mut bytes)
+            .unwrap_or_else(|e| panic!("{method} {path}: the answer broke off: {e}\n{}", self.said()));
         Answer { status: head.status.as_u16(), body: bytes, headers: head.headers }
     }
 

@@ -2,7 +2,7 @@
 
 import asyncio, base64, hashlib, json, os, signal, struct, sys
 
-signals, said = {}, asyncio.Queue()
+signals, said, asked = {}, asyncio.Queue(), []
 
 
 def event(name):
@@ -76,6 +76,7 @@ async def websocket(reader, writer, headers, name):
 async def answer(reader, writer, target, headers):
     """Answers one request. False when the connection is used up."""
     what, _, name = target.split("?")[0].strip("/").partition("/")
+    asked.append(target)
     if what == "socket":
         await websocket(reader, writer, headers, name)
         return False
@@ -87,6 +88,12 @@ async def answer(reader, writer, target, headers):
             await reply.send(piece)
         await reply.end()
         return True
+    if what == "refuse":
+        writer.write(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\nConnection: close\r\n\r\nno")
+        await writer.drain()
+        writer.write_eof()
+        await reader.read()
+        return False
     got = b"".join([piece async for piece in body])
     if what == "trailers":
         reply = Reply(writer, more="Trailer: x-length, x-sent\r\n")
@@ -121,7 +128,7 @@ async def answer(reader, writer, target, headers):
             said.put_nowait(got)
         elif what == "die":
             os._exit(7)
-        text = json.dumps(headers) if what == "headers" else f"{what} {name} {os.environ['TAPER_INSTANCE']}"
+        text = {"headers": json.dumps(headers), "asked": json.dumps(asked)}.get(what, f"{what} {name} {os.environ['TAPER_INSTANCE']}")
         writer.write(f"HTTP/1.1 200 OK\r\nContent-Length: {len(text)}\r\n\r\n{text}".encode())
         await writer.drain()
     return True

@@ -53,7 +53,10 @@ impl Raw {
                 let rest = self.seen.split_off(at + mark.len());
                 return text(&std::mem::replace(&mut self.seen, rest));
             }
-            let n = self.stream.read(&mut buffer).unwrap_or_else(|e| panic!("waiting for {mark:?}: {e}; so far {:?}", text(&self.seen)));
+            let n = self
+                .stream
+                .read(&mut buffer)
+                .unwrap_or_else(|e| panic!("waiting for {mark:?}: {e}; so far {:?}", text(&self.seen)));
             assert!(n > 0, "it ended before {mark:?} came: {:?}", text(&self.seen));
             self.seen.extend_from_slice(&buffer[..n]);
         }
@@ -146,8 +149,30 @@ fn a_request_arrives_as_it_is_sent_and_its_connection_is_used_again() {
 }
 
 fn length(head: &str) -> usize {
-    let line = head.lines().find(|l| l.to_lowercase().starts_with("content-length:")).unwrap_or_else(|| panic!("no length in {head}"));
+    let line = head
+        .lines()
+        .find(|l| l.to_lowercase().starts_with("content-length:"))
+        .unwrap_or_else(|| panic!("no length in {head}"));
     line.split(':').nth(1).expect("a value").trim().parse().expect("a number")
+}
+
+#[test]
+fn a_body_is_asked_for_and_need_not_be_read() {
+    let platform = Platform::start();
+    deploy(&platform, &[]);
+    platform.ok(&["deploy", "--name", "cat", "--command", "cat"]);
+    for path in ["s/echo", "cat"] {
+        let mut raw = Raw::ask(
+            &platform,
+            "POST",
+            &format!("/function/{path}"),
+            "Content-Length: 5\r\nExpect: 100-continue\r\nConnection: close\r\n",
+        );
+        raw.until("HTTP/1.1 100 Continue\r\n\r\n");
+        assert!(raw.send("hello").rest().contains("hello"), "{path}");
+    }
+    let answer = platform.call("s/refuse", &vec![b'x'; 10 << 20]);
+    assert_eq!((answer.status, answer.text().as_str()), (403, "no"), "an answer before the end of the request");
 }
 
 #[test]
@@ -195,7 +220,7 @@ fn frame(opcode: u8, data: &[u8]) -> Vec<u8> {
 }
 
 /// Opens a WebSocket to the server.
-fn websocket(platform: &Platform, name: &str) -> Raw {
+pub(crate) fn websocket(platform: &Platform, name: &str) -> Raw {
     let headers = "Connection: keep-alive, Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
     let mut raw = Raw::ask(platform, "GET", &format!("/function/s/socket/{name}"), headers);
     let head = raw.until("\r\n\r\n");
@@ -290,6 +315,21 @@ fn a_generator_streams_item_by_item() {
     raw.until("first,\r\n");
     assert_eq!(platform.call("items", b"go").text(), "went");
     assert!(raw.until("0\r\n\r\n").contains("told"));
+}
+
+#[test]
+fn a_generator_is_closed_when_its_caller_leaves() {
+    let platform = Platform::start();
+    let file = platform.file(
+        "endless.py",
+        "import os\nPIPE = '/tmp/pipe'\n\ndef handle(req):\n    if req == 'closed':\n        with open(PIPE) as pipe:\n            return pipe.read()\n    return items()\n\n\
+         def items():\n    os.mkfifo(PIPE)\n    try:\n        while True:\n            yield 'x' * 65536\n    finally:\n        with open(PIPE, 'w') as pipe:\n            pipe.write('closed')\n",
+    );
+    platform.ok(&["deploy", &file, "--concurrency", "2", "--max", "1"]);
+    let mut raw = Raw::ask(&platform, "POST", "/function/endless", "Content-Length: 0\r\n");
+    raw.until("xxxx");
+    drop(raw);
+    assert_eq!(platform.call("endless", b"closed").text(), "closed");
 }
 
 #[test]

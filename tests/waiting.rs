@@ -6,8 +6,9 @@ use std::{net::TcpStream, time::Duration};
 use serde_json::Value;
 
 use crate::{
+    crash::processes_of,
     platform::{Answer, PATIENCE, Platform, now},
-    streams::{Raw, deploy},
+    streams::{Raw, deploy, websocket},
 };
 
 /// Takes one of the server's slots and keeps it, past any timeout, for as long as the value lives.
@@ -68,7 +69,11 @@ fn a_caller_that_leaves_the_queue_makes_room() {
     drop(running);
     stays.until("plain stays ");
     late.until("plain late ");
-    assert!(!platform.ok(&["logs", "s"]).contains("left"), "nobody ran for one who had left");
+    let asked = platform.call("s/asked", b"").text();
+    assert!(
+        asked.contains("/plain/stays") && !asked.contains("/plain/left"),
+        "nobody ran for one who had left: {asked}"
+    );
 }
 
 #[test]
@@ -124,7 +129,7 @@ fn the_deadline_passes_while_the_function_starts() {
     assert_eq!((answer.status, answer.header("x-taper-fault")), (504, "activate"), "{}", answer.text());
     assert!(begun.elapsed() >= Duration::from_millis(900), "{:?}", begun.elapsed());
     // The start fails later, and says so to whoever asks then.
-    platform.until("the start has failed", || platform.ok(&["describe", "s"]).contains("did not listen within 3000 ms"));
+    platform.until("the start has failed", || platform.ok(&["describe", "s"]).contains("did not listen within 3"));
     platform.ok(&["secret", "update", "mood", "--from-literal", "listen"]);
     platform.until("it starts again", || platform.call("s/plain/x", b"").status == 200);
 }
@@ -163,7 +168,8 @@ fn a_function_that_worked_once_and_cannot_start_any_more_says_why_and_when_it_is
     platform.until("the secret is missed", || {
         let answer = platform.call("s/plain/x", b"");
         assert_eq!((answer.status, answer.header("x-taper-fault")), (502, "activate"), "{}", answer.text());
-        answer.text().contains("secret `mood` is not in namespace") && answer.text().contains("taper secret create mood")
+        answer.text().contains("secret `mood` is not in namespace")
+            && answer.text().contains("taper secret create mood")
     });
     platform.ok(&["secret", "create", "mood", "--from-literal", "listen"]);
     platform.until("it works again", || platform.call("s/plain/x", b"").status == 200);
@@ -176,7 +182,20 @@ fn min_instances_come_back_after_one_crashed() {
     let platform = Platform::start();
     platform.file("s/server.py", include_str!("server.py"));
     let dir = platform.dir.path().join("s").display().to_string();
-    platform.ok(&["deploy", &dir, "--mode", "http", "--command", "python3 server.py", "--concurrency", "1", "--min", "2", "--max", "2"]);
+    platform.ok(&[
+        "deploy",
+        &dir,
+        "--mode",
+        "http",
+        "--command",
+        "python3 server.py",
+        "--concurrency",
+        "1",
+        "--min",
+        "2",
+        "--max",
+        "2",
+    ]);
     for _ in 0..2 {
         platform.until("two", || platform.instances("s") == 2);
         let answer = platform.call("s/die", b"");
@@ -200,7 +219,9 @@ fn a_platform_that_goes_down_refuses_new_calls_and_ends_those_that_run() {
     // Heads that were begun before and end after; the platform has read most of them when the later calls are answered.
     let half = "GET /function/s/plain/half HTTP/1.1\r\nHost: x\r\n";
     let mut begun: Vec<Raw> = (0..20).map(|_| Raw::connect(&platform)).collect();
-    begun.iter_mut().for_each(|raw| drop(raw.send(half)));
+    for raw in &mut begun {
+        raw.send(half);
+    }
     for n in 0..20 {
         assert_eq!(platform.call(&format!("s/plain/{n}"), b"").status, 200);
     }
@@ -226,6 +247,52 @@ fn a_platform_that_goes_down_refuses_new_calls_and_ends_those_that_run() {
     assert!(status.success(), "{}", platform.said());
 }
 
+#[test]
+fn what_does_not_end_is_cut_when_the_drain_is_over() {
+    let mut platform = Platform::start_with(&["--drain", "1s"]);
+    deploy(&platform, &[]);
+    let (mut stream, mut socket) = (occupy(&platform), websocket(&platform, "open"));
+    platform.terminate();
+    let (status, took) = platform.wait();
+    assert!(status.success(), "{}", platform.said());
+    assert!(took >= Duration::from_millis(900) && took < Duration::from_secs(20), "{took:?}");
+    assert!(!stream.rest().contains("0\r\n\r\n"), "cut off is not ended");
+    assert_eq!(socket.rest(), "");
+    assert!(platform.said().contains("were cut"), "{}", platform.said());
+    assert!(processes_of(&platform).is_empty());
+}
+
+#[test]
+fn a_second_signal_ends_the_platform_at_once() {
+    let mut platform = Platform::start_with(&["--drain", "1h"]);
+    deploy(&platform, &[]);
+    let mut stream = occupy(&platform);
+    platform.terminate();
+    platform.until("nobody is let in any more", || TcpStream::connect(platform.address()).is_err());
+    platform.terminate();
+    let (_, took) = platform.wait();
+    assert!(took < Duration::from_secs(20), "{took:?}\n{}", platform.said());
+    assert!(!stream.rest().contains("0\r\n\r\n"), "cut off is not ended");
+    assert!(processes_of(&platform).is_empty());
+    let told = platform.ok(&["doctor", "--data", platform.data().to_str().unwrap()]);
+    let line = told.lines().find(|line| line.contains("changes to this host")).unwrap();
+    assert!(line.ends_with("none"), "{line}");
+}
+
+#[test]
+fn a_call_that_waits_for_a_deleted_function_is_told() {
+    let platform = Platform::start();
+    with_a_mood(&platform, "wait", "");
+    let mut waiting = call_in_the_background(&platform, "x");
+    until_waiting(&platform, 1);
+    platform.ok(&["delete", "s"]);
+    let answer = waiting.rest();
+    assert!(
+        answer.starts_with("HTTP/1.1 404 ") && answer.contains("x-taper-fault: route") && answer.contains("deleted"),
+        "{answer}"
+    );
+}
+
 const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
 #[test]
@@ -240,7 +307,8 @@ fn a_call_keeps_its_id_and_its_trace() {
         assert_eq!(seen[name], value);
     }
     // Whoever brings none gets one, the function and its caller the same.
-    let answer = platform.request("GET", "/function/s/headers", &[("traceparent", "nonsense"), ("tracestate", "vendor=1")], b"");
+    let answer =
+        platform.request("GET", "/function/s/headers", &[("traceparent", "nonsense"), ("tracestate", "vendor=1")], b"");
     let seen: Value = serde_json::from_slice(&answer.body).unwrap();
     assert_eq!(seen["x-call-id"], answer.header("x-call-id"));
     assert_eq!(answer.header("x-call-id").len(), 36);
@@ -254,7 +322,9 @@ fn a_call_keeps_its_id_and_its_trace() {
     let file = platform.file("id.py", "def handle(event, context):\n    raise ValueError(context.call_id)\n");
     platform.ok(&["deploy", &file]);
     assert_eq!(platform.request("POST", "/function/id", &headers, b"").status, 500);
-    platform.until("its traceback names it", || platform.ok(&["logs", "id"]).contains("[order-4711] ValueError: order-4711"));
+    platform.until("its traceback names it", || {
+        platform.ok(&["logs", "id"]).contains("[order-4711] ValueError: order-4711")
+    });
 }
 
 #[test]

@@ -65,7 +65,7 @@ fn rows(results: &Results, transport: &str, promised: bool, report: &mut Report)
             &ours,
             peer,
             &theirs,
-            promise(Promise::AtMost(1.0)),
+            promise(Promise::AtMost(1.3)),
         );
         let (ours, theirs) = both(MANY, |m| m.rate);
         report.beside(format!("{transport}, c=64: calls per second"), Unit::Rate, &ours, peer, &theirs, None);

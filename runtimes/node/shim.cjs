@@ -7,6 +7,7 @@
 const fs = require('node:fs');
 const net = require('node:net');
 const path = require('node:path');
+const { inspect } = require('node:util');
 
 const HEAD = 1, DATA = 2, END = 3, CANCEL = 4, FAULT = 5;
 const MAX_PAYLOAD = 1 << 20;
@@ -225,8 +226,9 @@ function encode(value) {
   if (ArrayBuffer.isView(value)) return [Buffer.from(value.buffer, value.byteOffset, value.byteLength), BYTES];
   if (value instanceof ArrayBuffer) return [Buffer.from(value), BYTES];
   if (value === null || value === undefined) return [Buffer.alloc(0), null];
-  const json = typeof value === 'function' ? undefined : JSON.stringify(value);
-  if (json === undefined) throw new TypeError(`a ${typeof value} cannot be sent: return text, bytes, a value that is JSON, {statusCode, headers, body}, or an iterator of these`);
+  const unsayable = typeof value === 'function' || (typeof value === 'number' && !Number.isFinite(value));
+  const json = unsayable ? undefined : JSON.stringify(value);
+  if (json === undefined) throw new TypeError(`${typeof value === 'number' ? value : `a ${typeof value}`} cannot be sent: return text, bytes, a value that is JSON, {statusCode, headers, body}, or an iterator of these`);
   return [Buffer.from(json), JSON_TYPE];
 }
 
@@ -261,12 +263,24 @@ function itemsOf(body) {
   return null;
 }
 
-const describe = (error) => (error instanceof Error ? `${error.name}: ${error.message}` : `thrown: ${String(error)}`);
+/** Whatever was thrown, in words. */
+const wordsOf = (error) => (error instanceof Error ? `${error.name}: ${error.message}` : `thrown: ${typeof error === 'string' ? error : inspect(error)}`);
 
-/** A stack without our own frames. */
+/** The same in one line. */
+const describe = (error) => wordsOf(error).split('\n', 1)[0];
+
+/** A stack without our own frames, and without those that called us. */
 function stackOf(error) {
-  const stack = error instanceof Error && typeof error.stack === 'string' ? error.stack : describe(error);
-  return stack.split('\n').filter((line) => !line.includes(__filename) && !line.includes('node:internal')).join('\n');
+  const stack = error instanceof Error && typeof error.stack === 'string' ? error.stack : wordsOf(error);
+  const lines = [];
+  let theirs = false;
+  for (const line of stack.split('\n')) {
+    const ours = line.includes(__filename);
+    if (ours && theirs) break;
+    if (!ours && !line.includes('node:internal')) lines.push(line);
+    theirs ||= !ours && /^\s+at /.test(line);
+  }
+  return lines.join('\n');
 }
 
 function log(text, id) {

@@ -44,6 +44,7 @@ pub(crate) fn recipe(interpreter: &str, files: &[Candidate<'_>]) -> Option<Recip
             "install",
             "--no-input",
             "--disable-pip-version-check",
+            "--progress-bar=off",
             "--target",
             "/out",
             "-r",

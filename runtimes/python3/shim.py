@@ -498,7 +498,9 @@ def told(error):
     while trace is not None and trace.tb_frame.f_code.co_filename == ours:
         trace = trace.tb_next
     text = "".join(traceback.format_exception(type(error), error, trace))
-    line = "".join(traceback.format_exception_only(type(error), error)).strip().rpartition("\n")[2]
+    said = traceback.format_exception_only(type(error), error)
+    # A SyntaxError shows its place first; what others say may have several lines, of which the first counts.
+    line = said[-1 if isinstance(error, SyntaxError) else 0].strip().partition("\n")[0]
     return line, text
 
 

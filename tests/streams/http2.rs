@@ -125,7 +125,10 @@ fn both_bodies_stream_at_once_and_trailers_pass() {
         let answer = client.send("s/trailers", &[("te", "trailers"), ("trailer", "x-sent")], body).await;
         let (body, trailers) = rest(answer.into_body()).await;
         assert_eq!(body, "body");
-        assert_eq!((&trailers["x-length"], &trailers["x-sent"]), (&"5".parse().unwrap(), &"by the caller".parse().unwrap()));
+        assert_eq!(
+            (&trailers["x-length"], &trailers["x-sent"]),
+            (&"5".parse().unwrap(), &"by the caller".parse().unwrap())
+        );
     });
 }
 
@@ -151,9 +154,14 @@ fn handlers_and_processes_are_called_so_too() {
 const GRPC: &str = r#"
 const http2 = require("http2");
 const server = http2.createServer();
+let leave, left = new Promise((done) => { leave = done; });
 server.on("stream", (stream, headers) => {
+  stream.on("aborted", leave);
   if (headers[":path"] === "/echo.Echo/Missing") {
     stream.respond({ ":status": 200, "content-type": "application/grpc", "grpc-status": "12" }, { endStream: true });
+    return;
+  } else if (headers[":path"] === "/echo.Echo/Left") {
+    left.then(() => stream.respond({ ":status": 200, "content-type": "application/grpc", "grpc-status": "0" }, { endStream: true }));
     return;
   }
   stream.respond({ ":status": 200, "content-type": "application/grpc", "x-te": headers.te, "x-host": headers[":authority"] }, { waitForTrailers: true });
@@ -188,9 +196,17 @@ fn grpc_reaches_a_server_that_speaks_only_http2() {
             }
             drop(feed);
             let (nothing, trailers) = rest(body).await;
-            assert_eq!((nothing.as_str(), &trailers["grpc-status"], &trailers["grpc-message"]), ("", &"0".parse().unwrap(), &"fine".parse().unwrap()));
+            assert_eq!(
+                (nothing.as_str(), &trailers["grpc-status"], &trailers["grpc-message"]),
+                ("", &"0".parse().unwrap(), &"fine".parse().unwrap())
+            );
         }
         let missing = client.send("g/echo.Echo/Missing", &headers, Full::default().boxed()).await;
         assert_eq!(missing.headers()["grpc-status"], "12");
+        let (feed, body) = fed();
+        drop(client.send("g/echo.Echo/Both", &headers, body).await);
+        drop(feed);
+        let left = client.send("g/echo.Echo/Left", &headers, Full::default().boxed()).await;
+        assert_eq!(left.headers()["grpc-status"], "0", "the server hears that a caller left");
     });
 }

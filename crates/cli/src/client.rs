@@ -9,7 +9,7 @@ use serde_json::Value;
 use taper_model::FunctionName;
 use ureq::{Agent, Body, SendBody};
 
-use crate::context::Global;
+use crate::context::{Global, credentials_path};
 
 /// The body of a request that has none.
 const NOTHING: Option<std::io::Empty> = None;
@@ -34,7 +34,7 @@ impl Client {
         let authorization = global
             .credential()?
             .map(|c| format!("Basic {}", BASE64_STANDARD.encode(format!("{}:{}", c.user, c.password))));
-        Ok(Self { agent: config.into(), url: global.url(), authorization })
+        Ok(Self { agent: config.into(), url: global.url()?, authorization })
     }
 
     /// The platform's URL.
@@ -117,10 +117,15 @@ impl Client {
         let said = said.unwrap_or_else(|| text.trim().to_owned());
         match status.as_u16() {
             401 if self.authorization.is_none() => bail!(
-                "{} wants a password and none is known here: start the platform as this user, or copy its credentials.json",
-                self.url
+                "{} wants a password and none is known for it: start the platform as this user, or write it into {}",
+                self.url,
+                credentials_path()?.display()
             ),
-            401 => bail!("{} refused the password that is known here; it may belong to another data directory", self.url),
+            401 => bail!(
+                "{} refused the password that {} has for it: it may be that of another data directory, whose `admin-password` has the right one",
+                self.url,
+                credentials_path()?.display()
+            ),
             _ if said.is_empty() => bail!("{} answered {status}", self.url),
             _ => Err(anyhow!(said)),
         }
@@ -131,7 +136,6 @@ impl Client {
             ureq::Error::Io(e) if e.kind() == std::io::ErrorKind::ConnectionRefused => {
                 anyhow!("nothing answers at {}: start the platform with `taper up`, or say where it is with --url", self.url)
             }
-            ureq::Error::BadUri(e) => anyhow!("`{}` is not a URL: {e}", self.url),
             other => anyhow!(other).context(format!("cannot reach {}", self.url)),
         }
     }

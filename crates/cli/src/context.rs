@@ -2,36 +2,36 @@
 
 use std::{collections::BTreeMap, fs, io::Write, os::unix::fs::OpenOptionsExt, path::PathBuf};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow, bail};
 use clap::{Args, ValueEnum};
+use http::Uri;
 use serde::{Deserialize, Serialize};
 use taper_model::{FunctionName, Name};
 
 /// Where a platform is when nobody says.
 pub(crate) const DEFAULT_URL: &str = "http://127.0.0.1:8080";
+/// The heading of the flags that every command takes.
+const EVERYWHERE: &str = "Options everywhere";
 
 /// Flags that every command takes.
 #[derive(Args, Clone)]
 pub(crate) struct Global {
     /// The platform [env: TAPER_URL, then OPENFAAS_URL] [default: http://127.0.0.1:8080]
-    #[arg(long, global = true, value_name = "URL")]
+    #[arg(long, global = true, value_name = "URL", help_heading = EVERYWHERE)]
     url: Option<String>,
     /// The namespace
-    #[arg(long, short, global = true, value_name = "NAMESPACE", default_value = "default")]
+    #[arg(long, short, global = true, value_name = "NAMESPACE", default_value = "default", help_heading = EVERYWHERE)]
     namespace: String,
     /// How results are printed
-    #[arg(long, short, global = true, value_enum, default_value_t = Output::Table)]
+    #[arg(long, short, global = true, value_enum, default_value_t = Output::Table, value_name = "FORM", help_heading = EVERYWHERE)]
     pub(crate) output: Output,
 }
 
-/// How results are printed.
+/// How results are printed. The variants say nothing more, so that `--help` stays on one screen.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Output {
-    /// For people
     Table,
-    /// For programs
     Json,
-    /// The manifest's form
     Yaml,
 }
 
@@ -44,11 +44,17 @@ pub(crate) struct Credential {
 
 impl Global {
     /// The platform's URL, without a slash at its end.
-    pub(crate) fn url(&self) -> String {
+    pub(crate) fn url(&self) -> Result<String> {
         let said = self.url.clone().or_else(|| env("TAPER_URL")).or_else(|| env("OPENFAAS_URL"));
-        let url = said.unwrap_or_else(|| DEFAULT_URL.into());
-        let url = url.trim_end_matches('/');
-        if url.contains("://") { url.into() } else { format!("http://{url}") }
+        let said = said.unwrap_or_else(|| DEFAULT_URL.into());
+        let url = if said.contains("://") { said.clone() } else { format!("http://{said}") };
+        let uri: Uri = url.parse().map_err(|e| anyhow!("`{said}` is not a URL: {e}; write http://HOST:PORT"))?;
+        match uri.scheme_str() {
+            Some("http") if uri.query().is_none() => Ok(url.trim_end_matches('/').to_owned()),
+            Some("http") => bail!("`{said}` has a query; write http://HOST:PORT"),
+            Some("https") => bail!("`{said}`: only plain HTTP is spoken here; give the platform's http address, through a tunnel if it is far"),
+            _ => bail!("`{said}` is not an address of a platform; write http://HOST:PORT"),
+        }
     }
 
     /// The namespace that `--namespace` names.
@@ -66,7 +72,7 @@ impl Global {
 
     /// The credential for this platform, when one is known.
     pub(crate) fn credential(&self) -> Result<Option<Credential>> {
-        Ok(load()?.remove(&self.url()))
+        Ok(load()?.remove(&self.url()?))
     }
 
     /// The same flags for another URL.
@@ -82,7 +88,7 @@ pub(crate) fn env(name: &str) -> Option<String> {
 }
 
 /// `$XDG_CONFIG_HOME/taper/credentials.json`, else `~/.config/taper/credentials.json`.
-fn credentials_path() -> Result<PathBuf> {
+pub(crate) fn credentials_path() -> Result<PathBuf> {
     let base = match env("XDG_CONFIG_HOME") {
         Some(dir) => PathBuf::from(dir),
         None => PathBuf::from(env("HOME").context("neither XDG_CONFIG_HOME nor HOME is set: where are credentials kept?")?).join(".config"),
@@ -117,4 +123,29 @@ pub(crate) fn remember(urls: &[String], credential: &Credential) -> Result<PathB
     };
     write().with_context(|| format!("cannot write {}", path.display()))?;
     Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn url(said: &str) -> Result<String> {
+        Global { url: Some(said.into()), namespace: "default".into(), output: Output::Table }.url()
+    }
+
+    #[test]
+    fn a_platform_is_at_an_http_address() {
+        for (said, meant) in [
+            ("http://127.0.0.1:8080/", "http://127.0.0.1:8080"),
+            ("faas.lan:80", "http://faas.lan:80"),
+            ("[::1]:8080", "http://[::1]:8080"),
+            ("http://lan/faas/", "http://lan/faas"),
+        ] {
+            assert_eq!(url(said).unwrap(), meant);
+        }
+        for bad in ["http://", "http://[::1", "ftp://x", "https://x", "a b", "http://x/?q=1"] {
+            let text = url(bad).unwrap_err().to_string();
+            assert!(text.contains(&format!("`{bad}`")) && text.contains("http"), "{text}");
+        }
+    }
 }

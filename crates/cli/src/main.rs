@@ -8,7 +8,7 @@ mod context;
 mod output;
 mod pack;
 
-use std::{io::Write, process::ExitCode};
+use std::process::ExitCode;
 
 use clap::Parser;
 
@@ -18,9 +18,9 @@ use clap::Parser;
     name = "taper",
     version,
     max_term_width = 110,
-    after_help = "Examples:\n  taper up hello.py                      start the platform and deploy a file\n  \
-                  taper deploy hello.py                  deploy to the platform that runs on this machine\n  \
-                  taper invoke hello -d world            call it\n  taper logs hello -f                    watch what it writes"
+    after_help = "Examples:\n  taper up hello.py              start the platform and deploy a file\n  \
+                  taper deploy hello.py          deploy to the platform that runs on this machine\n  \
+                  taper invoke hello -d world    call it\n  taper logs hello -f            watch what it writes"
 )]
 struct Cli {
     #[command(flatten)]
@@ -39,7 +39,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            let _ = writeln!(std::io::stderr(), "taper: {error:#}");
+            output::note(&format!("taper: {}", output::chain(&error)));
             ExitCode::FAILURE
         }
     }

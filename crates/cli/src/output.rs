@@ -5,7 +5,7 @@ use std::io::{IsTerminal, Write};
 use anyhow::Result;
 use serde_json::Value;
 
-use crate::context::Output;
+use crate::context::{Output, env};
 
 /// Prints a resource or a list of them in the machine form that was asked for; false when a table was.
 pub(crate) fn machine(value: &Value, output: Output) -> Result<bool> {
@@ -38,13 +38,26 @@ pub(crate) fn line(text: &str) -> Result<()> {
 pub(crate) fn progress(text: &str) {
     let mut stderr = std::io::stderr();
     if stderr.is_terminal() {
-        let _ = writeln!(stderr, "\x1b[2m{text}\x1b[0m");
+        let (dim, plain) = if env("NO_COLOR").is_some() { ("", "") } else { ("\x1b[2m", "\x1b[0m") };
+        let _ = writeln!(stderr, "{dim}{text}{plain}");
     }
 }
 
 /// Says something on standard error, whoever watches.
 pub(crate) fn note(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// An error with what led to it, each said once: many a text quotes its cause already.
+pub(crate) fn chain(error: &anyhow::Error) -> String {
+    error.chain().fold(String::new(), |mut text, cause| {
+        let cause = cause.to_string();
+        if !text.contains(&cause) {
+            text.push_str(if text.is_empty() { "" } else { ": " });
+            text.push_str(&cause);
+        }
+        text
+    })
 }
 
 /// A string inside a JSON value, or `-`.

@@ -57,7 +57,7 @@ pub(crate) fn pack(path: &Path) -> Result<Package> {
     let mut tar = tar::Builder::new(gzip);
     let (mut files, mut total) = (Vec::with_capacity(found.len()), 0);
     for (name, source) in found {
-        let packed = append(&mut tar, &name, &source)?;
+        let packed = append(&mut tar, &name, &source, meta.is_dir())?;
         total += packed.1;
         if total > MAX_BYTES {
             bail!("{} is larger than {} MiB: leave data out of the code", path.display(), MAX_BYTES >> 20);
@@ -68,18 +68,25 @@ pub(crate) fn pack(path: &Path) -> Result<Package> {
     Ok(Package { digest: Digest::of(&archive), archive, files, place: path.display().to_string() })
 }
 
-fn append(tar: &mut tar::Builder<impl std::io::Write>, name: &Path, source: &Path) -> Result<(Packed, u64)> {
+/// Adds one file, or, where links are `kept`, one link.
+fn append(tar: &mut tar::Builder<impl std::io::Write>, name: &Path, source: &Path, kept: bool) -> Result<(Packed, u64)> {
     let text = name.to_str().with_context(|| format!("{} has a name that is not UTF-8", source.display()))?;
     let mut header = tar::Header::new_gnu();
-    let link = fs::symlink_metadata(source)?.file_type().is_symlink() && name != Path::new(source.file_name().unwrap_or_default());
-    if link {
+    if kept && fs::symlink_metadata(source)?.file_type().is_symlink() {
         // A link inside the folder stays a link; the platform refuses one that leads out of it.
         let target = fs::read_link(source)?;
         header.set_entry_type(tar::EntryType::Symlink);
         header.set_size(0);
         header.set_mode(0o777);
         tar.append_link(&mut header, name, &target)?;
-        return Ok((Packed { name: text.into(), executable: false, head: Vec::new() }, 0));
+        // What it leads to, if that is here, is what the name stands for.
+        let mut head = Vec::new();
+        let there = fs::metadata(source).ok().filter(fs::Metadata::is_file);
+        if there.is_some() {
+            let _ = File::open(source).and_then(|f| f.take(taper_runtimes::HEAD_SIZE as u64).read_to_end(&mut head));
+        }
+        let executable = there.is_some_and(|meta| meta.permissions().mode() & 0o111 != 0);
+        return Ok((Packed { name: text.into(), executable, head }, 0));
     }
     let mut content = Vec::new();
     let mut file = File::open(source).with_context(|| format!("cannot read {}", source.display()))?;
@@ -156,5 +163,22 @@ mod tests {
         let mut tar = tar::Archive::new(flate2::read::GzDecoder::new(&package.archive[..]));
         let entry = tar.entries().unwrap().next().unwrap().unwrap();
         assert_eq!(entry.header().mode().unwrap(), 0o755);
+    }
+
+    #[test]
+    fn links_of_a_folder_stay_links_and_a_named_one_is_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("real.py"), "x = 1\n").unwrap();
+        for (link, target) in [("handler.py", "real.py"), ("itself", "."), ("round", "round")] {
+            std::os::unix::fs::symlink(target, dir.path().join(link)).unwrap();
+        }
+        let package = pack(dir.path()).unwrap();
+        let mut tar = tar::Archive::new(flate2::read::GzDecoder::new(&package.archive[..]));
+        let links: Vec<_> = tar.entries().unwrap().map(|e| e.unwrap().header().entry_type().is_symlink()).collect();
+        let heads: Vec<_> = package.files.iter().map(|f| (f.name.as_str(), f.head.is_empty())).collect();
+        assert_eq!(links, [true, true, false, true]);
+        assert_eq!(heads, [("handler.py", false), ("itself", true), ("real.py", false), ("round", true)]);
+        assert_eq!(pack(&dir.path().join("handler.py")).unwrap().files[0].head, b"x = 1\n");
+        assert!(pack(&dir.path().join("round")).is_err());
     }
 }

@@ -1,9 +1,13 @@
 //! What goes out of the loop: how each revision is brought from what is to what should be, one order at a time.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures_util::StreamExt;
-use taper_model::{BoxStream, FunctionName, RevisionId, RevisionState};
+use taper_model::{BoxStream, FunctionName, FunctionSpec, Revision, RevisionId, RevisionState};
 use taper_provider::{Event, Progress};
 use tokio::time::Instant;
 
@@ -148,6 +152,26 @@ impl Reconcile {
         let live = Live::new(Arc::clone(&entry.revision), &self.shared.config, self.at(now), now);
         self.live.insert(id.clone(), live);
         true
+    }
+
+    /// Begins to keep a revision of which an instance is there, as after a restart. One that is not known any more is kept by its name
+    /// alone, which is enough to stop it.
+    pub(crate) fn acknowledge(&mut self, id: &RevisionId, now: Instant) {
+        if self.enliven(id, now) {
+            return;
+        }
+        tracing::warn!(revision = %id, "an instance of nothing that is known: it is stopped");
+        let revision = Revision {
+            id: id.clone(),
+            spec: FunctionSpec::default(),
+            artifact: None,
+            labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
+            created_ms: 0,
+        };
+        let mut live = Live::new(Arc::new(revision), &self.shared.config, self.at(now), now);
+        live.is_stray = true;
+        self.live.insert(id.clone(), live);
     }
 
     pub(crate) fn with(&mut self, id: &RevisionId, change: impl FnOnce(&mut Live)) {

@@ -42,6 +42,8 @@ pub(crate) enum Role {
 pub(crate) struct Live {
     /// The revision.
     pub(crate) revision: Arc<Revision>,
+    /// The store does not know it: its instances may end what they run, and none is started.
+    pub(crate) is_stray: bool,
     /// Whether an order to the provider is under way.
     pub(crate) applying: bool,
     /// What held its starts back.
@@ -80,6 +82,7 @@ impl Live {
         Self {
             autoscaler: Autoscaler::resume(policy::of(&revision), 0, at),
             revision,
+            is_stray: false,
             applying: false,
             backoff: Backoff::new(config.backoff_least.0, config.backoff_most.0, now),
             decision: None,
@@ -268,7 +271,7 @@ impl Live {
                 let bounds = [self.ceiling, self.woken].into_iter().flatten();
                 bounds.fold(self.autoscaler.want(), u32::min).max(policy.min).min(policy.max)
             }
-            Role::Old if self.waiting > 0 => self.held().max(1),
+            Role::Old if self.waiting > 0 && !self.is_stray => self.held().max(1),
             Role::Old => self.held().min(self.running),
             Role::Trial { starting: false } | Role::Serving { parked: true } | Role::Gone => 0,
         }

@@ -218,11 +218,8 @@ impl Reconcile {
             Event::Reset(instances) => self.reset(instances.into_iter().map(|i| (i.revision, i.id)).collect(), now),
             Event::Ready(instance) => {
                 tracing::debug!(instance = %instance.id, revision = %instance.revision, "ready");
-                if self.enliven(&instance.revision, now) {
-                    self.with(&instance.revision, |live| live.ready(instance.id, now));
-                } else {
-                    tracing::warn!(instance = %instance.id, revision = %instance.revision, "an instance of nothing that is known");
-                }
+                self.acknowledge(&instance.revision, now);
+                self.with(&instance.revision, |live| live.ready(instance.id, now));
                 self.converge(&instance.revision, now);
             }
             Event::Draining { id, revision } => {
@@ -252,7 +249,7 @@ impl Reconcile {
             by_revision.entry(revision).or_default().push(id);
         }
         for revision in by_revision.keys() {
-            self.enliven(revision, now);
+            self.acknowledge(revision, now);
         }
         for id in self.live.keys().cloned().collect::<Vec<_>>() {
             let ready = by_revision.remove(&id).unwrap_or_default();

@@ -92,7 +92,8 @@ where
         if self.passes(&request) {
             return Either::Left(self.router.call(request));
         }
-        let fault = Fault::new(Stage::Accept, Cause::Unauthenticated, "invalid credentials");
+        const MEND: &str = "this wants the administrator's password: user `admin`, and what `admin-password` in the data directory holds";
+        let fault = Fault::new(Stage::Accept, Cause::Unauthenticated, MEND);
         Either::Right(ready(Ok(reply::refuse(request, &fault))))
     }
 }

@@ -102,8 +102,8 @@ pub(crate) async fn install(
     }
 
     let life = Arc::new(life);
-    let counter = life.clone();
-    let fate = Arc::new(Fate::new(Memory(limits.memory), move || u64::from(counter.out_of_memory())));
+    let witness = life.clone();
+    let fate = Arc::new(Fate::new(Memory(limits.memory), move || witness.out_of_memory()));
     let connect: Connect = Arc::new(move || {
         let listener = listener.clone();
         Box::pin(async move { Ok(UnixStream::connect(&listener).await?.into_std()?.into()) })

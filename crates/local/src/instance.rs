@@ -154,8 +154,8 @@ pub(crate) async fn start(
     }
 
     let life = Arc::new(life);
-    let counter = life.clone();
-    let fate = Arc::new(Fate::new(Memory(limits.memory), move || u64::from(counter.out_of_memory())));
+    let witness = life.clone();
+    let fate = Arc::new(Fate::new(Memory(limits.memory), move || witness.out_of_memory()));
     let pending = Arc::new(Pending::default());
     let reports = tokio::spawn(listen(channel.clone(), pending.clone()));
     let slots = revision.spec.concurrency();
@@ -239,7 +239,10 @@ async fn listen(channel: Arc<Channel>, pending: Arc<Pending>) -> Option<Report> 
                 pending.answer(tag, fds.into_iter().next().ok_or_else(|| io::Error::other("no stream came along")));
             }
             Ok(Some((Report::Refused { tag, message }, _))) => {
-                pending.answer(tag, Err(io::Error::new(io::ErrorKind::ConnectionRefused, message)));
+                // Nobody listens, or somebody who is too busy to answer: only the first is an end.
+                let refused = message.contains("refused") || message.contains("No such file");
+                let kind = if refused { io::ErrorKind::ConnectionRefused } else { io::ErrorKind::TimedOut };
+                pending.answer(tag, Err(io::Error::new(kind, message)));
             }
             Ok(Some((report @ Report::Exited { .. }, _))) => last = Some(report),
             Ok(Some((other, _))) => tracing::warn!(?other, "an unexpected report of a watchdog"),
@@ -363,6 +366,7 @@ impl Keeper {
             why = self.fate.condemned() => (Ending::Condemned(why), false),
             () = stop.cancelled() => (self.drain().await, true),
         };
+        self.fate.ending();
         // From here on calls go elsewhere, with nothing sent.
         self.instance.run.slots.close();
         let life = &self.instance.life;

@@ -4,6 +4,12 @@
 //! network, and the facts about this machine that `taper doctor` prints. It never decides how many instances there are,
 //! never reads the store, and keeps nothing on disk that may not be lost.
 //!
+//! # Flow
+//!
+//! [`Local`] is the provider. `host` has what instances are made of: unpacked code (`code`, `cache`), dependencies
+//! (`install`), interpreters (`language`), empty sandboxes kept ready (`pool`), logs. `instance` leads one from its claim
+//! (`claim`) to its end, and `call` is how calls cross into it; below these are [`spawner`], [`sandbox`] and [`network`].
+//!
 //! # Cancel safety
 //!
 //! Every public async function here may be dropped: what it had begun to make is taken down again.

@@ -8,6 +8,7 @@ use std::{
 };
 
 use futures_util::StreamExt;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use taper_model::{BoxFuture, BoxStream, FunctionName, InstanceId, Revision, RevisionId, clock};
 use taper_provider::{Error, Event, LogLine, LogQuery, Progress, Provider, Supply, Usage};
 use tokio::{
@@ -71,6 +72,7 @@ impl Local {
     /// When nothing can be isolated here and the configuration does not ask for that, or when the folder cannot be
     /// used: with the mend.
     pub async fn start(config: Config, supply: Arc<dyn Supply>) -> Result<Arc<Self>, crate::Error> {
+        raise_descriptors();
         let starts = match config.starts {
             0 => 2 * std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
             starts => starts,
@@ -128,10 +130,17 @@ impl Local {
         // The keepers of what was killed have the last word.
         let _ = timeout(MARGIN, shared.tasks.wait()).await;
     }
-}
 
-impl Drop for Local {
-    fn drop(&mut self) {
+    /// [`stop`](Self::stop) without patience: whatever runs is killed, and what was changed on the host is undone.
+    ///
+    /// # Cancel safety
+    /// As [`stop`](Self::stop).
+    pub async fn kill(&self) {
+        self.kill_all();
+        self.shared.host.stop().await;
+    }
+
+    fn kill_all(&self) {
         self.shared.stopping.cancel();
         let mut state = self.shared.lock();
         for applied in state.revisions.values_mut() {
@@ -141,6 +150,20 @@ impl Drop for Local {
         }
         self.shared.host.pool().close();
     }
+}
+
+impl Drop for Local {
+    fn drop(&mut self) {
+        self.kill_all();
+    }
+}
+
+/// Lets this process have as many descriptors as it may: an instance needs four, and each call its own.
+fn raise_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    let most = limit.maximum.unwrap_or(1 << 20);
+    // What the system refuses stays as it was.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(most), maximum: limit.maximum });
 }
 
 fn draining(instance: &Instance) -> Event {

@@ -69,7 +69,7 @@ macro_rules! word {
             fn from_str(text: &str) -> Result<Self, Invalid> {
                 match text {
                     $($text => Ok(Self::$variant),)*
-                    other => Err(Invalid(format!(concat!("`{}` is not a ", $what, "; expected one of ", $("`", $text, "` "),*), other))),
+                    other => Err(Invalid(format!(concat!("`{}` is not a ", $what, "; expected one of", $(" `", $text, "`"),*), other))),
                 }
             }
         }

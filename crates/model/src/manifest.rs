@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::IgnoredAny};
 
 use crate::{FunctionName, FunctionSpec, Invalid, Name};
 
@@ -21,6 +21,9 @@ pub struct Manifest {
     pub metadata: Metadata,
     /// What is wanted.
     pub spec: FunctionSpec,
+    /// What a platform showed beside it is read over, so that what was shown can be sent back.
+    #[serde(default, rename = "status", skip_serializing, deserialize_with = "read_over")]
+    _status: (),
 }
 
 /// A resource's name, labels and annotations.
@@ -53,6 +56,7 @@ impl Manifest {
                 annotations: BTreeMap::new(),
             },
             spec,
+            _status: (),
         }
     }
 
@@ -82,18 +86,25 @@ impl Manifest {
         self.function_name().map(drop)
     }
 
-    /// Reads every document of a YAML text.
+    /// Reads every document of a YAML text, or the one list in it.
     ///
     /// # Errors
     /// The first thing that is wrong, with its line and column.
     pub fn parse_all(text: &str) -> Result<Vec<Self>, Invalid> {
-        let documents: Vec<Self> = serde_saphyr::from_multiple(text).map_err(|e| Invalid(e.to_string()))?;
+        let first = text.lines().find(|line| !line.trim_start().is_empty() && !line.trim_start().starts_with('#'));
+        let list = first.is_some_and(|line| line.starts_with("- ") || line.starts_with('['));
+        let read = if list { serde_saphyr::from_str(text) } else { serde_saphyr::from_multiple(text) };
+        let documents: Vec<Self> = read.map_err(|e| Invalid(e.to_string()))?;
         if documents.is_empty() {
             return Err(Invalid::new("the manifest is empty"));
         }
         documents.iter().try_for_each(Self::check)?;
         Ok(documents)
     }
+}
+
+fn read_over<'de, D: Deserializer<'de>>(d: D) -> Result<(), D::Error> {
+    IgnoredAny::deserialize(d).map(drop)
 }
 
 #[cfg(test)]
@@ -132,6 +143,20 @@ spec:
         let json = serde_json::to_string(&all[0]).unwrap();
         assert_eq!(serde_json::from_str::<Manifest>(&json).unwrap(), all[0]);
         assert_eq!(Manifest::parse_all(&json).unwrap(), all, "JSON is YAML too");
+    }
+
+    #[test]
+    fn what_was_shown_is_read_again() {
+        let shown = format!("{GOOD}status: {{readyInstances: 1, conditions: [{{type: Ready}}]}}\n");
+        let all = Manifest::parse_all(&shown).unwrap();
+        assert_eq!(all, Manifest::parse_all(GOOD).unwrap());
+        let json = serde_json::to_string(&[&all[0], &all[0]]).unwrap();
+        assert!(!json.contains("status"), "{json}");
+        assert_eq!(Manifest::parse_all(&json).unwrap(), [all[0].clone(), all[0].clone()]);
+        let list = format!("# two\n- {}\n- {}\n", serde_json::to_string(&all[0]).unwrap(), GOOD.trim().replace('\n', "\n  "));
+        assert_eq!(Manifest::parse_all(&list).unwrap().len(), 2);
+        let text = Manifest::parse_all("- apiVersion: taper.dev/v1alpha1\n  knid: Function\n").unwrap_err().to_string();
+        assert!(text.contains("knid") && text.contains("line 2"), "{text}");
     }
 
     #[test]

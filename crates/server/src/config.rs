@@ -45,9 +45,10 @@ impl Default for Config {
 }
 
 impl Config {
-    /// What is set about instances, with the folder that is theirs.
+    /// What is set about instances, with the folder that is theirs. From the root on: their processes work elsewhere.
     pub(crate) fn instances(&self) -> taper_local::Config {
-        taper_local::Config { dir: self.data.join("local"), ..self.local.clone() }
+        let dir = self.data.join("local");
+        taper_local::Config { dir: std::path::absolute(&dir).unwrap_or(dir), ..self.local.clone() }
     }
 
     /// The defaults, or what a file says.
@@ -140,6 +141,12 @@ mod tests {
         let config = load("data: /srv/taper\ngateway: {maxBody: 1Mi, drain: 3s}\ndispatch: {queue: 5}\ncontrol: {tick: 1s}\n").unwrap();
         assert_eq!((config.data.to_str(), config.gateway.max_body, config.dispatch.queue), (Some("/srv/taper"), 1 << 20, 5));
         assert_eq!(load("\n").unwrap().dispatch, taper_dispatch::Config::default());
+    }
+
+    #[test]
+    fn instances_have_a_folder_that_does_not_depend_on_where_one_stands() {
+        let config = Config { data: PathBuf::from("here"), ..Config::default() };
+        assert_eq!(config.instances().dir, std::env::current_dir().unwrap().join("here/local"));
     }
 
     #[test]

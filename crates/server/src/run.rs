@@ -8,16 +8,23 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use futures_util::StreamExt;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use taper_control::{Control, Info};
 use taper_dispatch::Dispatcher;
 use taper_gateway::{Credentials, Gateway};
 use taper_local::Local;
 use taper_provider::Provider;
 use taper_store::{Artifacts, Disk, Store};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::timeout,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{Config, credentials, gauges, logging, supply::FromStore};
+
+/// After a second signal: longest wait for what was changed on the host to be undone.
+const KILL: Duration = Duration::from_secs(5);
 
 /// What whoever started the platform may want to know once it serves.
 #[derive(Debug, Clone)]
@@ -36,6 +43,7 @@ pub struct Ready {
 /// When something that the platform needs cannot be had: what, where, and the mend.
 pub fn up(config: Config, on_ready: impl FnOnce(Ready) + Send + 'static) -> Result<()> {
     logging::start(config.log);
+    raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("taper").build()?;
     let ended = runtime.block_on(run(config, on_ready));
     // Whatever still runs in the background has nothing left to lose.
@@ -123,8 +131,13 @@ async fn run(config: Config, on_ready: impl FnOnce(Ready) + Send + 'static) -> R
     };
     tokio::select! {
         () = down => {}
-        // Instances hang on this process's sockets: they end with it, however it ends.
-        () = second.cancelled() => tracing::warn!("ended by a second signal"),
+        () = second.cancelled() => {
+            tracing::warn!("ended by a second signal");
+            // Instances hang on this process's sockets and end with it, however it ends; what was changed on the host does not.
+            if timeout(KILL, local.kill()).await.is_err() {
+                tracing::warn!("some of what was changed on this host is left; the next start undoes it");
+            }
+        }
     }
     Ok(())
 }
@@ -152,6 +165,16 @@ async fn replace(dispatcher: Dispatcher, control: taper_control::Handle) {
     }
 }
 
+/// Every connection and every instance costs descriptors, and a login's soft limit is meant for other programs. Sandboxes
+/// set their own.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::debug!(%error, "the limit on descriptors stays as it is");
+    }
+}
+
 /// One token for the first SIGTERM or SIGINT, one for the second.
 fn signals() -> Result<(CancellationToken, CancellationToken)> {
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
@@ -171,10 +194,13 @@ fn signals() -> Result<(CancellationToken, CancellationToken)> {
 
 /// Where a platform that listens there is reached from this machine, best first.
 fn urls(address: SocketAddr) -> Vec<String> {
-    let port = address.port();
-    if !address.ip().is_unspecified() {
-        return vec![format!("http://{address}")];
+    let (port, everywhere) = (address.port(), address.ip().is_unspecified());
+    let mut all = vec![format!("http://{address}")];
+    if everywhere {
+        all.insert(0, format!("http://{}", SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port)));
     }
-    let local = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
-    vec![format!("http://{local}"), format!("http://{address}"), format!("http://localhost:{port}")]
+    if everywhere || address.ip().is_loopback() {
+        all.push(format!("http://localhost:{port}"));
+    }
+    all
 }

@@ -9,6 +9,7 @@ use std::{
 
 use rustix::pipe::{PipeFlags, pipe_with};
 use serde::Deserialize;
+use taper_model::quantity::Span;
 use tokio::{io::AsyncReadExt, net::unix::pipe, time::timeout};
 
 use crate::{
@@ -45,7 +46,8 @@ pub(crate) async fn start(claim: &Claim, listener: OwnedFd, log: Log, children: 
     };
     drop((theirs, listener));
     let mut ours = pipe::Receiver::from_owned_fd(ours).map_err(system)?;
-    match timeout(Duration::from_millis(claim.start_timeout_ms), word(&mut ours)).await {
+    let most = Span(Duration::from_millis(claim.start_timeout_ms));
+    match timeout(most.0, word(&mut ours)).await {
         Ok(Some(Word::Ready(true))) => Ok(process),
         Ok(Some(Word::Failed { what, message })) => Err(Failed::new(what, message)),
         // It closed its end without a word: it is ending, or it is no runtime of ours.
@@ -57,7 +59,7 @@ pub(crate) async fn start(claim: &Claim, listener: OwnedFd, log: Log, children: 
             )),
         },
         Err(_) => {
-            let what = format!("the function was not loaded within {} ms", claim.start_timeout_ms);
+            let what = format!("the function was not loaded within {most}");
             Err(Failed::new(FailedKind::Timeout, told(what, &process.last_words().await)))
         }
     }

@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use taper_model::quantity::Span;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpStream, UnixStream},
@@ -47,8 +48,8 @@ pub(crate) async fn start(claim: &Claim, log: Log, children: &Children) -> Resul
     more.extend(claim.port.map(|port| ("PORT", port.to_string())));
     more.extend(claim.socket.clone().map(|path| ("TAPER_SOCKET", path)));
     let mut process = Process::start(claim, &more, &[], log, children)?;
-    let ready =
-        timeout(Duration::from_millis(claim.start_timeout_ms), listening(&targets, claim.ready_path.as_deref()));
+    let most = Span(Duration::from_millis(claim.start_timeout_ms));
+    let ready = timeout(most.0, listening(&targets, claim.ready_path.as_deref()));
     let waited = tokio::select! {
         exit = process.ended() => return Err(process.failed(exit).await),
         waited = ready => waited,
@@ -57,11 +58,8 @@ pub(crate) async fn start(claim: &Claim, log: Log, children: &Children) -> Resul
         Ok(target) => Ok((process, target)),
         Err(_) => {
             let what = match &claim.ready_path {
-                Some(path) => format!("`{path}` did not answer 2xx within {} ms", claim.start_timeout_ms),
-                None => format!(
-                    "the function did not listen within {} ms; listen on 127.0.0.1:$PORT",
-                    claim.start_timeout_ms
-                ),
+                Some(path) => format!("`{path}` did not answer 2xx within {most}"),
+                None => format!("the function did not listen within {most}; listen on 127.0.0.1:$PORT"),
             };
             Err(Failed::new(FailedKind::Timeout, told(what, &process.last_words().await)))
         }

@@ -136,6 +136,9 @@ fn executable(file: &Path) -> Result<(), String> {
         return Err("Permission denied; make it executable (chmod +x)".into());
     }
     match interpreter(file) {
+        Some(i) if i.ends_with('\r') => {
+            Err("its first line ends as on Windows; give it Unix line ends, for example with `sed -i 's/\\r$//'`".into())
+        }
         Some(i) if !Path::new(&i).exists() => {
             Err(format!("its first line wants `{i}`, which is not here: No such file or directory"))
         }
@@ -143,13 +146,16 @@ fn executable(file: &Path) -> Result<(), String> {
     }
 }
 
-/// The program that a script's first line names.
+/// The program that a script's first line names; with the carriage return of a line that ends in one, which the system
+/// takes for a part of the program's name or of its argument.
 fn interpreter(file: &Path) -> Option<String> {
     use io::Read;
     let mut head = Vec::new();
     fs::File::open(file).ok()?.take(256).read_to_end(&mut head).ok()?;
     let line = head.strip_prefix(b"#!")?.split(|b| *b == b'\n').next()?;
-    String::from_utf8_lossy(line).split_whitespace().next().map(str::to_owned)
+    let line = String::from_utf8_lossy(line);
+    let end = if line.ends_with('\r') { "\r" } else { "" };
+    line.split_whitespace().next().map(|program| format!("{program}{end}"))
 }
 
 fn name_of(variable: &CStr) -> &[u8] {

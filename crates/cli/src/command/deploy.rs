@@ -26,11 +26,11 @@ use crate::{
 
 /// What to deploy.
 #[derive(Args, Default)]
-#[command(after_help = "Examples:\n  taper deploy hello.py                                  a Python or Node file: its `handle` function\n  \
-                        taper deploy ./resize --memory 512Mi                   a folder, with its requirements.txt or package.json\n  \
-                        taper deploy --name upper --command 'tr a-z A-Z'       any command, a process per call\n  \
+#[command(after_help = "Examples:\n  taper deploy hello.py                               a Python or Node file\n  \
+                        taper deploy ./resize --memory 512Mi                a folder, with its dependencies\n  \
+                        taper deploy --name upper --command 'tr a-z A-Z'    any command, a process per call\n  \
                         taper deploy ./site --mode http --command 'python3 -u server.py'\n  \
-                        taper deploy -f functions.yaml                         a manifest")]
+                        taper deploy -f functions.yaml                      a manifest")]
 pub(crate) struct Deploy {
     /// A file or a folder; may be left out with --command
     path: Option<PathBuf>,
@@ -58,26 +58,26 @@ pub(crate) struct Deploy {
     /// A secret to mount; may be given several times
     #[arg(long, value_name = "NAME")]
     secret: Vec<Name>,
-    /// Calls that one instance runs at a time
+    /// Calls that one instance runs at a time [default: 1 python3, 50 node, 100 http, 20 classic]
     #[arg(long, value_name = "N")]
     concurrency: Option<u32>,
-    /// From the first byte of the request to the last of the response
+    /// From the first byte of the request to the last of the response [default: 60s]
     #[arg(long, value_name = "DURATION")]
     timeout: Option<Span>,
-    /// Instances kept even when idle
+    /// Instances kept even when idle [default: 0]
     #[arg(long, value_name = "N")]
     min: Option<u32>,
-    /// Most instances
+    /// Most instances [default: 100]
     #[arg(long, value_name = "N")]
     max: Option<u32>,
-    /// Memory of one instance
+    /// Memory of one instance [default: 256Mi]
     #[arg(long, value_name = "AMOUNT")]
     memory: Option<Memory>,
-    /// CPU of one instance
+    /// CPU of one instance [default: 1]
     #[arg(long, value_name = "AMOUNT")]
     cpu: Option<Cpu>,
-    /// Where it may connect to: none, public, open, host
-    #[arg(long)]
+    /// Where it may connect to: none, public, open, host [default: open]
+    #[arg(long, value_name = "POLICY")]
     network: Option<Network>,
     /// Answer failed calls with the traceback
     #[arg(long)]
@@ -147,7 +147,7 @@ impl Deploy {
         let package = match &self.path {
             Some(path) => {
                 let package = pack::pack(path)?;
-                detect(&mut spec, &package).with_context(|| path.display().to_string())?;
+                detect(&mut spec, &package)?;
                 Some(package)
             }
             None if spec.command.is_empty() => bail!("nothing to deploy: name a file or a folder, or give --command; `taper deploy --help` has examples"),
@@ -175,7 +175,11 @@ impl Deploy {
             ..FunctionSpec::default()
         };
         if let Some(command) = &self.command {
-            spec.command = shlex::split(command).filter(|words| !words.is_empty()).with_context(|| format!("--command: `{command}` has a quote that is not closed"))?;
+            let words = shlex::split(command).with_context(|| format!("--command: `{command}` has a quote that is not closed, or ends in a backslash"))?;
+            if words.is_empty() {
+                bail!("--command: `{command}` names nothing to run");
+            }
+            spec.command = words;
         }
         spec.scale.min = self.min;
         spec.scale.max = self.max;

@@ -58,7 +58,7 @@ impl Describe {
         }
         for instance in function.pointer("/status/instances").and_then(Value::as_array).into_iter().flatten() {
             let memory = instance["memoryBytes"].as_u64().map_or(String::new(), |b| format!("{:.1} MiB", b as f64 / 1_048_576.0));
-            output::line(&format!("  {}  {}  {memory}", text(instance, "/instance"), text(instance, "/revision")))?;
+            output::line(format!("  {}  {}  {memory}", text(instance, "/instance"), text(instance, "/revision")).trim_end())?;
         }
         Ok(())
     }

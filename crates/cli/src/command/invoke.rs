@@ -55,12 +55,20 @@ impl Invoke {
         let body = (!matches!(self.method, Method::GET | Method::HEAD)).then_some(body);
         let response = client.send(self.method, &format!("/function/{name}{path}"), &headers, body)?;
         let status = response.status();
-        let id = response.headers().get("x-call-id").and_then(|v| v.to_str().ok()).unwrap_or("-").to_owned();
+        let header = |name: &str| response.headers().get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
+        let (id, fault) = (header("x-call-id").unwrap_or_else(|| "-".into()), header("x-taper-fault"));
         let mut reader = response.into_body().into_reader();
         std::io::copy(&mut reader, &mut std::io::stdout()).context("the answer broke off")?;
         if !status.is_success() && !status.is_redirection() {
-            output::note("");
-            bail!("{name} answered {status} (call {id}); `taper logs {}` has more", self.name.split('/').next().unwrap_or_default());
+            if std::io::stdout().is_terminal() {
+                output::note("");
+            }
+            // What never reached the function has left nothing in its log.
+            let more = match fault.as_deref() {
+                Some("accept" | "route" | "queue") => String::new(),
+                _ => format!("; `taper logs {}` has more", self.name.split('/').next().unwrap_or_default()),
+            };
+            bail!("{name} answered {status} (call {id}){more}");
         }
         Ok(())
     }

@@ -36,15 +36,15 @@ pub(crate) enum Command {
     /// Print what a function's instances wrote
     Logs(logs::Logs),
     /// Remove a function
-    #[command(visible_alias = "remove", alias = "rm")]
+    #[command(visible_aliases = ["remove", "rm"])]
     Delete(delete::Delete),
     /// Set how many instances a function has now
     Scale(scale::Scale),
     /// Create, update, list and delete secrets
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example:\n  taper secret create api-key --from-file key.txt")]
     Secret(secret::Secret),
     /// Look into the autoscaler's decisions
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example:\n  taper autoscaler replay load.jsonl")]
     Autoscaler(autoscaler::Autoscaler),
     /// Say what this machine can isolate, and what to do about what it can't
     Doctor(doctor::Doctor),

@@ -22,11 +22,13 @@ pub(crate) enum Secret {
     #[command(after_help = "Examples:\n  taper secret create api-key --from-file key.txt\n  pass show api | taper secret create api-key")]
     Create(Value_),
     /// Change a secret; new instances see the new value
+    #[command(after_help = "Example:\n  taper secret update api-key --from-file key.txt")]
     Update(Value_),
     /// List the names
+    #[command(after_help = "Examples:\n  taper secret list\n  taper secret list -o json")]
     List,
     /// Remove a secret
-    #[command(alias = "remove")]
+    #[command(alias = "remove", after_help = "Example:\n  taper secret delete api-key")]
     Delete {
         /// The secret
         name: Name,
@@ -67,6 +69,10 @@ impl Secret {
             Self::List => {
                 let list = client.json(Method::GET, &path, None)?;
                 if output::machine(&list, global.output)? {
+                    return Ok(());
+                }
+                if list.as_array().is_some_and(Vec::is_empty) {
+                    output::note("no secrets yet; create one with `taper secret create NAME`");
                     return Ok(());
                 }
                 let rows: Vec<_> = list.as_array().into_iter().flatten().map(|s| vec![output::text(s, "/name")]).collect();

@@ -16,14 +16,14 @@ use crate::{
 
 /// How to run the platform.
 #[derive(Args)]
-#[command(after_help = "Examples:\n  taper up                                  on http://127.0.0.1:8080\n  \
-                        taper up hello.py resize/                 and deploy these\n  \
+#[command(after_help = "Examples:\n  taper up                     on http://127.0.0.1:8080\n  \
+                        taper up hello.py resize/    and deploy these\n  \
                         taper up --listen 0.0.0.0:80 --data /srv/taper --access-log json")]
 pub(crate) struct Up {
     /// Files and folders to deploy once the platform is ready
     paths: Vec<PathBuf>,
     /// Where to listen [default: 127.0.0.1:8080]
-    #[arg(long, value_name = "ADDR:PORT")]
+    #[arg(long, value_name = "ADDR:PORT", value_parser = address)]
     listen: Option<SocketAddr>,
     /// Where functions and their state live [default: $XDG_DATA_HOME/taper, as root /var/lib/taper]
     #[arg(long, value_name = "DIR")]
@@ -31,17 +31,17 @@ pub(crate) struct Up {
     /// A configuration file; flags win over it
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// A line per call on standard error
+    /// A line per call on standard error: off, text, json [default: off]
     #[arg(long, value_name = "FORM")]
     access_log: Option<AccessLog>,
-    /// The form of the platform's own log
+    /// The form of the platform's own log: text, json [default: text]
     #[arg(long, value_name = "FORM")]
     log: Option<LogFormat>,
     /// Longest wait for running calls at the end [default: 10s]
     #[arg(long, value_name = "DURATION")]
     drain: Option<Span>,
-    /// How functions are isolated: auto, or none where the machine cannot
-    #[arg(long)]
+    /// How functions are isolated: auto, or none where the machine cannot [default: auto]
+    #[arg(long, value_name = "KIND")]
     isolation: Option<Isolation>,
     /// Let functions ask for `network: host`
     #[arg(long)]
@@ -76,7 +76,7 @@ impl Up {
         taper_server::up(config, move |ready| {
             let credential = Credential { user: ready.user.clone(), password: ready.password.clone() };
             if let Err(error) = context::remember(&ready.urls, &credential) {
-                output::note(&format!("taper: the CLI will not find the password by itself: {error:#}"));
+                output::note(&format!("taper: the CLI will not find the password by itself: {}", output::chain(&error)));
             }
             // Nobody may be reading: the platform serves all the same.
             let _ = output::line(&format!("listening on {}", ready.urls[0]));
@@ -86,7 +86,7 @@ impl Up {
                 // A file that does not deploy is the file's trouble; the platform and its other functions go on.
                 let deployed = deploy.read(&global).and_then(|(m, p)| deploy::push(&Client::new(&global)?, m, p));
                 if let Err(error) = deployed {
-                    output::note(&format!("taper: {}: {error:#}", path.display()));
+                    output::note(&format!("taper: {}: {}", path.display(), output::chain(&error)));
                 }
             }
             if let Ok(program) = std::env::current_exe() {
@@ -94,4 +94,8 @@ impl Up {
             }
         })
     }
+}
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "write an IP address and a port, such as `127.0.0.1:8080`, `0.0.0.0:80` or `[::]:8080`".into())
 }

@@ -10,9 +10,9 @@ use axum::{
 };
 use futures_util::stream;
 use http::{StatusCode, header::CONTENT_TYPE};
-use serde::{Deserialize, de::IgnoredAny};
+use serde::Deserialize;
 use serde_json::{Value, json};
-use taper_model::{FunctionName, FunctionSpec, Manifest, Revision, RevisionId, RevisionState, manifest::Metadata};
+use taper_model::{FunctionName, Manifest, Revision, RevisionId, RevisionState};
 use taper_store::Snapshot;
 use tokio::sync::{mpsc, watch};
 
@@ -30,18 +30,6 @@ use crate::{
 
 /// NDJSON: one JSON object per line.
 pub(crate) const NDJSON: &str = "application/x-ndjson";
-
-/// A manifest as the API takes it: what it showed may be sent back, so a `status` is read over.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub(crate) struct Written {
-    api_version: String,
-    kind: String,
-    metadata: Metadata,
-    spec: FunctionSpec,
-    #[serde(default, rename = "status")]
-    _status: Option<IgnoredAny>,
-}
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -106,10 +94,8 @@ pub(crate) async fn put(
     State(shared): State<Arc<Shared>>,
     Target(name): Target,
     Asked(query): Asked<Put>,
-    Told(written): Told<Written>,
+    Told(mut manifest): Told<Manifest>,
 ) -> Result<Response, Error> {
-    let Written { api_version, kind, metadata, spec, _status } = written;
-    let mut manifest = Manifest { api_version, kind, metadata, spec };
     manifest.metadata.namespace.get_or_insert_with(|| name.namespace.to_string());
     manifest.check()?;
     let said = manifest.function_name()?;

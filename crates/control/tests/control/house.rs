@@ -253,6 +253,7 @@ struct Staged {
     apply_takes: BTreeMap<RevisionId, Duration>,
     applying: BTreeSet<RevisionId>,
     stingy: BTreeSet<RevisionId>,
+    orders_fail: bool,
     orders: Vec<(Instant, RevisionId, u32)>,
     forgotten: Vec<FunctionName>,
     given_up: Vec<RevisionId>,
@@ -296,6 +297,11 @@ impl Stage {
         } else {
             inner.stingy.remove(&id(name, number))
         };
+    }
+
+    /// Whether every order fails.
+    pub(crate) fn orders_fail(&self, fail: bool) {
+        self.lock().orders_fail = fail;
     }
 
     /// What a function's instances wrote.
@@ -367,7 +373,13 @@ impl Provider for Stage {
                 sleep(takes).await;
             }
             let want = if self.lock().stingy.contains(&revision.id) { want.min(1) } else { want };
-            let result = self.fake.apply(revision, want, spare).await;
+            let fails = self.lock().orders_fail;
+            let result = if fails {
+                let source = std::io::ErrorKind::OutOfMemory.into();
+                Err(ProviderError::Host { what: "no cgroup can be made".into(), source })
+            } else {
+                self.fake.apply(revision, want, spare).await
+            };
             self.lock().applying.remove(&revision.id);
             result
         })

@@ -2,9 +2,10 @@
 
 use serde_json::json;
 use taper_model::{Cause, Retry, Stage as At};
+use taper_store::Store;
 use tokio::time::Instant;
 
-use crate::house::{House, Stage, id, pass, secs};
+use crate::house::{House, Stage, function, id, pass, secs};
 
 /// A function that was fine when it was deployed, is at zero, and cannot start any more.
 async fn broken(house: &House) {
@@ -223,4 +224,45 @@ async fn one_that_works_does_not_excuse_others_that_cannot_start() {
     pass(3.0).await;
     let tries = house.stage.orders().iter().filter(|(at, _, want)| *at >= start && *want > 1).count();
     assert_eq!(tries, 2, "at once and after 1 s");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_that_fails_is_ordered_again() {
+    let house = House::new();
+    house.deploy("hello", json!({"scale": {"zeroAfter": "5s"}})).await;
+    house.stage.orders_fail(true);
+    pass(10.0).await;
+    assert_eq!(house.count("hello", 1), 1, "it could not be stopped");
+    house.stage.orders_fail(false);
+    pass(2.5).await;
+    assert_eq!(house.count("hello", 1), 0);
+    house.load.call("hello", 1).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_found_of_a_deleted_function_is_stopped() {
+    let house = House::new();
+    house.deploy("hello", json!({"scale": {"min": 2}})).await;
+    let stage = house.stage.clone();
+    let store = house.kill();
+    store.delete(&function("hello")).await.unwrap();
+    let house = House::over(store, stage);
+    pass(2.0).await;
+    assert_eq!(house.count("hello", 1), 0);
+    assert!(house.handle.gauges().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn zero_by_hand_holds_for_a_function_that_is_made_anew() {
+    let house = House::new();
+    house.deploy("hello", json!({"scale": {"min": 1}})).await;
+    house.stage.apply_takes("hello", 1, 3.0);
+    house.send("DELETE", "/v1/namespaces/default/functions/hello", axum::body::Body::empty()).await;
+    pass(0.1).await;
+    // What is deleted has not ended yet.
+    house.deploy_later("hello", json!({"scale": {"min": 1}})).await;
+    house.scale("hello", 0).await;
+    pass(20.0).await;
+    assert_eq!(house.show("hello").await["status"]["latestReadyRevision"], "hello-00001");
+    assert_eq!(house.count("hello", 1), 0);
 }

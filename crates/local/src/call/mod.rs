@@ -9,10 +9,7 @@ use std::{
     io,
     os::fd::OwnedFd,
     pin::Pin,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
     time::Duration,
 };
@@ -87,31 +84,47 @@ pub(crate) struct End {
     pub(crate) out_of_memory: bool,
 }
 
+/// How far an instance has come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Phase {
+    /// It lives.
+    Alive,
+    /// It is ending; how is found out while it is cleared up.
+    Ending,
+    /// It has ended.
+    Ended(End),
+}
+
 /// What calls and the instance they run on tell each other about its end.
 pub(crate) struct Fate {
-    end: watch::Sender<Option<End>>,
+    phase: watch::Sender<Phase>,
     condemned: watch::Sender<Option<String>>,
-    /// How often the kernel has killed a process of the instance at its memory limit, and how many of those were
-    /// reported.
-    kills: Box<dyn Fn() -> u64 + Send + Sync>,
-    reported: AtomicU64,
+    /// Whether the kernel has ever killed a process of the instance at its memory limit.
+    starved: Box<dyn Fn() -> bool + Send + Sync>,
     memory: Memory,
 }
 
 /// How long a broken call waits for the news that its instance ended: a few context switches, with a margin for a busy
 /// host.
 const NEWS: Duration = Duration::from_millis(250);
+/// How long it waits to hear why, once it knows that the instance is ending. Clearing up takes long on a busy host.
+const REASON: Duration = Duration::from_secs(5);
 
 impl Fate {
-    /// The fate of an instance that lives, with its memory limit and the kernel's count of kills at it.
-    pub(crate) fn new(memory: Memory, kills: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
-        let (end, condemned) = (watch::Sender::new(None), watch::Sender::new(None));
-        Self { end, condemned, kills: Box::new(kills), reported: AtomicU64::new(0), memory }
+    /// The fate of an instance that lives, with its memory limit and whether the kernel has killed at it.
+    pub(crate) fn new(memory: Memory, starved: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+        let (phase, condemned) = (watch::Sender::new(Phase::Alive), watch::Sender::new(None));
+        Self { phase, condemned, starved: Box::new(starved), memory }
     }
 
-    /// Says that the instance has ended.
+    /// Says that the instance is ending.
+    pub(crate) fn ending(&self) {
+        self.phase.send_replace(Phase::Ending);
+    }
+
+    /// Says how the instance has ended.
     pub(crate) fn ended(&self, end: End) {
-        self.end.send_modify(|slot| *slot = slot.take().or(Some(end)));
+        self.phase.send_replace(Phase::Ended(end));
     }
 
     /// Asks that the instance be ended at once: it will not come to rest. Only the first reason is kept.
@@ -131,26 +144,31 @@ impl Fate {
         format!("out of memory (limit {})", self.memory)
     }
 
-    /// Whether the kernel has killed a process at the memory limit since this was last asked.
+    /// Whether a process that was killed was killed for its memory. The kernel tells of an instance, not of a process: in
+    /// one where that has happened before, it is taken to have happened again.
     pub(crate) fn was_memory(&self) -> bool {
-        let kills = (self.kills)();
-        kills > self.reported.fetch_max(kills, Ordering::Relaxed)
+        (self.starved)()
     }
 
     /// The fault of a call whose connection broke: waits a moment for the news of the instance's end.
     pub(crate) async fn broken(&self, what: &str) -> Fault {
-        // A kill at the limit is counted before the process is gone: then there is nothing to wait for.
-        if self.was_memory() {
+        let mut news = self.phase.subscribe();
+        let alive = *news.borrow_and_update() == Phase::Alive;
+        // A kill at the limit is known before the process is gone: then there is nothing to wait for.
+        if alive && self.was_memory() {
             return Fault::new(Stage::Invoke, Cause::OutOfMemory, self.out_of_memory());
         }
-        let mut news = self.end.subscribe();
-        let end = timeout(NEWS, news.wait_for(Option::is_some)).await.ok().and_then(|end| end.ok()?.clone());
-        match end {
-            Some(end) if end.out_of_memory => Fault::new(Stage::Invoke, Cause::OutOfMemory, self.out_of_memory()),
-            Some(end) => {
+        let ending = timeout(NEWS, news.wait_for(|phase| *phase != Phase::Alive)).await.is_ok();
+        let patience = if ending { REASON } else { Duration::ZERO };
+        let end = timeout(patience, news.wait_for(|phase| matches!(phase, Phase::Ended(_)))).await.ok();
+        match end.and_then(|phase| phase.ok().map(|phase| phase.clone())) {
+            Some(Phase::Ended(end)) if end.out_of_memory => {
+                Fault::new(Stage::Invoke, Cause::OutOfMemory, self.out_of_memory())
+            }
+            Some(Phase::Ended(end)) => {
                 Fault::new(Stage::Invoke, Cause::Died, format!("the instance died during the call: {}", end.why))
             }
-            None => Fault::new(Stage::Invoke, Cause::Died, what),
+            _ => Fault::new(Stage::Invoke, Cause::Died, what),
         }
     }
 }

@@ -7,7 +7,7 @@ use taper_provider::conformance::{Fixture, run};
 
 use crate::world::{PATIENCE, World};
 
-pub const ECHO_SERVER: &str = r#"
+pub(crate) const ECHO_SERVER: &str = r#"
 import os
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 class Echo(BaseHTTPRequestHandler):

@@ -5,7 +5,9 @@ use std::io::Write;
 use taper_model::Runtime;
 use taper_provider::{Error, Progress, Provider};
 
-use crate::world::{World, python, text};
+use crate::world::{World, python, text, works};
+
+const PIP: &[&str] = &["python3", "-m", "pip", "--version"];
 
 /// A wheel with one module: a zip archive of stored files.
 fn wheel(name: &str, module: &str) -> Vec<u8> {
@@ -52,6 +54,9 @@ async fn lines(mut rx: tokio::sync::mpsc::Receiver<String>) -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wheel_is_installed_once_and_found() {
+    if !works("a_wheel_is_installed_once_and_found", PIP) {
+        return;
+    }
     let world = World::start().await;
     let requirements = b"--no-index\n--find-links ./wheels\ngreeting\n";
     let wheel = wheel("greeting", "def greet(name):\n    return 'hello ' + name\n");
@@ -82,6 +87,9 @@ async fn a_wheel_is_installed_once_and_found() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failed_installation_says_why_and_leaves_nothing() {
+    if !works("a_failed_installation_says_why_and_leaves_nothing", PIP) {
+        return;
+    }
     let world = World::start().await;
     let code = b"def handle(text):\n    return text\n";
     let revision = world.revision(
@@ -105,6 +113,9 @@ async fn a_failed_installation_says_why_and_leaves_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_build_that_is_called_off_leaves_nothing() {
+    if !works("a_build_that_is_called_off_leaves_nothing", PIP) {
+        return;
+    }
     let world = World::start().await;
     let build = b"[build-system]\nrequires = []\nbuild-backend = 'backend'\nbackend-path = ['.']\n";
     let files: [(&str, &[u8]); 4] = [
@@ -128,6 +139,9 @@ async fn a_build_that_is_called_off_leaves_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_package_is_installed_and_found() {
+    if !works("a_node_package_is_installed_and_found", &["npm", "--version"]) {
+        return;
+    }
     let world = World::start().await;
     let package = br#"{"name": "f", "version": "1.0.0", "dependencies": {"greeting": "file:./greeting-1.0.0.tgz"}}"#;
     let inner = crate::world::pack(&[

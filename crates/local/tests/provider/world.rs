@@ -28,21 +28,21 @@ use taper_provider::{Error, Event, Instance, LogLine, LogQuery, Progress, Provid
 use tokio::time::{Instant, timeout};
 
 /// The longest that anything may take on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A provider and what it works with. Its data directory goes with it.
-pub struct World {
-    pub dir: tempfile::TempDir,
-    pub local: Arc<Local>,
-    pub supply: Arc<Memory>,
+pub(crate) struct World {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) local: Arc<Local>,
+    pub(crate) supply: Arc<Memory>,
     next: AtomicU32,
 }
 
 /// Artifacts and secrets.
 #[derive(Default)]
-pub struct Memory {
+pub(crate) struct Memory {
     artifacts: Mutex<HashMap<Digest, PathBuf>>,
-    pub secrets: Mutex<HashMap<String, Bytes>>,
+    pub(crate) secrets: Mutex<HashMap<String, Bytes>>,
 }
 
 impl Supply for Memory {
@@ -58,12 +58,12 @@ impl Supply for Memory {
 }
 
 impl World {
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::with(|_| ()).await
     }
 
     /// Without sandboxes kept ready, so that what is left can be counted, unless `change` says otherwise.
-    pub async fn with(change: impl FnOnce(&mut Config)) -> Self {
+    pub(crate) async fn with(change: impl FnOnce(&mut Config)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut config = Config {
             dir: dir.path().join("local"),
@@ -78,12 +78,12 @@ impl World {
     }
 
     /// Stops the provider and checks that nothing of it is left on the host.
-    pub async fn end(self) {
+    pub(crate) async fn end(self) {
         timeout(PATIENCE, self.local.stop()).await.expect("it stops in time");
         self.assert_nothing_left();
     }
 
-    pub fn assert_nothing_left(&self) {
+    pub(crate) fn assert_nothing_left(&self) {
         let traces = Cgroups::traces(&self.mark());
         assert!(traces.is_empty(), "control groups are left: {traces:?}");
         assert_eq!(self.left(), 0);
@@ -91,22 +91,31 @@ impl World {
         assert!(!mounts.contains(&*self.dir.path().to_string_lossy()), "a mount is left");
     }
 
+    /// Whether there are control groups here; else says once why a test is skipped.
+    pub(crate) fn has_groups(&self, test: &str) -> bool {
+        let there = !Cgroups::traces(&self.mark()).is_empty();
+        if !there {
+            println!("skipped: {test} needs control groups");
+        }
+        there
+    }
+
     fn mark(&self) -> Mark {
         Mark::of(&fs::canonicalize(self.dir.path().join("local")).unwrap())
     }
 
     /// Control groups of instances, processes in them, and sockets.
-    pub fn left(&self) -> usize {
+    pub(crate) fn left(&self) -> usize {
         counter(self.dir.path())()
     }
 
     /// [`Self::left`] as something that can be handed on.
-    pub fn counter(&self) -> impl Fn() -> usize + Send + Sync + 'static {
+    pub(crate) fn counter(&self) -> impl Fn() -> usize + Send + Sync + 'static {
         counter(self.dir.path())
     }
 
     /// The processes of all instances.
-    pub fn processes(&self) -> Vec<i32> {
+    pub(crate) fn processes(&self) -> Vec<i32> {
         let mut all: Vec<i32> = groups(&self.mark()).iter().flat_map(|group| processes(group)).collect();
         all.sort_unstable();
         all.dedup();
@@ -114,7 +123,7 @@ impl World {
     }
 
     /// A revision whose artifact has these files; those beginning with `#!` can be executed.
-    pub fn revision(&self, name: &str, spec: FunctionSpec, files: &[(&str, &[u8])]) -> Arc<Revision> {
+    pub(crate) fn revision(&self, name: &str, spec: FunctionSpec, files: &[(&str, &[u8])]) -> Arc<Revision> {
         let artifact = (!files.is_empty()).then(|| {
             let archive = pack(files);
             let digest = Digest::of(&archive);
@@ -133,23 +142,23 @@ impl World {
         })
     }
 
-    pub fn classic(&self, name: &str, command: &[&str]) -> Arc<Revision> {
+    pub(crate) fn classic(&self, name: &str, command: &[&str]) -> Arc<Revision> {
         let command = command.iter().map(|word| (*word).to_owned()).collect();
         self.revision(name, FunctionSpec { command, ..FunctionSpec::default() }, &[])
     }
 
-    pub fn python(&self, name: &str, code: &str) -> Arc<Revision> {
+    pub(crate) fn python(&self, name: &str, code: &str) -> Arc<Revision> {
         self.revision(name, python(), &[("handler.py", code.as_bytes())])
     }
 
-    pub fn node(&self, name: &str, code: &str) -> Arc<Revision> {
+    pub(crate) fn node(&self, name: &str, code: &str) -> Arc<Revision> {
         let spec =
             FunctionSpec { runtime: Some(Runtime::Node), handler: Some("handler".into()), ..FunctionSpec::default() };
         self.revision(name, spec, &[("handler.js", code.as_bytes())])
     }
 
     /// A server in Python, in mode `http`.
-    pub fn server(&self, name: &str, code: &str) -> Arc<Revision> {
+    pub(crate) fn server(&self, name: &str, code: &str) -> Arc<Revision> {
         let spec = FunctionSpec {
             runtime: Some(Runtime::Python3),
             mode: Some(Mode::Http),
@@ -159,24 +168,24 @@ impl World {
         self.revision(name, spec, &[("server.py", code.as_bytes())])
     }
 
-    pub async fn apply(&self, revision: &Arc<Revision>, want: u32) {
+    pub(crate) async fn apply(&self, revision: &Arc<Revision>, want: u32) {
         self.local.apply(revision, want, &[]).await.unwrap();
     }
 
     /// One instance, ready.
-    pub async fn one(&self, revision: &Arc<Revision>) -> Instance {
+    pub(crate) async fn one(&self, revision: &Arc<Revision>) -> Instance {
         let mut watch = Watch::open(&self.local).await;
         self.local.prepare(revision, Progress::silent()).await.unwrap();
         self.apply(revision, 1).await;
         watch.ready().await
     }
 
-    pub async fn logs(&self, revision: &Revision, query: LogQuery) -> Vec<LogLine> {
+    pub(crate) async fn logs(&self, revision: &Revision, query: LogQuery) -> Vec<LogLine> {
         timeout(PATIENCE, self.local.logs(revision.id.function(), query).collect()).await.unwrap()
     }
 
     /// Waits until a line with these words is in the log.
-    pub async fn logged(&self, revision: &Revision, words: &str) -> LogLine {
+    pub(crate) async fn logged(&self, revision: &Revision, words: &str) -> LogLine {
         let mut lines = self.local.logs(revision.id.function(), LogQuery { follow: true, ..LogQuery::default() });
         let wait = async {
             loop {
@@ -190,25 +199,25 @@ impl World {
     }
 }
 
-pub fn python() -> FunctionSpec {
+pub(crate) fn python() -> FunctionSpec {
     FunctionSpec { runtime: Some(Runtime::Python3), handler: Some("handler".into()), ..FunctionSpec::default() }
 }
 
 /// What happens to instances, from when it was opened.
-pub struct Watch(BoxStream<'static, Event>);
+pub(crate) struct Watch(BoxStream<'static, Event>);
 
 impl Watch {
-    pub async fn open(local: &Arc<Local>) -> Self {
+    pub(crate) async fn open(local: &Arc<Local>) -> Self {
         let mut events = local.watch();
         assert!(matches!(events.next().await, Some(Event::Reset(_))));
         Self(events)
     }
 
-    pub async fn next(&mut self) -> Event {
+    pub(crate) async fn next(&mut self) -> Event {
         timeout(PATIENCE, self.0.next()).await.expect("an event in time").expect("an open watch")
     }
 
-    pub async fn ready(&mut self) -> Instance {
+    pub(crate) async fn ready(&mut self) -> Instance {
         loop {
             match self.next().await {
                 Event::Ready(instance) => return instance,
@@ -218,7 +227,7 @@ impl Watch {
         }
     }
 
-    pub async fn failed(&mut self) -> (taper_model::Cause, String) {
+    pub(crate) async fn failed(&mut self) -> (taper_model::Cause, String) {
         loop {
             match self.next().await {
                 Event::Failed { cause, why, .. } => return (cause, why),
@@ -228,7 +237,7 @@ impl Watch {
         }
     }
 
-    pub async fn gone(&mut self, wanted: &InstanceId) -> Option<String> {
+    pub(crate) async fn gone(&mut self, wanted: &InstanceId) -> Option<String> {
         loop {
             if let Event::Gone { id, why, .. } = self.next().await
                 && id == *wanted
@@ -239,32 +248,32 @@ impl Watch {
     }
 }
 
-pub fn post(body: Body) -> http::Request<Body> {
+pub(crate) fn post(body: Body) -> http::Request<Body> {
     http::Request::post("/").body(body).unwrap()
 }
 
 /// Calls an instance within a time.
-pub async fn within(time: Duration, instance: &Instance, request: http::Request<Body>) -> Result<Reply, Fault> {
+pub(crate) async fn within(time: Duration, instance: &Instance, request: http::Request<Body>) -> Result<Reply, Fault> {
     let deadline = Instant::now() + time;
     instance.run.invoke(Call { id: CallId::random(), revision: instance.revision.clone(), deadline, request }).await
 }
 
-pub async fn invoke(instance: &Instance, body: impl Into<Bytes>) -> Result<Reply, Fault> {
+pub(crate) async fn invoke(instance: &Instance, body: impl Into<Bytes>) -> Result<Reply, Fault> {
     within(PATIENCE, instance, post(call::full(body))).await
 }
 
-pub async fn bytes(reply: Reply) -> Bytes {
+pub(crate) async fn bytes(reply: Reply) -> Bytes {
     timeout(PATIENCE, reply.into_body().collect()).await.expect("a body in time").expect("a whole body").to_bytes()
 }
 
-pub async fn text(instance: &Instance, body: &'static str) -> String {
+pub(crate) async fn text(instance: &Instance, body: &'static str) -> String {
     let reply = invoke(instance, body).await.unwrap();
     String::from_utf8(bytes(reply).await.to_vec()).unwrap()
 }
 
 /// A body that goes on for as long as the sender lives. Its channel has room for one piece, so that a sender knows what
 /// was taken.
-pub fn endless() -> (tokio::sync::mpsc::Sender<Bytes>, Body) {
+pub(crate) fn endless() -> (tokio::sync::mpsc::Sender<Bytes>, Body) {
     let (tx, rx) = tokio::sync::mpsc::channel::<Bytes>(1);
     let pieces = futures_util::stream::unfold(rx, |mut rx| async {
         let piece = rx.recv().await?;
@@ -273,13 +282,24 @@ pub fn endless() -> (tokio::sync::mpsc::Sender<Bytes>, Body) {
     (tx, Body::new(http_body_util::StreamBody::new(pieces)))
 }
 
+/// Whether a command works on this machine; else says once why a test is skipped.
+pub(crate) fn works(test: &str, command: &[&str]) -> bool {
+    let mut program = std::process::Command::new(command[0]);
+    let output = program.args(&command[1..]).env("PATH", "/usr/local/bin:/usr/bin:/bin").output();
+    let works = output.is_ok_and(|output| output.status.success());
+    if !works {
+        println!("skipped: {test} needs `{}`", command.join(" "));
+    }
+    works
+}
+
 /// Bytes that repeat late enough to show any piece that is missing or twice.
-pub fn pattern(size: usize) -> Bytes {
+pub(crate) fn pattern(size: usize) -> Bytes {
     (0..size).map(|n| (n * 31 % 251) as u8).collect::<Vec<u8>>().into()
 }
 
 /// A gzip-compressed tar archive.
-pub fn pack(files: &[(&str, &[u8])]) -> Vec<u8> {
+pub(crate) fn pack(files: &[(&str, &[u8])]) -> Vec<u8> {
     let gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     let mut tar = tar::Builder::new(gz);
     for (name, content) in files {

@@ -136,7 +136,7 @@ async fn combined_output_is_all_in_the_reply() {
 async fn a_signal_is_named() {
     let instance = classic(&[("die.sh", "#!/bin/sh\nkill -SEGV $$\n")], &["./die.sh"]).await;
     let answer = instance.post(b"").await;
-    assert!(answer.fault().message.starts_with("killed by signal 11"), "{:?}", answer.fault());
+    assert!(answer.fault().message.starts_with("killed by signal 11 (SIGSEGV)"), "{:?}", answer.fault());
 }
 
 #[tokio::test]

@@ -145,7 +145,7 @@ async fn a_server_that_never_listens_is_given_up() {
     };
     assert!(began.elapsed() >= Duration::from_millis(500) && began.elapsed() < Duration::from_secs(10));
     assert_eq!(failed.what, FailedKind::Timeout);
-    assert_eq!(failed.message, "the function did not listen within 500 ms; listen on 127.0.0.1:$PORT:\nwarming up");
+    assert_eq!(failed.message, "the function did not listen within 500ms; listen on 127.0.0.1:$PORT:\nwarming up");
     let pid: u32 = std::fs::read_to_string(pid).unwrap().trim().parse().unwrap();
     eventually(|| (!is_alive(pid)).then_some(())).await;
 }

@@ -42,7 +42,12 @@ async fn a_sandbox_that_fails_is_the_platforms_failure() {
 
 #[tokio::test]
 async fn a_command_that_cannot_run_says_why() {
-    let files = [("folder/x", ""), ("script", "#!/no/such/interpreter\n"), ("data", "just text\n")];
+    let files = [
+        ("folder/x", ""),
+        ("script", "#!/no/such/interpreter\n"),
+        ("windows", "#!/bin/sh\r\necho hi\r\n"),
+        ("data", "just text\n"),
+    ];
     for (command, word) in [
         (
             "no-such-tool",
@@ -51,6 +56,7 @@ async fn a_command_that_cannot_run_says_why() {
         ("./no-such-file", "cannot run `./no-such-file`: No such file or directory"),
         ("./folder", "cannot run `./folder`: it is a directory"),
         ("./script", "wants `/no/such/interpreter`, which is not here: No such file or directory"),
+        ("./windows", "cannot run `./windows`: its first line ends as on Windows; give it Unix line ends"),
         ("/etc/passwd", "cannot run `/etc/passwd`: Permission denied; make it executable (chmod +x)"),
     ] {
         for mode in [Mode::Classic, Mode::Http] {

@@ -281,6 +281,7 @@ exports.handle = async (event, context) => ({
   '/reject': () => Promise.reject(new TypeError('rejected')),
   '/status': () => ({ statusCode: 'abc' }), '/circle': () => { const a = {}; a.a = a; return a; }, '/symbol': () => Symbol('s'),
   '/late': late, '/fail': () => context.fail('said so'),
+  '/object': () => { throw { code: 7 }; }, '/lines': () => { throw new Error('one\ntwo'); }, '/nan': () => NaN,
   '/unhandled': () => { Promise.reject(new Error('nobody waits')); return 'fine'; },
 }[event.path]());
 "#;
@@ -293,11 +294,19 @@ exports.handle = async (event, context) => ({
         ("/circle", "TypeError: Converting circular structure to JSON"),
         ("/symbol", "TypeError: a symbol cannot be sent: return text, bytes"),
         ("/fail", "Error: said so"),
+        ("/object", "thrown: { code: 7 }"),
+        ("/lines", "Error: one"),
+        ("/nan", "TypeError: NaN cannot be sent: return text, bytes"),
     ] {
         let answer = instance.call(&call(path, ""), b"").await;
         assert!(answer.fault().message.starts_with(message), "{path}: {}", answer.fault().message);
         assert_eq!(answer.fault().what, FaultKind::Exception, "{path}");
+        assert!(!answer.fault().message.contains('\n'), "{path}: one line");
+        let detail = answer.fault().detail.clone().unwrap();
+        assert!(!detail.contains("node:"), "{path}: the frames that called the function are none of its own: {detail}");
     }
+    let detail = instance.call(&call("/fail", ""), b"").await.fault().detail.clone().unwrap();
+    assert!(detail.contains("hello.js"), "{detail}");
     let detail = instance.call(&call("/throw", ""), b"").await.fault().detail.clone().unwrap();
     assert!(detail.contains("hello.js:5") && !detail.contains("taper-shim"), "{detail}");
     let late = instance.call(&call("/late", ""), b"").await;

@@ -227,6 +227,17 @@ async fn an_exception_is_a_fault_with_the_users_frames() {
 }
 
 #[tokio::test]
+async fn an_exception_of_several_lines_is_named_by_its_first() {
+    let source = "def handle(event, context):\n    if event.body: compile('x = (', 'data', 'exec')\n    raise ValueError('one\\ntwo')\n";
+    let instance = python(source, "hello.handle").await;
+    let answer = instance.post(b"").await;
+    assert_eq!(answer.fault().message, "ValueError: one");
+    assert!(answer.fault().detail.as_deref().unwrap().ends_with("ValueError: one\ntwo\n"), "{:?}", answer.fault());
+    // Which begins with the place where it is a SyntaxError.
+    assert!(instance.post(b"x").await.fault().message.starts_with("SyntaxError: "));
+}
+
+#[tokio::test]
 async fn failures_of_every_kind_leave_the_worker_alive() {
     let source = r#"
 import os, sys
@@ -407,6 +418,6 @@ async fn a_start_that_takes_too_long_is_given_up() {
     let found = instance.fail(claim).await;
     assert_eq!(
         (found.what, found.message.as_str()),
-        (FailedKind::Timeout, "the function was not loaded within 1000 ms:\nstill here")
+        (FailedKind::Timeout, "the function was not loaded within 1s:\nstill here")
     );
 }

@@ -39,7 +39,7 @@ fn raw_bench(serve: Serve) -> Bench {
             tokio::spawn(serve(stream));
         }
     });
-    let fate = Arc::new(Fate::new(Memory(64 << 20), || 0));
+    let fate = Arc::new(Fate::new(Memory(64 << 20), || false));
     let connect: Connect = Arc::new(move || {
         let path = path.clone();
         Box::pin(async move { Ok(UnixStream::connect(path).await?.into_std()?.into()) })
