@@ -51,6 +51,13 @@ impl Measured {
 pub(crate) struct Results(BTreeMap<(&'static str, usize), Vec<Measured>>);
 
 impl Results {
+    /// Appends further rounds of the same servers.
+    pub(crate) fn add(&mut self, more: Self) {
+        for (of, rounds) in more.0 {
+            self.0.entry(of).or_default().extend(rounds);
+        }
+    }
+
     /// One value of every round; empty when the server was not there or failed.
     pub(crate) fn series(&self, name: &'static str, connections: usize, value: impl Fn(&Measured) -> f64) -> Series {
         self.0.get(&(name, connections)).into_iter().flatten().map(value).collect()

@@ -99,7 +99,7 @@ pub(crate) struct Process {
     pub(crate) name: String,
     parent: u32,
     /// CPU seconds of its own and of the children it has waited for.
-    cpu: f64,
+    pub(crate) cpu: f64,
     /// When it began; with the id this names a process for good.
     begun: u64,
 }
@@ -174,7 +174,8 @@ impl Tree {
 }
 
 impl Process {
-    fn read(pid: u32) -> Option<Self> {
+    /// What it is now; nothing when it has ended.
+    pub(crate) fn read(pid: u32) -> Option<Self> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         // The name stands in parentheses and may hold anything, a closing one included.
         let (head, rest) = stat.rsplit_once(')')?;

@@ -15,7 +15,7 @@ use std::{
 use crate::{
     error::Error,
     machine::{Cpus, now},
-    process::{find, run},
+    process::{Process, find, run},
 };
 
 /// A program that is started, ends at once, and is waited for.
@@ -72,10 +72,12 @@ impl Start {
 }
 
 /// The spawn ceiling: on each of so many threads, `cat` is started with pipes, fed, read to its end and waited for, in a loop.
-/// Gives calls per second.
-pub(crate) fn ceiling(threads: usize, cpus: &Cpus, duration: Duration, body: &[u8]) -> Result<f64, Error> {
+/// Gives calls per second, and CPU seconds per call.
+pub(crate) fn ceiling(threads: usize, cpus: &Cpus, duration: Duration, body: &[u8]) -> Result<(f64, f64), Error> {
     let cat = find("cat", "apt-get install coreutils")?;
-    let begun = now();
+    // Of this process alone, with the children it has waited for: a server that runs meanwhile is not part of it.
+    let cpu = || Process::read(std::process::id()).map_or(0.0, |process| process.cpu);
+    let (begun, before) = (now(), cpu());
     let counts: Vec<Result<u64, Error>> = cpus.run(|| {
         thread::scope(|scope| {
             let loops = || {
@@ -91,7 +93,7 @@ pub(crate) fn ceiling(threads: usize, cpus: &Cpus, duration: Duration, body: &[u
         })
     })?;
     let calls = counts.into_iter().sum::<Result<u64, Error>>()?;
-    Ok(calls as f64 / begun.elapsed().as_secs_f64())
+    Ok((calls as f64 / begun.elapsed().as_secs_f64(), (cpu() - before) / calls.max(1) as f64))
 }
 
 fn piped(program: &Path, body: &[u8]) -> Result<(), Error> {
@@ -120,6 +122,7 @@ mod tests {
     fn the_floors_can_be_measured() {
         let dir = tempfile::tempdir().unwrap();
         assert!(Start::floor(dir.path()).unwrap().once().unwrap() > 0.0);
-        assert!(ceiling(2, &Cpus::all(), Duration::from_millis(50), b"body").unwrap() > 0.0);
+        let (rate, cpu) = ceiling(2, &Cpus::all(), Duration::from_millis(200), b"body").unwrap();
+        assert!(rate > 0.0 && cpu > 0.0, "{rate} {cpu}");
     }
 }

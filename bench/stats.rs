@@ -36,10 +36,6 @@ impl Series {
     pub(crate) fn zip(&self, other: &Self, with: impl Fn(f64, f64) -> f64) -> Self {
         Self(self.0.iter().zip(&other.0).map(|(a, b)| with(*a, *b)).collect())
     }
-
-    pub(crate) fn map(&self, with: impl Fn(f64) -> f64) -> Self {
-        Self(self.0.iter().map(|a| with(*a)).collect())
-    }
 }
 
 impl FromIterator<f64> for Series {

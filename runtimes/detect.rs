@@ -183,9 +183,10 @@ fn by_command(place: &str, files: &[Candidate<'_>]) -> Result<Detected, Error> {
         (0, [file]) if binary::is_elf(file) => {
             Err(Error::Nothing { place: place.into(), why: "it has no run bit; chmod +x it".into() })
         }
-        (0, [file]) if file.name.ends_with(".ts") || file.name.ends_with(".mts") => {
-            Err(Error::Nothing { place: place.into(), why: "TypeScript is compiled first; deploy the JavaScript".into() })
-        }
+        (0, [file]) if file.name.ends_with(".ts") || file.name.ends_with(".mts") => Err(Error::Nothing {
+            place: place.into(),
+            why: "TypeScript is compiled first; deploy the JavaScript".into(),
+        }),
         (0, _) => Err(nothing(place, Some(Runtime::Binary).filter(|_| files.len() == 1))),
         _ => Err(Error::Ambiguous {
             place: place.into(),

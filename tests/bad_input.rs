@@ -46,6 +46,25 @@ fn names_and_manifests() {
 }
 
 #[test]
+fn what_the_command_line_cannot_mean() {
+    let platform = Platform::start();
+    for (arguments, words) in [
+        (&["list", "--url", "https://faas.lan"][..], "only plain HTTP"),
+        (&["list", "--url", "http://"], "http://HOST:PORT"),
+        (&["deploy", "--name", "x", "--command", " "], "names nothing to run"),
+        (&["deploy", "--name", "x", "--command", "echo 'x"], "not closed"),
+        (&["invoke", "nobody"], "404"),
+    ] {
+        let said = platform.fails(arguments);
+        assert!(said.contains(words), "{arguments:?}: {said}");
+    }
+    assert!(!platform.fails(&["invoke", "nobody"]).contains("logs"), "what was never called has no log");
+    let windows = platform.file("windows", "#!/bin/sh\r\necho hi\r\n");
+    std::fs::set_permissions(&windows, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    assert!(platform.fails(&["deploy", &windows]).contains("Unix line ends"));
+}
+
+#[test]
 fn code_that_cannot_start_fails_the_deploy_in_its_own_words() {
     let platform = with_neighbour();
     for (name, code, words) in [
@@ -92,13 +111,21 @@ fn handlers_that_misbehave() {
     let answer = platform.call("throws", b"");
     assert_eq!((answer.status, answer.header("x-taper-function-error")), (500, "exception"));
     assert_eq!(answer.header("x-taper-fault"), "", "the function's own failure is not the platform's");
-    assert!(!answer.text().contains("Traceback") && answer.text().contains(answer.header("x-call-id")), "{}", answer.text());
+    assert!(
+        !answer.text().contains("Traceback") && answer.text().contains(answer.header("x-call-id")),
+        "{}",
+        answer.text()
+    );
     platform.until("the traceback is in the log", || platform.ok(&["logs", "throws"]).contains("secret detail"));
 
     deploy("forever", "def handle(req):\n    while True: pass\n", &["--timeout", "1s"]);
     let answer = platform.call("forever", b"");
     assert_eq!((answer.status, answer.header("x-taper-fault")), (504, "invoke"));
-    deploy("naps", "import time\ndef handle(req):\n    if req: time.sleep(30)\n    return 'awake'\n", &["--timeout", "1s"]);
+    deploy(
+        "naps",
+        "import time\ndef handle(req):\n    if req: time.sleep(30)\n    return 'awake'\n",
+        &["--timeout", "1s"],
+    );
     assert_eq!(platform.call("naps", b"x").status, 504);
     platform.until("naps works again", || platform.call("naps", b"").text() == "awake");
 
@@ -107,13 +134,21 @@ fn handlers_that_misbehave() {
     assert_eq!((answer.status, answer.header("x-taper-fault")), (502, "invoke"), "{}", answer.text());
     platform.until("quits works again", || platform.call("quits", b"").text() == "here");
 
-    deploy("hungry", "def handle(req):\n    if req: x = bytearray(512 << 20)\n    return 'fed'\n", &["--memory", "64Mi"]);
+    deploy(
+        "hungry",
+        "def handle(req):\n    if req: x = bytearray(512 << 20)\n    return 'fed'\n",
+        &["--memory", "64Mi"],
+    );
     let answer = platform.call("hungry", b"x");
     assert_eq!(answer.status, 502, "{}", answer.text());
     assert!(answer.text().contains("out of memory"), "{}", answer.text());
     platform.until("hungry works again", || platform.call("hungry", b"").text() == "fed");
 
-    deploy("forks", "import os\ndef handle(req):\n    n = 0\n    try:\n        while True:\n            if os.fork() == 0:\n                import time; time.sleep(60)\n            n += 1\n    except OSError as e:\n        return f'{n} then {e.strerror}'\n", &[]);
+    deploy(
+        "forks",
+        "import os\ndef handle(req):\n    n = 0\n    try:\n        while True:\n            if os.fork() == 0:\n                import time; time.sleep(60)\n            n += 1\n    except OSError as e:\n        return f'{n} then {e.strerror}'\n",
+        &[],
+    );
     let answer = platform.call("forks", b"");
     assert!(answer.status == 200 && answer.text().contains("then"), "{}", answer.text());
     neighbour_is_fine(&platform);
@@ -195,7 +230,11 @@ fn bodies_over_the_limit_and_bodies_that_stop() {
     write!(stream, "POST /function/slow HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhel").unwrap();
     let mut reply = Vec::new();
     stream.read_to_end(&mut reply).unwrap();
-    assert!(reply.is_empty() || text(&reply).starts_with("HTTP/1.1 504") || text(&reply).starts_with("HTTP/1.1 408"), "{}", text(&reply));
+    assert!(
+        reply.is_empty() || text(&reply).starts_with("HTTP/1.1 504") || text(&reply).starts_with("HTTP/1.1 408"),
+        "{}",
+        text(&reply)
+    );
     let answer = platform.request("POST", "/function/neighbour", &[("x-big", &"y".repeat(70_000))], b"");
     assert_eq!(answer.status, 431);
     neighbour_is_fine(&platform);
@@ -224,7 +263,11 @@ fn a_data_directory_that_cannot_be_used() {
     };
     let second = up(&platform.data());
     assert_eq!(second.status.code(), Some(1));
-    assert!(text(&second.stderr).contains("in use") || text(&second.stderr).contains("used by"), "{}", text(&second.stderr));
+    assert!(
+        text(&second.stderr).contains("in use") || text(&second.stderr).contains("used by"),
+        "{}",
+        text(&second.stderr)
+    );
     let file = platform.dir.path().join("a-file");
     std::fs::write(&file, "x").unwrap();
     let onfile = up(&file);

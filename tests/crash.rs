@@ -40,7 +40,11 @@ pub(crate) fn processes_of(platform: &Platform) -> Vec<String> {
         let line = fs::read(path.join("cmdline")).unwrap_or_default();
         let has = |bytes: &[u8]| bytes.windows(mark.len()).any(|w| w == mark.as_bytes());
         if has(&environment) || has(&line) {
-            found.push(format!("{} {}", entry.file_name().to_string_lossy(), String::from_utf8_lossy(&line).replace('\0', " ")));
+            found.push(format!(
+                "{} {}",
+                entry.file_name().to_string_lossy(),
+                String::from_utf8_lossy(&line).replace('\0', " ")
+            ));
         }
     }
     found
@@ -49,7 +53,8 @@ pub(crate) fn processes_of(platform: &Platform) -> Vec<String> {
 /// What `doctor` says is left on the host of this platform: control groups, links, tables, sockets.
 pub(crate) fn traces_of(platform: &Platform) -> String {
     let data = platform.data().display().to_string();
-    let report: serde_json::Value = serde_json::from_str(&platform.ok(&["doctor", "--data", &data, "-o", "json"])).expect("JSON");
+    let report: serde_json::Value =
+        serde_json::from_str(&platform.ok(&["doctor", "--data", &data, "-o", "json"])).expect("JSON");
     let items = report["items"].as_array().expect("items");
     let changes = items.iter().find(|i| i["name"] == "changes to this host").unwrap_or_else(|| panic!("{report:#}"));
     changes["found"].as_str().expect("text").to_owned()
@@ -97,13 +102,18 @@ fn killed_at_fifty_random_moments() {
         platform.kill();
         let begun = now();
         while !processes_of(&platform).is_empty() {
-            assert!(begun.elapsed() < Duration::from_secs(10), "round {round}: left running: {:?}", processes_of(&platform));
+            assert!(
+                begun.elapsed() < Duration::from_secs(10),
+                "round {round}: left running: {:?}",
+                processes_of(&platform)
+            );
             std::thread::park_timeout(Duration::from_millis(5));
         }
         platform.up();
         let all = acknowledged.lock().unwrap();
         let listed: serde_json::Value = serde_json::from_str(&platform.ok(&["list", "-o", "json"])).expect("JSON");
-        let names: Vec<&str> = listed.as_array().unwrap().iter().map(|f| f["metadata"]["name"].as_str().unwrap()).collect();
+        let names: Vec<&str> =
+            listed.as_array().unwrap().iter().map(|f| f["metadata"]["name"].as_str().unwrap()).collect();
         for name in all.keys() {
             assert!(names.contains(&name.as_str()), "round {round}: {name} was acknowledged and is lost");
         }
@@ -114,7 +124,10 @@ fn killed_at_fifty_random_moments() {
         let answer = platform.call(name, b"");
         assert_eq!(answer.status, 200, "{name}: {}", answer.text());
         let served: u64 = answer.text().trim().parse().expect("a number");
-        assert!(served == *number || served / 1000 >= number / 1000, "{name} answers {served}, acknowledged was {number}");
+        assert!(
+            served == *number || served / 1000 >= number / 1000,
+            "{name} answers {served}, acknowledged was {number}"
+        );
     }
     platform.stop();
     assert!(processes_of(&platform).is_empty(), "{:?}", processes_of(&platform));
@@ -161,7 +174,9 @@ fn a_drain_lets_running_calls_end_and_leaves_nothing() {
     let file = platform.file("slow.py", "import time\ndef handle(req):\n    time.sleep(1)\n    return 'done'\n");
     platform.ok(&["deploy", &file]);
     let url = format!("{}/function/slow", platform.url);
-    let call = std::thread::spawn(move || ureq::post(&url).send("x").map(|mut r| r.body_mut().read_to_string().unwrap_or_default()));
+    let call = std::thread::spawn(move || {
+        ureq::post(&url).send("x").map(|mut r| r.body_mut().read_to_string().unwrap_or_default())
+    });
     platform.until("the call runs", || platform.request("GET", "/metrics", &[], b"").text().contains(STARTED));
     if root() {
         assert_ne!(traces_of(&platform), "none", "doctor sees what there is");

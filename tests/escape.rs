@@ -103,12 +103,18 @@ def handle(event, context):
 "##;
 
 fn attempts() -> usize {
-    HOSTILE.lines().filter(|l| l.starts_with("def ") && !l.starts_with("def sys(") && !l.starts_with("def handle")).count()
+    HOSTILE
+        .lines()
+        .filter(|l| l.starts_with("def ") && !l.starts_with("def sys(") && !l.starts_with("def handle"))
+        .count()
 }
 
 fn addresses() -> Vec<String> {
     let out = std::process::Command::new("hostname").arg("-I").output();
-    out.map(|o| crate::platform::text(&o.stdout).split_whitespace().filter(|a| a.contains('.')).map(str::to_owned).collect()).unwrap_or_default()
+    out.map(|o| {
+        crate::platform::text(&o.stdout).split_whitespace().filter(|a| a.contains('.')).map(str::to_owned).collect()
+    })
+    .unwrap_or_default()
 }
 
 fn try_everything(platform: &Platform) {

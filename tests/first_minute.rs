@@ -52,12 +52,19 @@ fn the_commands_by_hand() {
     assert!(shown.contains("hello-00001") && shown.contains("python3 (handler)"), "{shown}");
     let yaml = platform.ok(&["describe", "hello", "-o", "yaml"]);
     assert!(yaml.contains("kind: Function"), "{yaml}");
+    let list = platform.ok(&["list", "-o", "yaml"]);
+    for (name, shown) in [("one.yaml", yaml), ("all.yaml", list)] {
+        platform.ok(&["deploy", "-f", &platform.file(name, &shown)]);
+    }
+    assert!(platform.ok(&["describe", "hello"]).contains("hello-00001"), "what was shown says nothing new");
     platform.ok(&["scale", "hello", "2"]);
     platform.until("two instances", || platform.instances("hello") == 2);
     platform.ok(&["scale", "hello", "0"]);
     platform.until("none", || platform.instances("hello") == 0);
     assert_eq!(platform.ok(&["invoke", "hello", "-d", "again"]), "Hello, again!\n", "the next call starts it again");
     assert!(platform.ok(&["version"]).contains("platform"));
+    let versions: serde_json::Value = serde_json::from_str(&platform.ok(&["version", "-o", "json"])).unwrap();
+    assert_eq!(versions["version"], versions["platform"]["version"]);
     assert!(platform.ok(&["completions", "bash"]).contains("taper"));
     assert!(platform.ok(&["doctor"]).contains("cgroup"));
     assert!(platform.ok(&["delete", "hello"]).contains("deleted"));
@@ -99,7 +106,9 @@ fn secrets_are_files_in_the_instance_and_never_shown() {
     platform.ok(&["deploy", &file, "--secret", "api-key"]);
     assert_eq!(platform.call("peek", b"").text(), "s3cr3ts3cr3t");
     assert!(platform.ok(&["secret", "list"]).contains("api-key"));
-    for arguments in [&["describe", "peek", "-o", "json"][..], &["list", "-o", "yaml"], &["secret", "list", "-o", "json"]] {
+    for arguments in
+        [&["describe", "peek", "-o", "json"][..], &["list", "-o", "yaml"], &["secret", "list", "-o", "json"]]
+    {
         assert!(!platform.ok(arguments).contains("s3cr3t"), "{arguments:?}");
     }
     assert!(!platform.said().contains("s3cr3t"));

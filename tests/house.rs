@@ -40,7 +40,8 @@ fn no_arrow_runs_where_it_must_not() {
     assert!(packages.len() >= 12, "the workspace has its rooms");
     for package in packages {
         let name = package["name"].as_str().unwrap().strip_prefix("taper-").expect("every crate is called taper-…");
-        let may = allowed.get(name).unwrap_or_else(|| panic!("crate `{name}` is new: say in tests/house.rs what it may use"));
+        let may =
+            allowed.get(name).unwrap_or_else(|| panic!("crate `{name}` is new: say in tests/house.rs what it may use"));
         for dependency in package["dependencies"].as_array().unwrap() {
             // Tests may look at more than the code they test; what ships may not.
             if dependency["kind"] == "dev" {
@@ -62,7 +63,11 @@ fn every_dependency_is_declared_once() {
             if line.starts_with('[') {
                 inside = line.contains("dependencies");
             } else if inside && line.contains('=') {
-                assert!(line.contains("workspace = true"), "{}: `{line}` is declared outside [workspace.dependencies]", package["name"]);
+                assert!(
+                    line.contains("workspace = true"),
+                    "{}: `{line}` is declared outside [workspace.dependencies]",
+                    package["name"]
+                );
             }
         }
     }
@@ -76,7 +81,8 @@ fn the_pure_rooms_stay_pure() {
         ("taper-runtimes", &["tokio", "libc", "rustix"][..]),
     ] {
         let metadata = metadata();
-        let package = metadata["packages"].as_array().unwrap().iter().find(|p| p["name"] == name).expect("the room exists");
+        let package =
+            metadata["packages"].as_array().unwrap().iter().find(|p| p["name"] == name).expect("the room exists");
         for dependency in package["dependencies"].as_array().unwrap() {
             let dep = dependency["name"].as_str().unwrap();
             assert!(dependency["kind"] == "dev" || !banned.contains(&dep), "{name} does no I/O: it must not use {dep}");

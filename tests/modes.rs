@@ -47,7 +47,12 @@ fn load(platform: &Platform, name: &str, calls: usize) {
                     let sent = body(n);
                     let answer = platform.call(name, &sent);
                     assert_eq!(answer.status, 200, "{name}, call {n}: {}", answer.text());
-                    assert!(answer.body == sent, "{name}, call {n}: {} bytes came back for {}", answer.body.len(), sent.len());
+                    assert!(
+                        answer.body == sent,
+                        "{name}, call {n}: {} bytes came back for {}",
+                        answer.body.len(),
+                        sent.len()
+                    );
                 }
             });
         }
@@ -164,7 +169,10 @@ fn one_static_binary() {
         "#include <unistd.h>\nint main(void) { char b[65536]; long n; while ((n = read(0, b, sizeof b)) > 0) for (long w = 0; w < n;) { long k = write(1, b + w, n - w); if (k < 0) return 1; w += k; } return n < 0; }\n",
     );
     let binary = platform.dir.path().join("still").display().to_string();
-    let built = std::process::Command::new("cc").args(["-O1", "-static", "-o", &binary, &source]).status().expect("a C compiler");
+    let built = std::process::Command::new("cc")
+        .args(["-O1", "-static", "-o", &binary, &source])
+        .status()
+        .expect("a C compiler");
     assert!(built.success());
     deploy(&platform, &[&binary]);
     load(&platform, "still", CALLS);

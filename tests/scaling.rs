@@ -97,7 +97,10 @@ fn an_update_loses_no_call() {
 #[test]
 fn a_dead_instance_is_replaced() {
     let platform = Platform::start();
-    let file = platform.file("mortal.py", "import os\ndef handle(req):\n    if req == 'die': os.kill(os.getppid(), 9); os._exit(1)\n    return 'alive'\n");
+    let file = platform.file(
+        "mortal.py",
+        "import os\ndef handle(req):\n    if req == 'die': os.kill(os.getppid(), 9); os._exit(1)\n    return 'alive'\n",
+    );
     platform.ok(&["deploy", &file]);
     for _ in 0..3 {
         platform.call("mortal", b"die");

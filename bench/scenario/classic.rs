@@ -2,7 +2,7 @@
 
 use super::Bench;
 use crate::{
-    contest::{Contestant, Measured, play},
+    contest::{Contestant, Measured, Results, play},
     error::Error,
     load::Request,
     report::{Promise, Report, Unit},
@@ -30,28 +30,22 @@ pub(super) fn run(bench: &Bench, report: &mut Report) -> Result<(), Error> {
             connections: &[ONE, MANY],
         });
         let contestants: Vec<Contestant> = contestant.into_iter().collect();
-        let mut ceilings = [Series::default(), Series::default()];
-        let (mut ones, mut manys, mut latency, mut cpu) =
-            (Series::default(), Series::default(), Series::default(), Series::default());
+        let (mut ceilings, mut bare) = ([Series::default(), Series::default()], [Series::default(), Series::default()]);
+        let mut results = Results::default();
         for _ in 0..bench.rounds {
-            for (threads, series) in [1, cpus.count()].into_iter().zip(&mut ceilings) {
-                series.push(ceiling(threads, cpus, bench.duration(), BODY)?);
+            for (at, threads) in [1, cpus.count()].into_iter().enumerate() {
+                let (rate, cpu) = ceiling(threads, cpus, bench.duration(), BODY)?;
+                ceilings[at].push(rate);
+                bare[at].push(cpu);
             }
-            let results = play(&contestants, 1, bench.duration(), load, report);
-            let value = |connections, value: fn(&_) -> f64| {
-                let series = results.series("taper", connections, value);
-                (!series.is_empty()).then(|| series.median())
-            };
-            value(ONE, |m| m.rate).into_iter().for_each(|v| ones.push(v));
-            value(MANY, |m| m.rate).into_iter().for_each(|v| manys.push(v));
-            value(ONE, |m| m.p50).into_iter().for_each(|v| latency.push(v));
-            value(MANY, Measured::cpu).into_iter().for_each(|v| cpu.push(v));
+            results.add(play(&contestants, 1, bench.duration(), load, report));
         }
+        let of = |connections, value: fn(&_) -> f64| results.series("taper", connections, value);
         let count = cpus.count();
         report.beside(
             format!("`cat`, {name}, c=1: calls per second"),
             Unit::Rate,
-            &ones,
+            &of(ONE, |m| m.rate),
             "ceiling, one thread",
             &ceilings[0],
             None,
@@ -61,19 +55,18 @@ pub(super) fn run(bench: &Bench, report: &mut Report) -> Result<(), Error> {
         report.beside(
             format!("`cat`, {name}, c=16: calls per second"),
             Unit::Rate,
-            &manys,
+            &of(MANY, |m| m.rate),
             &peer,
             &ceilings[1],
             promise,
         );
-        report.alone(format!("`cat`, {name}, c=1: p50"), Unit::Time, &latency, None);
-        let per_call = ceilings[1].map(|rate| count as f64 / rate);
+        report.alone(format!("`cat`, {name}, c=1: p50"), Unit::Time, &of(ONE, |m| m.p50), None);
         report.beside(
             format!("`cat`, {name}, c=16: CPU per call, everything"),
             Unit::Time,
-            &cpu,
+            &of(MANY, Measured::cpu),
             "ceiling",
-            &per_call,
+            &bare[1],
             None,
         );
     }

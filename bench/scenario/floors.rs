@@ -23,7 +23,7 @@ pub(super) fn run(bench: &Bench, report: &mut Report) -> Result<(), Error> {
             series.push(percentile(&mut start.row(bench.count(*count))?, 0.5));
         }
         for (threads, spawns) in [1, bench.all.count()].into_iter().zip(&mut spawns) {
-            spawns.push(ceiling(threads, &bench.all, bench.duration(), b"body")?);
+            spawns.push(ceiling(threads, &bench.all, bench.duration(), b"body")?.0);
         }
     }
     report.alone(starts[0].0, Unit::Time, &series[0], None);

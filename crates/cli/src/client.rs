@@ -63,7 +63,8 @@ impl Client {
             request = request.header(name, value);
         }
         let body = body.map_or_else(SendBody::none, SendBody::from_owned_reader);
-        let request = request.body(body).with_context(|| format!("{}{path} is not a request that can be sent", self.url))?;
+        let request =
+            request.body(body).with_context(|| format!("{}{path} is not a request that can be sent", self.url))?;
         self.agent.run(request).map_err(|e| self.explain(e))
     }
 
@@ -74,11 +75,17 @@ impl Client {
         if text.trim().is_empty() {
             return Ok(Value::Null);
         }
-        serde_json::from_str(&text).with_context(|| format!("{} did not answer with JSON: is it a Taper platform?", self.url))
+        serde_json::from_str(&text)
+            .with_context(|| format!("{} did not answer with JSON: is it a Taper platform?", self.url))
     }
 
     /// Sends JSON to the API and reads its answer line by line as JSON.
-    pub(crate) fn lines(&self, method: Method, path: &str, body: Option<&Value>) -> Result<impl Iterator<Item = Result<Value>> + use<>> {
+    pub(crate) fn lines(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<impl Iterator<Item = Result<Value>> + use<>> {
         let response = self.api(method, path, body)?;
         let reader = BufReader::new(response.into_body().into_reader());
         Ok(reader.lines().filter(|l| l.as_ref().map_or(true, |l| !l.trim().is_empty())).map(|line| {
@@ -93,7 +100,8 @@ impl Client {
         if known.status() == 200 {
             return Ok(());
         }
-        let response = self.send(Method::PUT, &format!("/v1/artifacts?digest={digest}"), &[], Some(Cursor::new(archive)))?;
+        let response =
+            self.send(Method::PUT, &format!("/v1/artifacts?digest={digest}"), &[], Some(Cursor::new(archive)))?;
         self.accept(response).map(drop).context("the code could not be uploaded")
     }
 
@@ -134,7 +142,10 @@ impl Client {
     fn explain(&self, error: ureq::Error) -> anyhow::Error {
         match error {
             ureq::Error::Io(e) if e.kind() == std::io::ErrorKind::ConnectionRefused => {
-                anyhow!("nothing answers at {}: start the platform with `taper up`, or say where it is with --url", self.url)
+                anyhow!(
+                    "nothing answers at {}: start the platform with `taper up`, or say where it is with --url",
+                    self.url
+                )
             }
             other => anyhow!(other).context(format!("cannot reach {}", self.url)),
         }

@@ -52,7 +52,9 @@ impl Global {
         match uri.scheme_str() {
             Some("http") if uri.query().is_none() => Ok(url.trim_end_matches('/').to_owned()),
             Some("http") => bail!("`{said}` has a query; write http://HOST:PORT"),
-            Some("https") => bail!("`{said}`: only plain HTTP is spoken here; give the platform's http address, through a tunnel if it is far"),
+            Some("https") => bail!(
+                "`{said}`: only plain HTTP is spoken here; give the platform's http address, through a tunnel if it is far"
+            ),
             _ => bail!("`{said}` is not an address of a platform; write http://HOST:PORT"),
         }
     }
@@ -91,7 +93,10 @@ pub(crate) fn env(name: &str) -> Option<String> {
 pub(crate) fn credentials_path() -> Result<PathBuf> {
     let base = match env("XDG_CONFIG_HOME") {
         Some(dir) => PathBuf::from(dir),
-        None => PathBuf::from(env("HOME").context("neither XDG_CONFIG_HOME nor HOME is set: where are credentials kept?")?).join(".config"),
+        None => {
+            PathBuf::from(env("HOME").context("neither XDG_CONFIG_HOME nor HOME is set: where are credentials kept?")?)
+                .join(".config")
+        }
     };
     Ok(base.join("taper/credentials.json"))
 }
@@ -99,7 +104,8 @@ pub(crate) fn credentials_path() -> Result<PathBuf> {
 fn load() -> Result<BTreeMap<String, Credential>> {
     let path = credentials_path()?;
     match fs::read(&path) {
-        Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| format!("{} is damaged; remove it and start the platform again", path.display())),
+        Ok(bytes) => serde_json::from_slice(&bytes)
+            .with_context(|| format!("{} is damaged; remove it and start the platform again", path.display())),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(BTreeMap::new()),
         Err(e) => Err(e).with_context(|| format!("cannot read {}", path.display())),
     }

@@ -47,5 +47,31 @@ fn main() -> ExitCode {
 
 /// `taper … | head` closes our standard output; that is the reader's choice, not a failure.
 fn is_closed_pipe(error: &anyhow::Error) -> bool {
-    error.chain().any(|e| e.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe))
+    error
+        .chain()
+        .any(|e| e.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn without_example(command: &clap::Command, path: &str, found: &mut Vec<String>) {
+        let path = format!("{path} {}", command.get_name());
+        if !command.get_after_help().is_some_and(|help| help.to_string().contains("Example")) {
+            found.push(path.clone());
+        }
+        command.get_subcommands().for_each(|below| without_example(below, &path, found));
+    }
+
+    #[test]
+    fn every_command_has_an_example() {
+        let command = Cli::command();
+        command.clone().debug_assert();
+        let mut found = Vec::new();
+        without_example(&command, "", &mut found);
+        assert!(found.is_empty(), "{found:?}");
+    }
 }

@@ -69,7 +69,12 @@ pub(crate) fn pack(path: &Path) -> Result<Package> {
 }
 
 /// Adds one file, or, where links are `kept`, one link.
-fn append(tar: &mut tar::Builder<impl std::io::Write>, name: &Path, source: &Path, kept: bool) -> Result<(Packed, u64)> {
+fn append(
+    tar: &mut tar::Builder<impl std::io::Write>,
+    name: &Path,
+    source: &Path,
+    kept: bool,
+) -> Result<(Packed, u64)> {
     let text = name.to_str().with_context(|| format!("{} has a name that is not UTF-8", source.display()))?;
     let mut header = tar::Header::new_gnu();
     if kept && fs::symlink_metadata(source)?.file_type().is_symlink() {

@@ -22,8 +22,8 @@ pub struct Manifest {
     /// What is wanted.
     pub spec: FunctionSpec,
     /// What a platform showed beside it is read over, so that what was shown can be sent back.
-    #[serde(default, rename = "status", skip_serializing, deserialize_with = "read_over")]
-    _status: (),
+    #[serde(default, skip_serializing)]
+    status: ReadOver,
 }
 
 /// A resource's name, labels and annotations.
@@ -56,7 +56,7 @@ impl Manifest {
                 annotations: BTreeMap::new(),
             },
             spec,
-            _status: (),
+            status: ReadOver,
         }
     }
 
@@ -103,8 +103,14 @@ impl Manifest {
     }
 }
 
-fn read_over<'de, D: Deserializer<'de>>(d: D) -> Result<(), D::Error> {
-    IgnoredAny::deserialize(d).map(drop)
+/// Something that may be there and says nothing.
+#[derive(Debug, Clone, PartialEq, Default)]
+struct ReadOver;
+
+impl<'de> Deserialize<'de> for ReadOver {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        IgnoredAny::deserialize(d).map(|_| Self)
+    }
 }
 
 #[cfg(test)]
@@ -153,7 +159,8 @@ spec:
         let json = serde_json::to_string(&[&all[0], &all[0]]).unwrap();
         assert!(!json.contains("status"), "{json}");
         assert_eq!(Manifest::parse_all(&json).unwrap(), [all[0].clone(), all[0].clone()]);
-        let list = format!("# two\n- {}\n- {}\n", serde_json::to_string(&all[0]).unwrap(), GOOD.trim().replace('\n', "\n  "));
+        let list =
+            format!("# two\n- {}\n- {}\n", serde_json::to_string(&all[0]).unwrap(), GOOD.trim().replace('\n', "\n  "));
         assert_eq!(Manifest::parse_all(&list).unwrap().len(), 2);
         let text = Manifest::parse_all("- apiVersion: taper.dev/v1alpha1\n  knid: Function\n").unwrap_err().to_string();
         assert!(text.contains("knid") && text.contains("line 2"), "{text}");

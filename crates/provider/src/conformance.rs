@@ -1,5 +1,5 @@
 //! The suite that every provider passes. A provider's test gives a [`Fixture`]; each function here is one promise of
-//! [`Provider`](crate::Provider), named by what it asserts. Nothing here sleeps: everything waits for events with a bound.
+//! [`Provider`], named by what it asserts. Nothing here sleeps: everything waits for events with a bound.
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 

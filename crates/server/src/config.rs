@@ -138,8 +138,13 @@ mod tests {
 
     #[test]
     fn each_room_has_its_own_part() {
-        let config = load("data: /srv/taper\ngateway: {maxBody: 1Mi, drain: 3s}\ndispatch: {queue: 5}\ncontrol: {tick: 1s}\n").unwrap();
-        assert_eq!((config.data.to_str(), config.gateway.max_body, config.dispatch.queue), (Some("/srv/taper"), 1 << 20, 5));
+        let config =
+            load("data: /srv/taper\ngateway: {maxBody: 1Mi, drain: 3s}\ndispatch: {queue: 5}\ncontrol: {tick: 1s}\n")
+                .unwrap();
+        assert_eq!(
+            (config.data.to_str(), config.gateway.max_body, config.dispatch.queue),
+            (Some("/srv/taper"), 1 << 20, 5)
+        );
         assert_eq!(load("\n").unwrap().dispatch, taper_dispatch::Config::default());
     }
 
@@ -147,6 +152,14 @@ mod tests {
     fn instances_have_a_folder_that_does_not_depend_on_where_one_stands() {
         let config = Config { data: PathBuf::from("here"), ..Config::default() };
         assert_eq!(config.instances().dir, std::env::current_dir().unwrap().join("here/local"));
+    }
+
+    #[test]
+    fn the_documented_defaults_are_the_defaults() {
+        let page = include_str!("../../../docs/operations.md");
+        let text = page.split("```yaml\n").nth(1).unwrap().split("```").next().unwrap();
+        let shown = Config { data: default_data(), ..load(text).unwrap() };
+        assert_eq!(format!("{shown:#?}"), format!("{:#?}", Config::default()));
     }
 
     #[test]

@@ -53,6 +53,9 @@ mod tests {
         let mode = fs::metadata(dir.path().join(FILE)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         fs::write(dir.path().join(FILE), "\n").unwrap();
-        assert!(password(dir.path()).unwrap_err().to_string().contains("is empty"), "an empty password never opens the door");
+        assert!(
+            password(dir.path()).unwrap_err().to_string().contains("is empty"),
+            "an empty password never opens the door"
+        );
     }
 }

@@ -11,7 +11,13 @@ use taper_model::FunctionName;
 pub(crate) fn collect(control: Handle, dispatcher: Dispatcher) -> Box<dyn Fn() -> Vec<Gauges> + Send + Sync> {
     Box::new(move || {
         let mut all: BTreeMap<FunctionName, Gauges> = BTreeMap::new();
-        let empty = |function: &FunctionName| Gauges { function: function.clone(), queued: 0, starting: 0, ready: 0, draining: 0 };
+        let empty = |function: &FunctionName| Gauges {
+            function: function.clone(),
+            queued: 0,
+            starting: 0,
+            ready: 0,
+            draining: 0,
+        };
         for gauge in control.gauges() {
             let function = gauge.revision.function();
             let sum = all.entry(function.clone()).or_insert_with(|| empty(function));

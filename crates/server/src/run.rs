@@ -8,7 +8,6 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use futures_util::StreamExt;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use taper_control::{Control, Info};
 use taper_dispatch::Dispatcher;
 use taper_gateway::{Credentials, Gateway};
@@ -43,7 +42,6 @@ pub struct Ready {
 /// When something that the platform needs cannot be had: what, where, and the mend.
 pub fn up(config: Config, on_ready: impl FnOnce(Ready) + Send + 'static) -> Result<()> {
     logging::start(config.log);
-    raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("taper").build()?;
     let ended = runtime.block_on(run(config, on_ready));
     // Whatever still runs in the background has nothing left to lose.
@@ -81,7 +79,11 @@ async fn run(config: Config, on_ready: impl FnOnce(Ready) + Send + 'static) -> R
             load: Arc::new(dispatcher.clone()),
             public_url: Box::new(move || url.get().map(|b| b.url.clone()).unwrap_or_default()),
             invocations: Box::new(move |name| counts.get().map_or(0, |b| b.invocations.of(name))),
-            info: Info { version: env!("CARGO_PKG_VERSION").into(), provider: "local".into(), isolation: local.isolation() },
+            info: Info {
+                version: env!("CARGO_PKG_VERSION").into(),
+                provider: "local".into(),
+                isolation: local.isolation(),
+            },
         },
     );
     let replacing = tokio::spawn(replace(dispatcher.clone(), handle.clone()));
@@ -162,16 +164,6 @@ async fn replace(dispatcher: Dispatcher, control: taper_control::Handle) {
         let (revision, instance) = dispatcher.condemned().await;
         tracing::warn!(%instance, "takes no calls and is replaced");
         control.condemn(revision, instance);
-    }
-}
-
-/// Every connection and every instance costs descriptors, and a login's soft limit is meant for other programs. Sandboxes
-/// set their own.
-fn raise_descriptor_limit() {
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
-    if let Err(error) = setrlimit(Resource::Nofile, raised) {
-        tracing::debug!(%error, "the limit on descriptors stays as it is");
     }
 }
 

@@ -15,15 +15,17 @@ pub(crate) struct FromStore {
 
 impl Supply for FromStore {
     fn artifact(&self, digest: &Digest) -> Result<PathBuf, Error> {
-        self.artifacts.path(digest).ok_or_else(|| Error::Missing(format!("the code {digest} is not here any more; deploy it again")))
+        self.artifacts
+            .path(digest)
+            .ok_or_else(|| Error::Missing(format!("the code {digest} is not here any more; deploy it again")))
     }
 
     fn secret<'a>(&'a self, namespace: &'a Name, name: &'a Name) -> BoxFuture<'a, Result<Bytes, Error>> {
         Box::pin(async move {
             self.store.secret(namespace, name).await.map_err(|e| match e {
-                taper_store::Error::NotFound(_) => {
-                    Error::Missing(format!("secret `{name}` is not in namespace `{namespace}`; create it with `taper secret create {name}`"))
-                }
+                taper_store::Error::NotFound(_) => Error::Missing(format!(
+                    "secret `{name}` is not in namespace `{namespace}`; create it with `taper secret create {name}`"
+                )),
                 other => Error::Missing(format!("secret `{name}` cannot be read: {other}")),
             })
         })

@@ -259,8 +259,7 @@ struct Request<'a> {
 impl<'a> Request<'a> {
     /// With what came together with the call's head; a small body is then whole.
     fn arrived(reader: &'a mut FrameReader) -> Result<Self, Error> {
-        let mut request =
-            Self { reader, ahead: BytesMut::new(), ended: Rc::default(), cancelled: false, stdin: None };
+        let mut request = Self { reader, ahead: BytesMut::new(), ended: Rc::default(), cancelled: false, stdin: None };
         while !request.ended.get() && request.ahead.len() < READ {
             match request.reader.take()? {
                 Some(frame) => request.admit(frame.kind, &frame.payload)?,

@@ -137,7 +137,8 @@ fn executable(file: &Path) -> Result<(), String> {
     }
     match interpreter(file) {
         Some(i) if i.ends_with('\r') => {
-            Err("its first line ends as on Windows; give it Unix line ends, for example with `sed -i 's/\\r$//'`".into())
+            Err("its first line ends as on Windows; give it Unix line ends, for example with `sed -i 's/\\r$//'`"
+                .into())
         }
         Some(i) if !Path::new(&i).exists() => {
             Err(format!("its first line wants `{i}`, which is not here: No such file or directory"))

@@ -9,7 +9,9 @@ use clap::Subcommand;
 #[derive(Subcommand)]
 pub(crate) enum Autoscaler {
     /// Replay decisions from JSON lines: a policy first, then one observation a line
-    #[command(after_help = "Example:\n  taper autoscaler replay load.jsonl\n\nThe form of the lines is in docs/autoscaling.md.")]
+    #[command(
+        after_help = "Example:\n  taper autoscaler replay load.jsonl\n\nThe form of the lines is in docs/autoscaling.md."
+    )]
     Replay {
         /// The file, or - for standard input
         file: PathBuf,

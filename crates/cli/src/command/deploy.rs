@@ -126,7 +126,8 @@ impl Deploy {
             }
             let package = match manifest.spec.source.take() {
                 Some(Source::Path(path)) => {
-                    let package = pack::pack(&base.join(path)).with_context(|| format!("{shown}: {name}: spec.source"))?;
+                    let package =
+                        pack::pack(&base.join(path)).with_context(|| format!("{shown}: {name}: spec.source"))?;
                     detect(&mut manifest.spec, &package).with_context(|| format!("{shown}: {name}"))?;
                     Some(package)
                 }
@@ -150,7 +151,9 @@ impl Deploy {
                 detect(&mut spec, &package)?;
                 Some(package)
             }
-            None if spec.command.is_empty() => bail!("nothing to deploy: name a file or a folder, or give --command; `taper deploy --help` has examples"),
+            None if spec.command.is_empty() => bail!(
+                "nothing to deploy: name a file or a folder, or give --command; `taper deploy --help` has examples"
+            ),
             None => None,
         };
         let name = self.name(global)?;
@@ -175,7 +178,9 @@ impl Deploy {
             ..FunctionSpec::default()
         };
         if let Some(command) = &self.command {
-            let words = shlex::split(command).with_context(|| format!("--command: `{command}` has a quote that is not closed, or ends in a backslash"))?;
+            let words = shlex::split(command).with_context(|| {
+                format!("--command: `{command}` has a quote that is not closed, or ends in a backslash")
+            })?;
             if words.is_empty() {
                 bail!("--command: `{command}` names nothing to run");
             }
@@ -214,8 +219,13 @@ fn detect(spec: &mut FunctionSpec, package: &Package) -> Result<()> {
     if !spec.command.is_empty() {
         return Ok(());
     }
-    let files: Vec<_> = package.files.iter().map(|f| Candidate { name: &f.name, executable: f.executable, head: &f.head }).collect();
-    let found = taper_runtimes::detect(&package.place, &files, Wish { runtime: spec.runtime, handler: spec.handler.as_deref() })?;
+    let files: Vec<_> =
+        package.files.iter().map(|f| Candidate { name: &f.name, executable: f.executable, head: &f.head }).collect();
+    let found = taper_runtimes::detect(
+        &package.place,
+        &files,
+        Wish { runtime: spec.runtime, handler: spec.handler.as_deref() },
+    )?;
     let mode = spec.mode.unwrap_or(found.mode);
     spec.runtime = Some(found.runtime);
     spec.mode = Some(mode);
@@ -223,7 +233,8 @@ fn detect(spec: &mut FunctionSpec, package: &Package) -> Result<()> {
         spec.handler = found.handler;
     } else if found.command.is_empty() {
         // A script of a language that is asked to be a server or a process per call is run by its interpreter.
-        let interpreter = taper_runtimes::interpreters(found.runtime).first().context("a language has an interpreter")?;
+        let interpreter =
+            taper_runtimes::interpreters(found.runtime).first().context("a language has an interpreter")?;
         spec.command = vec![(*interpreter).to_owned(), found.entry];
         spec.handler = None;
     } else {
@@ -262,11 +273,18 @@ pub(crate) fn push(client: &Client, mut manifest: Manifest, package: Option<Pack
             None => progress(&format!("{name}: {}", event["stage"].as_str().unwrap_or("working"))),
         }
     }
-    bail!("the platform broke off while {name} was being deployed; `taper describe {}` says what became of it", name.name)
+    bail!(
+        "the platform broke off while {name} was being deployed; `taper describe {}` says what became of it",
+        name.name
+    )
 }
 
 fn finished(name: &FunctionName, resource: &Value) -> Result<()> {
     let revision = output::text(resource, "/status/latestReadyRevision");
-    note(&format!("{name} is ready: {revision} ({}, {})", output::text(resource, "/spec/runtime"), output::text(resource, "/spec/mode")));
+    note(&format!(
+        "{name} is ready: {revision} ({}, {})",
+        output::text(resource, "/spec/runtime"),
+        output::text(resource, "/spec/mode")
+    ));
     output::line(&output::text(resource, "/status/url"))
 }

@@ -26,7 +26,9 @@ impl Describe {
         if output::machine(&function, global.output)? {
             return Ok(());
         }
-        let say = |label: &str, value: &str| if value == "-" { Ok(()) } else { output::line(&format!("{label:<12} {value}")) };
+        let say = |label: &str, value: &str| {
+            if value == "-" { Ok(()) } else { output::line(&format!("{label:<12} {value}")) }
+        };
         say("Name", &text(&function, "/metadata/name"))?;
         say("Namespace", &text(&function, "/metadata/namespace"))?;
         say("URL", &text(&function, "/status/url"))?;
@@ -57,8 +59,12 @@ impl Describe {
             say(&kind, &line)?;
         }
         for instance in function.pointer("/status/instances").and_then(Value::as_array).into_iter().flatten() {
-            let memory = instance["memoryBytes"].as_u64().map_or(String::new(), |b| format!("{:.1} MiB", b as f64 / 1_048_576.0));
-            output::line(format!("  {}  {}  {memory}", text(instance, "/instance"), text(instance, "/revision")).trim_end())?;
+            let memory = instance["memoryBytes"]
+                .as_u64()
+                .map_or(String::new(), |b| format!("{:.1} MiB", b as f64 / 1_048_576.0));
+            output::line(
+                format!("  {}  {}  {memory}", text(instance, "/instance"), text(instance, "/revision")).trim_end(),
+            )?;
         }
         Ok(())
     }

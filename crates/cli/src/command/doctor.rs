@@ -43,7 +43,9 @@ impl Doctor {
             }
         }
         if report.isolation.is_none() {
-            bail!("nothing can be isolated here; mend what is missing above, or start the platform with --isolation none");
+            bail!(
+                "nothing can be isolated here; mend what is missing above, or start the platform with --isolation none"
+            );
         }
         Ok(())
     }

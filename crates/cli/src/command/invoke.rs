@@ -14,8 +14,10 @@ use crate::{client::Client, context::Global, output};
 
 /// A call.
 #[derive(Args)]
-#[command(after_help = "Examples:\n  taper invoke hello -d world\n  taper invoke resize --file photo.jpg > small.jpg\n  \
-                        cat report.csv | taper invoke load/2026 -H 'Content-Type: text/csv'")]
+#[command(
+    after_help = "Examples:\n  taper invoke hello -d world\n  taper invoke resize --file photo.jpg > small.jpg\n  \
+                        cat report.csv | taper invoke load/2026 -H 'Content-Type: text/csv'"
+)]
 pub(crate) struct Invoke {
     /// The function, with a path after it where it takes one: hello, hello/users/7
     name: String,
@@ -35,12 +37,14 @@ pub(crate) struct Invoke {
 
 impl Invoke {
     pub(crate) fn run(self, global: &Global) -> Result<()> {
-        let (name, path) = self.name.split_once('/').map_or((self.name.as_str(), String::new()), |(n, p)| (n, format!("/{p}")));
+        let (name, path) =
+            self.name.split_once('/').map_or((self.name.as_str(), String::new()), |(n, p)| (n, format!("/{p}")));
         let name = global.function(name)?;
         let client = Client::new(global)?;
         let mut headers = Vec::new();
         for header in &self.header {
-            let (key, value) = header.split_once(':').with_context(|| format!("`{header}` is not a header; write 'Name: value'"))?;
+            let (key, value) =
+                header.split_once(':').with_context(|| format!("`{header}` is not a header; write 'Name: value'"))?;
             headers.push((key.trim().to_owned(), value.trim().to_owned()));
         }
         if !headers.iter().any(|(k, _)| k.eq_ignore_ascii_case("content-type")) {
@@ -48,7 +52,9 @@ impl Invoke {
         }
         let body: Box<dyn Read> = match (self.data, &self.file) {
             (Some(data), _) => Box::new(Cursor::new(data)),
-            (None, Some(file)) => Box::new(File::open(file).with_context(|| format!("cannot read {}", file.display()))?),
+            (None, Some(file)) => {
+                Box::new(File::open(file).with_context(|| format!("cannot read {}", file.display()))?)
+            }
             (None, None) if std::io::stdin().is_terminal() => Box::new(std::io::empty()),
             (None, None) => Box::new(std::io::stdin()),
         };

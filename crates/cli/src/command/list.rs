@@ -34,7 +34,8 @@ impl List {
 
 fn row(function: &Value) -> Vec<String> {
     let conditions = function.pointer("/status/conditions").and_then(Value::as_array);
-    let ready = conditions.and_then(|c| c.iter().find(|c| c["type"] == "Ready")).map_or("-".into(), |c| text(c, "/status"));
+    let ready =
+        conditions.and_then(|c| c.iter().find(|c| c["type"] == "Ready")).map_or("-".into(), |c| text(c, "/status"));
     vec![
         text(function, "/metadata/name"),
         text(function, "/spec/runtime"),

@@ -65,6 +65,8 @@ fn since_ms(text: &str) -> Result<u64> {
     if let Ok(Span(age)) = text.parse() {
         return Ok(u64::try_from(clock::unix().saturating_sub(age).as_millis()).unwrap_or(0));
     }
-    let time: jiff::Timestamp = text.parse().with_context(|| format!("--since {text}: write an age such as `5m`, or a time such as `2026-01-31T08:00:00Z`"))?;
+    let time: jiff::Timestamp = text.parse().with_context(|| {
+        format!("--since {text}: write an age such as `5m`, or a time such as `2026-01-31T08:00:00Z`")
+    })?;
     Ok(u64::try_from(time.as_millisecond()).unwrap_or(0))
 }

@@ -19,7 +19,9 @@ use crate::{client::Client, context::Global, output};
 #[derive(Subcommand)]
 pub(crate) enum Secret {
     /// Create a secret from --from-literal, --from-file or standard input
-    #[command(after_help = "Examples:\n  taper secret create api-key --from-file key.txt\n  pass show api | taper secret create api-key")]
+    #[command(
+        after_help = "Examples:\n  taper secret create api-key --from-file key.txt\n  pass show api | taper secret create api-key"
+    )]
     Create(Value_),
     /// Change a secret; new instances see the new value
     #[command(after_help = "Example:\n  taper secret update api-key --from-file key.txt")]
@@ -75,7 +77,8 @@ impl Secret {
                     output::note("no secrets yet; create one with `taper secret create NAME`");
                     return Ok(());
                 }
-                let rows: Vec<_> = list.as_array().into_iter().flatten().map(|s| vec![output::text(s, "/name")]).collect();
+                let rows: Vec<_> =
+                    list.as_array().into_iter().flatten().map(|s| vec![output::text(s, "/name")]).collect();
                 output::table(&["NAME"], &rows)
             }
         }
@@ -87,7 +90,9 @@ impl Value_ {
         let value = match (&self.from_literal, &self.from_file) {
             (Some(text), _) => text.clone().into_bytes(),
             (None, Some(file)) => fs::read(file).with_context(|| format!("cannot read {}", file.display()))?,
-            (None, None) if std::io::stdin().is_terminal() => bail!("give the value with --from-file, --from-literal or on standard input"),
+            (None, None) if std::io::stdin().is_terminal() => {
+                bail!("give the value with --from-file, --from-literal or on standard input")
+            }
             (None, None) => {
                 let mut value = Vec::new();
                 std::io::stdin().read_to_end(&mut value)?;

@@ -76,7 +76,10 @@ impl Up {
         taper_server::up(config, move |ready| {
             let credential = Credential { user: ready.user.clone(), password: ready.password.clone() };
             if let Err(error) = context::remember(&ready.urls, &credential) {
-                output::note(&format!("taper: the CLI will not find the password by itself: {}", output::chain(&error)));
+                output::note(&format!(
+                    "taper: the CLI will not find the password by itself: {}",
+                    output::chain(&error)
+                ));
             }
             // Nobody may be reading: the platform serves all the same.
             let _ = output::line(&format!("listening on {}", ready.urls[0]));
@@ -97,5 +100,6 @@ impl Up {
 }
 
 fn address(text: &str) -> Result<SocketAddr, String> {
-    text.parse().map_err(|_| "write an IP address and a port, such as `127.0.0.1:8080`, `0.0.0.0:80` or `[::]:8080`".into())
+    text.parse()
+        .map_err(|_| "write an IP address and a port, such as `127.0.0.1:8080`, `0.0.0.0:80` or `[::]:8080`".into())
 }
