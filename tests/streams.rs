@@ -352,3 +352,13 @@ fn an_async_iterator_streams_item_by_item_and_hears_that_its_caller_left() {
     drop(raw);
     assert_eq!(platform.call("items", b"left").text(), "yes");
 }
+
+#[test]
+fn an_event_stream_of_a_python_generator_outlives_the_timeout() {
+    let platform = Platform::start();
+    let code = "import time\ndef ticks():\n    for n in range(5):\n        time.sleep(0.5)\n        yield f'data: {n}\\n\\n'\n\ndef handle(event, context):\n    return {'statusCode': 200, 'headers': {'content-type': 'text/event-stream'}, 'body': ticks()}\n";
+    let file = platform.file("ticks.py", code);
+    platform.ok(&["deploy", &file, "--timeout", "1s"]);
+    let answer = platform.request("GET", "/function/ticks", &[], b"");
+    assert_eq!((answer.status, answer.text().matches("data: ").count()), (200, 5), "{}", answer.text());
+}
