@@ -56,7 +56,8 @@ impl Client {
         body: Option<impl Read + 'static>,
     ) -> Result<Response<Body>> {
         let mut request = Request::builder().method(method).uri(format!("{}{path}", self.url));
-        if let Some(authorization) = &self.authorization {
+        // To the platform alone: a function is not to be trusted with it.
+        if let Some(authorization) = self.authorization.as_ref().filter(|_| path.starts_with("/v1/")) {
             request = request.header("authorization", authorization);
         }
         for (name, value) in headers {

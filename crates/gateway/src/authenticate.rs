@@ -10,7 +10,7 @@ use std::{
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use futures_util::future::Either;
-use http::{HeaderMap, header};
+use http::{HeaderMap, HeaderValue, header};
 use subtle::ConstantTimeEq;
 use taper_model::{Cause, Fault, Stage};
 use tower::Service;
@@ -31,11 +31,24 @@ pub struct Credentials {
 }
 
 impl Credentials {
-    /// Whether these headers carry the credentials, as HTTP basic authentication (RFC 7617) writes them. Takes the same time
-    /// for every wrong password of one length.
+    /// Whether these headers carry the credentials.
     fn admit(&self, headers: &HeaderMap) -> bool {
         let mut given = headers.get_all(header::AUTHORIZATION).iter();
         let (Some(value), None) = (given.next(), given.next()) else { return false };
+        self.are(value)
+    }
+
+    /// Takes the credentials out of a call: a browser or a script that knows them sends them along, and the function must not
+    /// learn what opens the platform. What else a caller says there is between the two.
+    fn withhold(&self, headers: &mut HeaderMap) {
+        if headers.get_all(header::AUTHORIZATION).iter().any(|value| self.are(value)) {
+            headers.remove(header::AUTHORIZATION);
+        }
+    }
+
+    /// Whether this value is the credentials, as HTTP basic authentication (RFC 7617) writes them. Takes the same time for
+    /// every wrong password of one length.
+    fn are(&self, value: &HeaderValue) -> bool {
         let Some((scheme, token)) = value.to_str().ok().and_then(|v| v.split_once(' ')) else { return false };
         let Ok(pair) = STANDARD.decode(token.trim()) else { return false };
         let wanted = format!("{}:{}", self.user, self.password);
@@ -88,8 +101,11 @@ where
         self.router.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request) -> Self::Future {
+    fn call(&mut self, mut request: Request) -> Self::Future {
         if self.passes(&request) {
+            if matches!(Door::of(request.uri().path()), Door::Function | Door::Async) {
+                self.credentials.withhold(request.headers_mut());
+            }
             return Either::Left(self.router.call(request));
         }
         const MEND: &str = "this wants the administrator's password: user `admin`, and what `admin-password` in the data directory holds";
@@ -100,8 +116,6 @@ where
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
-
     use super::*;
 
     fn headers(values: &[&str]) -> HeaderMap {

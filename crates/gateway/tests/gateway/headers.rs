@@ -32,6 +32,16 @@ fn line<'a>(shown: &'a str, name: &str) -> &'a str {
 }
 
 #[tokio::test]
+async fn a_function_never_sees_the_administrators_password() {
+    let platform = showing().await;
+    let shown = platform.admin("/function/hello").await.text();
+    assert!(shown.starts_with("GET / HTTP/1.1\n") && !shown.contains("authorization"), "{shown}");
+    let request = Request::get("/function/hello").header("authorization", "Basic eDp5").body(call::empty()).unwrap();
+    let shown = platform.send(request).await.text();
+    assert_eq!(line(&shown, "authorization"), "Basic eDp5", "what others say is between them and the function");
+}
+
+#[tokio::test]
 async fn what_a_function_sees() {
     let platform = showing().await;
     let before = clock::unix().as_nanos();
