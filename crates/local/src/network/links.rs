@@ -81,8 +81,12 @@ impl Links {
     pub(super) async fn start(data: &Path, resolv_conf: &str) -> Result<(Links, Outbound), Refusal> {
         let data = fs::canonicalize(data).unwrap_or_else(|_| data.to_owned());
         let mark = Mark::of(&data);
-        let ground = tokio::task::spawn_blocking(move || Ground::prepare(mark)).await;
-        let Ground { program, mut rules, netlink, host } = ground.map_err(|why| refusal(why.to_string(), ""))??;
+        let ground = tokio::task::spawn_blocking(move || {
+            let turn = exclusively().map_err(|why| refusal(format!("{FORWARDING}: {why}"), ""))?;
+            Ok((turn, Ground::prepare(mark)?))
+        });
+        let (turn, ground) = ground.await.map_err(|why| refusal(why.to_string(), ""))??;
+        let Ground { program, mut rules, netlink, host } = ground;
 
         let known = Resolvers::parse(resolv_conf);
         let reachable = known.reachable(&host);
@@ -111,6 +115,7 @@ impl Links {
             let _ = rules::remove(&program, &rules.mark);
             return Err(refusal(why.to_string(), "look at what the message names, and start again"));
         }
+        drop(turn);
 
         let outbound = Outbound::Links {
             table: rules::table(&rules.mark),
@@ -172,6 +177,7 @@ impl Links {
         };
         let (program, mark) = (self.program.clone(), self.mark.clone());
         let table = tokio::task::spawn_blocking(move || {
+            let _turn = exclusively()?;
             let found = rules::find(&program, &mark)?;
             rules::remove(&program, &mark)?;
             // While another platform needs it, it stays; its table says that it is to be turned off.
@@ -357,6 +363,15 @@ fn remove_links(netlink: &Netlink, prefix: &str) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// One platform at a time looks at the tables of all and decides about forwarding: else one that leaves could turn off what one
+/// that comes has just found on, or neither would turn it off. The switch is its own lock, so nothing lies about for that;
+/// it is one per network namespace, as the tables are. Blocks while another platform starts or ends.
+fn exclusively() -> io::Result<fs::File> {
+    let switch = fs::File::open(FORWARDING)?;
+    switch.lock()?;
+    Ok(switch)
 }
 
 /// Switches the host's IPv4 forwarding, if it is not so already.
