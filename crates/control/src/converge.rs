@@ -88,8 +88,9 @@ impl Reconcile {
         let mut told = BTreeSet::new();
         loop {
             for id in &ids {
+                // Once, and again when an instance became ready that was on its way.
                 let live = &self.live[id];
-                if !live.applying && !live.is_empty() && told.insert(id.clone()) {
+                if !live.applying && !live.is_empty() && (told.insert(id.clone()) || live.held() > 0) {
                     self.order(id, 0);
                 }
             }

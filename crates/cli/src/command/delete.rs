@@ -18,11 +18,19 @@ pub(crate) struct Delete {
 impl Delete {
     pub(crate) fn run(&self, global: &Global) -> Result<()> {
         let client = Client::new(global)?;
-        for name in &self.names {
-            let name = global.function(name)?;
-            client.json(Method::DELETE, &Client::function_path(&name), None)?;
-            output::line(&format!("{name} deleted"))?;
+        // All names are read before anything is deleted, and one that is not there does not keep the others.
+        let names = self.names.iter().map(|name| global.function(name)).collect::<Result<Vec<_>>>()?;
+        let mut ended = Ok(());
+        for name in names {
+            match client.json(Method::DELETE, &Client::function_path(&name), None) {
+                Ok(_) => output::line(&format!("{name} deleted"))?,
+                Err(error) => {
+                    if let Err(earlier) = std::mem::replace(&mut ended, Err(error)) {
+                        output::note(&format!("taper: {}", output::chain(&earlier)));
+                    }
+                }
+            }
         }
-        Ok(())
+        ended
     }
 }

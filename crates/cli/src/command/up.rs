@@ -89,7 +89,10 @@ impl Up {
                 // A file that does not deploy is the file's trouble; the platform and its other functions go on.
                 let deployed = deploy.read(&global).and_then(|(m, p)| deploy::push(&Client::new(&global)?, m, p));
                 if let Err(error) = deployed {
-                    output::note(&format!("taper: {}: {}", path.display(), output::chain(&error)));
+                    output::note(&format!(
+                        "taper: {}",
+                        output::chain(&error.context(format!("{} was not deployed", path.display())))
+                    ));
                 }
             }
             if let Ok(program) = std::env::current_exe() {

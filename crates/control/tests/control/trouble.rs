@@ -266,3 +266,16 @@ async fn zero_by_hand_holds_for_a_function_that_is_made_anew() {
     assert_eq!(house.show("hello").await["status"]["latestReadyRevision"], "hello-00001");
     assert_eq!(house.count("hello", 1), 0);
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_instance_that_becomes_ready_during_the_shutdown_does_not_hold_it_up() {
+    let house = House::new();
+    house.deploy("hello", json!({})).await;
+    house.stage.starts("hello", 1, 1.0, None);
+    house.scale("hello", 2).await;
+    house.stage.apply_takes("hello", 1, 2.0);
+    let start = Instant::now();
+    let (_, stage) = house.stop().await;
+    assert!(start.elapsed() < secs(5), "{:?}", start.elapsed());
+    assert!(stage.fake.left().is_empty());
+}
