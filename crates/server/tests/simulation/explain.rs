@@ -8,12 +8,13 @@ use tokio::time::Instant;
 
 use crate::{
     caller::End,
-    ledger::{Book, Passage, What},
+    ledger::{Book, What},
+    passage::Passage,
     plan::{BACKOFF_MOST, Plan},
 };
 
 /// Orders that were slow, events that were late, a preparation after a restart: what a start takes beyond its own time.
-pub(crate) const SLACK: Duration = Duration::from_secs(2);
+const SLACK: Duration = Duration::from_secs(2);
 
 type Verdict = Result<(), String>;
 

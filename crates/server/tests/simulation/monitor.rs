@@ -10,9 +10,8 @@ use tokio::{
 };
 
 use crate::{
-    explain::SLACK,
     ledger::{Book, Parked, What, generation},
-    plan::{DEPLOY_TIMEOUT, LONGEST_START, NAMES},
+    plan::{DEPLOY_TIMEOUT, NAMES},
     world::World,
 };
 
@@ -84,59 +83,46 @@ fn last_trouble(book: &Book, generation: usize) -> Option<Instant> {
     book.troubles.iter().rev().find(|t| t.generation.is_none_or(|g| g == generation)).map(|t| t.at)
 }
 
+/// From when on nothing but the platform decides what becomes of a generation, `since` being when that should have begun.
+fn calm(book: &Book, number: usize, since: Instant) -> Instant {
+    let calm = last_trouble(book, number).unwrap_or(since).max(since);
+    let restarted = book.had(number, book.started + Duration::from_millis(1), &[What::Restart]);
+    // Starts of another life of the platform are not seen before they end.
+    if restarted { calm + book.made[number].kind.start() } else { calm }
+}
+
 fn verdicts_are_given(book: &mut Book) {
     let now = Instant::now();
     for number in 0..book.made.len() {
         let made = &book.made[number];
-        match made.verdict {
-            Some((at, ready)) if at == now && ready && !made.kind.is_good() => {
-                book.wrong("a broken deploy never becomes ready", &format!("generation {number}"));
-            }
-            Some((at, false))
-                if at == now && made.kind.is_good() && made.over.is_none_or(|_| is_latest(book, number)) =>
-            {
-                let what = [What::StartFailed, What::OrderFailed, What::Killed];
-                if !book.had(number, made.since, &what) {
-                    book.wrong("a good deploy becomes ready", &format!("generation {number} failed"));
-                }
-            }
-            None if made.over.is_none() => {
-                // It begins when nothing is left of what was deleted before it.
-                let name = made.id.function();
-                let others = book.made[..number].iter().filter(|m| m.id.function() == name);
-                let base = others.filter_map(|m| Some(m.gone? + m.shape.timeout)).max();
-                let base = base.into_iter().chain(last_trouble(book, number)).fold(made.since, Instant::max);
-                let takes = if made.kind.is_good() { made.kind.prepare() + made.kind.start() } else { Duration::ZERO };
-                let most = if book.had(number, made.since, &[What::OrderFailed]) || !made.kind.is_good() {
-                    DEPLOY_TIMEOUT + REACTION
-                } else {
-                    takes + REACTION
-                };
-                if now > base + most {
-                    book.wrong("every deploy gets its verdict in time", &format!("generation {number} has none"));
-                }
-            }
-            _ => {}
+        if made.judged.is_some() || made.over.is_some() {
+            continue;
+        }
+        // It begins when nothing is left of what was deleted before it.
+        let before = book.made[..number].iter().filter(|m| m.id.function() == made.id.function());
+        let left = before.filter_map(|m| Some(m.gone? + m.shape.timeout)).max();
+        let base = left.into_iter().chain(last_trouble(book, number)).fold(made.since, Instant::max);
+        let most = if made.kind.is_good() && !book.had(number, made.since, &[What::OrderFailed]) {
+            made.kind.prepare() + made.kind.start()
+        } else {
+            DEPLOY_TIMEOUT
+        };
+        if now > base + most + REACTION {
+            book.wrong("every deploy gets its verdict in time", &format!("generation {number} has none"));
         }
     }
-}
-
-fn is_latest(book: &Book, number: usize) -> bool {
-    book.made[number + 1..].iter().all(|m| m.id.function() != book.made[number].id.function())
 }
 
 fn what_is_over_ends(world: &World, book: &mut Book) {
     let now = Instant::now();
     for number in 0..book.made.len() {
-        let made = &book.made[number];
-        let Some(over) = made.over else { continue };
-        let mut by = last_trouble(book, number).unwrap_or(over).max(over + made.shape.timeout) + REACTION;
-        if book.had(number, book.started + Duration::from_millis(1), &[What::Restart]) {
-            // Starts of another life of the platform are not seen before they end.
-            by += made.kind.start();
+        let Some(over) = book.made[number].over else { continue };
+        if world.stage.is_doubled(book, number) {
+            book.made[number].over = Some(now);
         }
+        let by = calm(book, number, over + book.made[number].shape.timeout) + REACTION;
         let there = world.stage.there(book, number);
-        if now > by && there > 0 && !world.stage.is_doubled(book, number) {
+        if now > by && there > 0 {
             book.wrong(
                 "what is replaced, failed or deleted ends with its calls",
                 &format!("{there} instances of generation {number}"),
@@ -155,8 +141,8 @@ fn held_at_zero(world: &World, book: &mut Book, index: usize, function: Option<&
         if book.function_of(number) != index {
             continue;
         }
-        let verdict = book.made[number].verdict.map(|(at, _)| at);
-        let by = verdict.into_iter().chain(last_trouble(book, number)).fold(since, Instant::max) + REACTION;
+        let verdict = book.made[number].judged.unwrap_or(since);
+        let by = calm(book, number, since.max(verdict)) + REACTION;
         let there = world.stage.there(book, number);
         if now > by && there > 0 {
             book.wrong("zero by hand holds until the next call", &format!("{there} instances of generation {number}"));
@@ -227,7 +213,7 @@ fn at_rest(world: &World, book: &mut Book, index: usize, function: &Function, mu
 /// Who waits beside whom: nobody may for longer than a moment.
 fn starving(book: &Book) -> Starving {
     let waiting = book.calls.iter().filter(|(_, c)| c.waits());
-    let beside = |(n, call): (&usize, &crate::ledger::Passage)| {
+    let beside = |(n, call): (&usize, &crate::passage::Passage)| {
         let n = *n;
         let mine = book.instances.iter().filter(move |(_, i)| i.generation == call.generation);
         let free = mine.filter(|(_, i)| {
@@ -238,5 +224,3 @@ fn starving(book: &Book) -> Starving {
     };
     waiting.flat_map(beside).collect()
 }
-
-const _: Duration = SLACK.saturating_add(LONGEST_START);

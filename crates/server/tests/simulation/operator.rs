@@ -62,7 +62,7 @@ async fn deploy(world: &World, function: usize, shape: Shape, kind: Kind) {
             shape,
             kind,
             since: Instant::now(),
-            verdict: None,
+            judged: None,
             over: None,
             unknown: None,
             gone: None,

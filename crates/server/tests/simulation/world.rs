@@ -178,39 +178,44 @@ impl World {
 
     /// Takes the platform down, if it is up.
     pub(crate) async fn down(&self, how: Down) {
-        let Some(Platform { door, handle, stop, service, feeds }) = self.lock().take() else { return };
+        let Some(door) = self.door() else { return };
         // A revision is known by its function and its number alone, and after a delete the numbers begin again. So who forgets while
         // something of the one before is left would take it for the one after.
         let how = if how == Down::Amnesia && self.has_a_double() { Down::Crash } else { how };
         self.ledger.note(format!("down: {how:?}"));
         self.ledger.open().trouble(None, What::Restart);
         if how == Down::Drain {
-            self.ledger.open().is_closing = true;
-            door.dispatcher.close();
-            handle.close();
-            // Whoever does not end in time is cut, as the gateway does it.
-            let drained = timeout(DRAIN, door.dispatcher.drained()).await;
-            self.ledger.open().count(if drained.is_ok() { "drained" } else { "drained: cut" });
-            door.cut.cancel();
+            self.drain(&door).await;
+        }
+        let Some(Platform { stop, mut service, feeds, .. }) = self.lock().take() else { return };
+        door.cut.cancel();
+        if how == Down::Drain {
             stop.cancel();
-            let before = Instant::now();
-            if let Err(e) = service.await {
-                self.ledger.wrong("nothing panics", &format!("the control plane: {e}"));
-            }
-            if before.elapsed() > DRAIN {
-                self.ledger.wrong("a shutdown ends in time", &format!("{:?}", before.elapsed()));
+            match timeout(DRAIN, &mut service).await {
+                Ok(Ok(())) => {}
+                Ok(Err(e)) => self.ledger.wrong("nothing panics", &format!("the control plane: {e}")),
+                Err(_) => self.ledger.wrong("a shutdown ends in time", "the control plane does not"),
             }
             self.ledger.open().is_closing = false;
-        } else {
-            service.abort();
-            door.cut.cancel();
         }
+        service.abort();
         feeds.iter().for_each(JoinHandle::abort);
         // What was cut or aborted ends before anything else happens.
         sleep(Duration::from_millis(1)).await;
         if how != Down::Amnesia {
             self.stage.crash().await;
         }
+    }
+
+    /// Lets nobody in any more, and what is in end; not for ever, as the gateway does it.
+    async fn drain(&self, door: &Door) {
+        self.ledger.open().is_closing = true;
+        door.dispatcher.close();
+        if let Some(control) = self.control() {
+            control.close();
+        }
+        let drained = timeout(DRAIN, door.dispatcher.drained()).await;
+        self.ledger.open().count(if drained.is_ok() { "drained" } else { "drained: cut" });
     }
 }
 
