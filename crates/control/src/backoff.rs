@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use taper_model::{Cause, Fault, FunctionName, Retry, Stage};
+use taper_model::{Cause, Fault, FunctionName, Retry, Stage, fault::brief};
 use tokio::time::Instant;
 
 /// Failures in a row, and until when nothing more is started.
@@ -69,18 +69,23 @@ impl Backoff {
 
     /// Why it cannot start, and when the next try is; `None` while nothing failed.
     pub(crate) fn words(&self, now: Instant) -> Option<String> {
+        self.words_of(&self.why, now)
+    }
+
+    fn words_of(&self, why: &str, now: Instant) -> Option<String> {
         let next = self.until.saturating_duration_since(now).as_secs_f64().ceil();
         match self.failures {
             0 => None,
-            1 => Some(format!("{}; next try in {next} s", self.why)),
-            n => Some(format!("{}; {n} failures in a row, next try in {next} s", self.why)),
+            1 => Some(format!("{why}; next try in {next} s")),
+            n => Some(format!("{why}; {n} failures in a row, next try in {next} s")),
         }
     }
 
-    /// The fault for the calls that wait.
+    /// The fault for the calls that wait. Whoever calls need not be who wrote the function: the traceback is its detail.
     pub(crate) fn fault(&self, function: &FunctionName, now: Instant) -> Fault {
-        let words = self.words(now).unwrap_or_default();
+        let words = self.words_of(brief(&self.why), now).unwrap_or_default();
         let mut fault = Fault::new(Stage::Activate, self.cause, format!("function {function} cannot start: {words}"));
+        fault.detail = Some(self.why.clone());
         fault.retry = Retry::After(self.until.saturating_duration_since(now).max(Duration::from_secs(1)));
         fault
     }

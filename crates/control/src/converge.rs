@@ -1,15 +1,11 @@
 //! What goes out of the loop: how each revision is brought from what is to what should be, one order at a time.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures_util::StreamExt;
 use taper_model::{BoxStream, FunctionName, FunctionSpec, Revision, RevisionId, RevisionState};
 use taper_provider::{Event, Progress};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use crate::{
     live::{Live, Role},
@@ -85,25 +81,31 @@ impl Reconcile {
     pub(crate) async fn stop(&mut self, mut events: Option<BoxStream<'static, Event>>) {
         self.trials.clear();
         let ids: Vec<RevisionId> = self.live.keys().cloned().collect();
-        let mut told = BTreeSet::new();
+        let again = self.shared.config.backoff_least.0;
         loop {
+            let now = Instant::now();
             for id in &ids {
-                // Once, and again when an instance became ready that was on its way.
-                let live = &self.live[id];
-                if !live.applying && !live.is_empty() && (told.insert(id.clone()) || live.held() > 0) {
+                // Once; and again when that failed, or when an instance became ready that was on its way.
+                if self.live[id].differs(0, now).is_some() {
                     self.order(id, 0);
                 }
             }
             if self.live.values().all(Live::is_empty) {
                 return;
             }
-            let now = Instant::now();
             tokio::select! { biased;
                 Some(done) = self.work.next(), if !self.work.is_empty() => {
-                    if let Done::Applied(id, _) = done {
-                        self.with(&id, |live| live.applying = false);
+                    let now = Instant::now();
+                    if let Done::Applied(id, result) = done {
+                        self.with(&id, |live| {
+                            live.applying = false;
+                            if result.is_err() {
+                                live.not_ordered(now + again);
+                            }
+                        });
                     }
                 }
+                () = sleep(again) => {}
                 event = next(&mut events) => match event {
                     Some(Event::Ready(i)) => self.with(&i.revision, |live| live.ready(i.id, now)),
                     Some(Event::Draining { id, revision }) => self.with(&revision, |live| live.draining(&id)),

@@ -5,7 +5,9 @@ use std::{sync::Arc, time::Duration};
 
 use http::{header, request, uri::PathAndQuery};
 use hyper::upgrade::OnUpgrade;
-use taper_model::{Call, Cause, Fault, Function, FunctionName, Reply, Retry, Revision, RevisionState, Stage};
+use taper_model::{
+    Call, Cause, Fault, Function, FunctionName, Reply, Retry, Revision, RevisionState, Stage, fault::brief,
+};
 use tokio::time::sleep_until;
 use tracing::Instrument;
 
@@ -63,7 +65,9 @@ fn route(context: &Context, head: &request::Parts, record: &mut Record) -> Resul
 fn unready(name: &FunctionName, function: &Function) -> Fault {
     let fault = |text| Fault::new(Stage::Activate, Cause::CannotStart, text);
     match &function.latest().state {
-        RevisionState::Failed(why) => fault(format!("function {name} has no revision that could start: {why}")),
+        RevisionState::Failed(why) => {
+            fault(format!("function {name} has no revision that could start: {}", brief(why))).with_detail(why.as_str())
+        }
         RevisionState::Pending | RevisionState::Ready => Fault {
             retry: Retry::After(Duration::from_secs(1)),
             ..fault(format!("function {name} is being deployed; no revision of it is ready yet"))

@@ -178,6 +178,14 @@ impl Fault {
     }
 }
 
+/// The one line of a tool's or a function's words that says most, for callers who are not to see a traceback: the last that is not
+/// indented, and not what Node signs with.
+pub fn brief(words: &str) -> &str {
+    let tells =
+        |line: &&str| !line.trim().is_empty() && !line.starts_with([' ', '\t']) && !line.starts_with("Node.js v");
+    words.lines().rev().find(tells).unwrap_or(words).trim()
+}
+
 impl fmt::Debug for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?} at {}: {}", self.cause, self.stage.as_str(), self.message)?;
@@ -194,5 +202,20 @@ impl fmt::Display for Fault {
 impl std::error::Error for Fault {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         self.source.as_ref().map(|e| e.as_ref() as _)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::brief;
+
+    #[test]
+    fn one_line_says_most() {
+        let python = "Traceback (most recent call last):\n  File \"/function/a.py\", line 1\n    import x\nModuleNotFoundError: No module named 'x'\n";
+        assert_eq!(brief(python), "ModuleNotFoundError: No module named 'x'");
+        let node = "/function/a.mjs:1\nError: no luck\n    at file:///function/a.mjs:1:7\n\nNode.js v20.1.0\n";
+        assert_eq!(brief(node), "Error: no luck");
+        assert_eq!(brief("exit status 3"), "exit status 3");
+        assert_eq!(brief(""), "");
     }
 }
