@@ -105,12 +105,20 @@ impl Reconcile {
                         });
                     }
                 }
-                () = sleep(again) => {}
+                () = sleep(again) => {
+                    events.get_or_insert_with(|| self.shared.parts.provider.watch());
+                }
                 event = next(&mut events) => match event {
                     Some(Event::Ready(i)) => self.with(&i.revision, |live| live.ready(i.id, now)),
                     Some(Event::Draining { id, revision }) => self.with(&revision, |live| live.draining(&id)),
                     Some(Event::Gone { id, revision, .. }) => self.with(&revision, |live| _ = live.gone(&id, true, now)),
-                    Some(Event::Reset(_) | Event::Failed { .. }) => {}
+                    Some(Event::Reset(all)) => {
+                        for (id, live) in &mut self.live {
+                            let mine = all.iter().filter(|i| i.revision == *id);
+                            live.reset(mine.map(|i| i.id.clone()).collect(), now);
+                        }
+                    }
+                    Some(Event::Failed { .. }) => {}
                     None => events = None,
                 },
             }

@@ -196,7 +196,6 @@ async fn each_policy_reaches_what_it_says_and_nothing_is_left() {
         return;
     }
     let data = Data::new();
-    let before = forwarding();
     let lan = Lan::new().await;
     let spawner = data.spawner().await;
     let network = Network::start(&Config::new(data.folder.path())).await;
@@ -244,11 +243,7 @@ async fn each_policy_reaches_what_it_says_and_nothing_is_left() {
     spawner.stop().await;
     network.remove().await.expect("removes");
     assert_eq!(left(&data), (0, 0));
-    // Another platform on this host may need forwarding still.
-    let after = forwarding();
-    if before == "0" && !succeed("nft", &["list", "tables"]).contains("taper_") {
-        assert_eq!(after, "0");
-    }
+    // That forwarding is as before is asserted end to end, in a namespace where no other test's platform comes and goes.
 }
 
 #[tokio::test]

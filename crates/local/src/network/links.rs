@@ -39,6 +39,8 @@ pub(super) struct Links {
     program: PathBuf,
     mark: Mark,
     _forwarder: Option<Forwarder>,
+    /// Also noted in the table, for others; kept here for when somebody has flushed the ruleset.
+    forwarding_was_off: bool,
 }
 
 /// One link. Dropping it removes it.
@@ -124,6 +126,7 @@ impl Links {
             forwarding_turned_on: rules.forwarding_was_off,
             names,
         };
+        let forwarding_was_off = rules.forwarding_was_off;
         let (jobs, work) = mpsc::channel();
         let (pool, prefix) = (Pool::new(rules.block), rules::prefix(&rules.mark));
         std::thread::Builder::new()
@@ -145,7 +148,16 @@ impl Links {
         };
         let (open, public) = (routes(Policy::Open), routes(Policy::Public));
         let resolv_conf = known.with_servers(&servers);
-        let links = Links { jobs, resolv_conf, open, public, program, mark: rules.mark, _forwarder: forwarder };
+        let links = Links {
+            jobs,
+            resolv_conf,
+            open,
+            public,
+            program,
+            mark: rules.mark,
+            _forwarder: forwarder,
+            forwarding_was_off,
+        };
         Ok((links, outbound))
     }
 
@@ -175,13 +187,13 @@ impl Links {
             Ok(()) => answered.await.unwrap_or(Ok(())),
             Err(_) => Ok(()),
         };
-        let (program, mark) = (self.program.clone(), self.mark.clone());
+        let (program, mark, was_off) = (self.program.clone(), self.mark.clone(), self.forwarding_was_off);
         let table = tokio::task::spawn_blocking(move || {
             let _turn = exclusively()?;
             let found = rules::find(&program, &mark)?;
             rules::remove(&program, &mark)?;
             // While another platform needs it, it stays; its table says that it is to be turned off.
-            if found.forwarding_was_off && found.others == 0 { forwarding(false) } else { Ok(()) }
+            if (was_off || found.forwarding_was_off) && found.others == 0 { forwarding(false) } else { Ok(()) }
         });
         let table = table.await.unwrap_or_else(|why| Err(io::Error::other(why)));
         links.map_err(Error::network("removing links"))?;
