@@ -15,6 +15,8 @@ pub struct Sample {
     pub seconds: f64,
     /// Integral of the calls in the system, waiting and running, over the sample: average concurrency times `seconds`.
     pub call_seconds: f64,
+    /// CPU that the instances used in the sample together, in core-seconds; only the metric `cpu` looks at it.
+    pub cpu_seconds: f64,
     /// Calls that arrived in the sample.
     pub arrived: u64,
     /// Calls waiting at its end.
@@ -83,6 +85,7 @@ impl Autoscaler {
         let integral = match self.policy.metric {
             Metric::Concurrency => sample.call_seconds,
             Metric::Rps => sample.arrived as f64,
+            Metric::Cpu => sample.cpu_seconds * 1000.0,
         };
         // One bad number must not stay in the totals for a whole window.
         let integral = if integral.is_finite() { integral.max(0.0) } else { 0.0 };

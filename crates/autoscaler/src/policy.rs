@@ -12,6 +12,8 @@ pub enum Metric {
     Concurrency,
     /// Calls that arrive per second.
     Rps,
+    /// CPU that the instances use together, in thousandths of a core.
+    Cpu,
 }
 
 /// How the seconds of a window become one number.

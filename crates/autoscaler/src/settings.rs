@@ -160,6 +160,7 @@ impl Settings {
                 self.target.unwrap_or(if limit.is_finite() { limit } else { 100.0 }).min(limit)
             }
             Metric::Rps => self.target.unwrap_or(200.0),
+            Metric::Cpu => self.target.unwrap_or(1000.0),
         };
         let utilization = self.utilization.map_or(0.7, |percent| percent / 100.0);
         let stable_window = self.window.unwrap_or(default.stable_window);
@@ -288,6 +289,7 @@ impl Written {
         self.get(METRIC, "a metric that this autoscaler knows", |text| match text {
             "concurrency" => Some(Metric::Concurrency),
             "rps" => Some(Metric::Rps),
+            "cpu" => Some(Metric::Cpu),
             _ => None,
         })
     }
@@ -305,7 +307,7 @@ impl Written {
 fn allowed(setting: &'static str) -> &'static str {
     match setting {
         CLASS => KPA,
-        METRIC => "concurrency or rps",
+        METRIC => "concurrency, rps or cpu",
         AGGREGATION => "linear or weighted-exponential",
         MIN => "0 to 2147483647",
         MAX => "0 (no limit) to 2147483647",

@@ -17,7 +17,14 @@ fn at(seconds: f64) -> Duration {
 /// A second at an average concurrency, which is still there at its end.
 fn load(concurrency: f64) -> Sample {
     let arrived = u64::from(concurrency > 0.0);
-    Sample { seconds: 1.0, call_seconds: concurrency, arrived, waiting: 0, running: concurrency.ceil() as u32 }
+    Sample {
+        seconds: 1.0,
+        call_seconds: concurrency,
+        arrived,
+        waiting: 0,
+        running: concurrency.ceil() as u32,
+        ..Sample::default()
+    }
 }
 
 /// Seven per instance.
@@ -86,7 +93,10 @@ fn many_waiting_calls_wake_many_and_keep_them() {
     let decision = scaler.wake(at(5.0), 50);
     assert_eq!((decision.want, decision.panicking), (8, true));
     // The measured average of the first moment is lower; what is being started is not taken back.
-    scaler.observe(at(5.2), Sample { seconds: 0.2, call_seconds: 10.0, arrived: 50, waiting: 50, running: 0 });
+    scaler.observe(
+        at(5.2),
+        Sample { seconds: 0.2, call_seconds: 10.0, arrived: 50, waiting: 50, running: 0, ..Sample::default() },
+    );
     assert_eq!(scaler.decide(at(5.2), 0).want, 8);
 
     let woken = |policy: ScalePolicy, waiting| Autoscaler::resume(policy, 0, EPOCH).wake(at(1.0), waiting).want;
@@ -103,7 +113,10 @@ fn time_before_the_wake_does_not_dilute_the_load() {
     let mut scaler = Autoscaler::resume(sevens(), 0, EPOCH);
     scaler.wake(at(3600.0), 1);
     // The sample begins an hour before the first call.
-    scaler.observe(at(3602.0), Sample { seconds: 3602.0, call_seconds: 14.0, arrived: 7, waiting: 0, running: 7 });
+    scaler.observe(
+        at(3602.0),
+        Sample { seconds: 3602.0, call_seconds: 14.0, arrived: 7, waiting: 0, running: 7, ..Sample::default() },
+    );
     assert_eq!(scaler.average(Which::Stable, at(3602.0)), Some(7.0));
 }
 
@@ -141,7 +154,7 @@ fn zero_by_hand_stands_against_min_until_the_next_call() {
     scaler.reset();
     assert_eq!(scaler.average(Which::Stable, at(5.0)), None);
     // A call that still runs is no next call.
-    let ending = Sample { seconds: 1.0, call_seconds: 0.5, arrived: 0, waiting: 0, running: 1 };
+    let ending = Sample { seconds: 1.0, call_seconds: 0.5, arrived: 0, waiting: 0, running: 1, ..Sample::default() };
     scaler.observe(at(6.0), ending);
     let decision = scaler.decide(at(6.0), 3);
     assert_eq!((decision.to_string().as_str(), decision.panicking), ("set by hand → 0", false));
@@ -150,7 +163,10 @@ fn zero_by_hand_stands_against_min_until_the_next_call() {
     assert_eq!(scaler.decide(at(602.0), 3).want, 3);
     // A call that waits at the end of a sample has come, whether or not it knocked.
     assert_eq!(scaler.set(at(603.0), 0).want, 0);
-    scaler.observe(at(604.0), Sample { seconds: 1.0, call_seconds: 0.1, arrived: 1, waiting: 1, running: 0 });
+    scaler.observe(
+        at(604.0),
+        Sample { seconds: 1.0, call_seconds: 0.1, arrived: 1, waiting: 1, running: 0, ..Sample::default() },
+    );
     assert_eq!(scaler.decide(at(604.0), 0).want, 3);
 }
 
@@ -159,7 +175,8 @@ fn requests_per_second() {
     let policy = ScalePolicy { metric: Metric::Rps, target_value: 140.0, total_value: 200.0, ..ScalePolicy::default() };
     let mut scaler = Autoscaler::resume(policy, 1, EPOCH);
     for half in 1..=20 {
-        let sample = Sample { seconds: 0.5, call_seconds: 0.01, arrived: 150, waiting: 0, running: 0 };
+        let sample =
+            Sample { seconds: 0.5, call_seconds: 0.01, arrived: 150, waiting: 0, running: 0, ..Sample::default() };
         scaler.observe(at(f64::from(half) / 2.0), sample);
     }
     assert_eq!(scaler.decide(at(10.0), 3).to_string(), "stable 300 / target 140 → 3");
@@ -273,7 +290,14 @@ fn live_through(scaler: &mut Autoscaler, samples: &[(u64, f64, u32)]) -> Result<
         let running = concurrency.floor() as u32;
         scaler.observe(
             now,
-            Sample { seconds, call_seconds: concurrency * seconds, arrived: 1, waiting: *waiting, running },
+            Sample {
+                seconds,
+                call_seconds: concurrency * seconds,
+                arrived: 1,
+                waiting: *waiting,
+                running,
+                ..Sample::default()
+            },
         );
         let decision = if scaler.want() == 0 && *waiting > 0 {
             scaler.wake(now, *waiting)

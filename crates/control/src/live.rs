@@ -206,6 +206,7 @@ impl Live {
                 arrived: demand.arrived,
                 waiting: demand.waiting,
                 running: demand.running,
+                ..Sample::default()
             },
         );
         let left = u64::from(demand.waiting) + u64::from(demand.running);

@@ -38,6 +38,7 @@ fn written(scale: &Scale) -> Settings {
         metric: scale.metric.map(|m| match m {
             function::Metric::Concurrency => Metric::Concurrency,
             function::Metric::Rps => Metric::Rps,
+            function::Metric::Cpu => Metric::Cpu,
         }),
         utilization: scale.utilization,
         zero_after: scale.zero_after.map(|s| s.0),

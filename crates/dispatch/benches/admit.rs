@@ -28,7 +28,14 @@ fn dispatcher(functions: &[RevisionId], instances: usize, slots: u32) -> Dispatc
             let id = InstanceId::new(&format!("{}-{n}", revision.name()));
             let slots = NonZeroU32::new(slots).expect("slots");
             let run = Arc::new(Never);
-            d.learn(Event::Ready(Instance { id, revision: revision.clone(), slots, start: Start::Cold, run }));
+            d.learn(Event::Ready(Instance {
+                id,
+                revision: revision.clone(),
+                slots,
+                start: Start::Cold,
+                secrets: Default::default(),
+                run,
+            }));
         }
     }
     d

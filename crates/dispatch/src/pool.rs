@@ -482,7 +482,10 @@ mod tests {
         drop((first, second));
 
         let (id, slots, run) = (InstanceId::new("a"), NonZeroU32::MIN, Arc::new(Uncalled));
-        assert!(pool.ready(vec![Instance { id, revision, slots, start: Start::Cold, run }]).is_ok());
+        assert!(
+            pool.ready(vec![Instance { id, revision, slots, start: Start::Cold, secrets: Default::default(), run }])
+                .is_ok()
+        );
         drop(third.wait(deadline).await.expect("the slot that nobody took"));
         assert!(pool.is_empty());
     }

@@ -83,7 +83,7 @@ pub(crate) fn claim(
         concurrency: spec.concurrency(),
         port: http.then(|| port(spec.network(), layout)),
         socket: http.then(|| layout.temporary.join("taper.sock").display().to_string()),
-        ready_path: spec.ready_path.clone(),
+        ready_path: spec.readiness.as_ref().and_then(|probe| probe.path.clone()),
         start_timeout_ms: u64::try_from(spec.start_timeout().as_millis()).unwrap_or(u64::MAX),
         max_reply_hold: REPLY_HOLD,
         max_early_hold: (spec.memory() / 2).clamp(REPLY_HOLD, EARLY_HOLD),

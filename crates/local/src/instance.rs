@@ -2,7 +2,7 @@
 //! up. It never decides that there should be one.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     io,
     num::NonZeroU32,
     os::fd::{AsFd, OwnedFd},
@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use taper_model::{Cause, InstanceId, Mode, Revision, call::Start, quantity::Memory};
+use taper_model::{Cause, InstanceId, Mode, Name, Revision, call::Start, quantity::Memory};
 use taper_provider::{Error, Usage};
 use taper_watchdog::control::{Channel, FailedKind, Order, Report};
 use tokio::{
@@ -46,6 +46,7 @@ pub(crate) struct Instance {
     pub(crate) run: Arc<Run>,
     life: Arc<Life>,
     slots: u32,
+    secrets: BTreeMap<Name, u64>,
     stop: CancellationToken,
 }
 
@@ -111,9 +112,11 @@ pub(crate) async fn start(
     let function = revision.id.function();
     let prepared = host.prepared(revision, &taper_provider::Progress::silent()).await?;
     let mut secrets = Vec::with_capacity(revision.spec.secrets.len());
+    let mut versions = BTreeMap::new();
     for name in &revision.spec.secrets {
-        let value = host.supply.secret(&function.namespace, name).await?;
-        secrets.push(Secret { name: name.to_string(), value: value.to_vec() });
+        let secret = host.supply.secret(&function.namespace, name).await?;
+        secrets.push(Secret { name: name.to_string(), value: secret.value.to_vec() });
+        versions.insert(name.clone(), secret.version);
     }
 
     let (parked, start) = host.sandbox(&claim::park_spec(revision)).await?;
@@ -171,7 +174,8 @@ pub(crate) async fn start(
     };
     let run = Arc::new(Run { way, slots: Arc::new(Semaphore::new(slots as usize)) });
     let stop = CancellationToken::new();
-    let instance = Arc::new(Instance { id, revision: revision.clone(), start, run, life, slots, stop });
+    let instance =
+        Arc::new(Instance { id, revision: revision.clone(), start, run, life, slots, secrets: versions, stop });
     let keeper = Keeper {
         instance: instance.clone(),
         host: host.clone(),
@@ -327,6 +331,7 @@ impl Instance {
             revision: self.revision.id.clone(),
             slots: NonZeroU32::new(self.slots).unwrap_or(NonZeroU32::MIN),
             start: self.start,
+            secrets: self.secrets.clone(),
             run: self.run.clone(),
         }
     }

@@ -105,7 +105,7 @@ pub struct Scale {
     /// Calls (or calls per second) one instance should carry, before the utilisation.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target: Option<f64>,
-    /// What is counted: `concurrency` (default) or `rps`.
+    /// What is counted: `concurrency` (default), `rps` or `cpu`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metric: Option<Metric>,
     /// Idle time before zero. Default 60 s, or `window` when only that is set.
@@ -146,6 +146,96 @@ pub enum Metric {
     Concurrency,
     /// Calls per second.
     Rps,
+    /// CPU used, in thousandths of a core.
+    Cpu,
+}
+
+/// How handlers are called, where the code itself cannot say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Convention {
+    /// Taper's: `docs/functions.md`.
+    #[default]
+    Taper,
+    /// That of OpenFaaS's templates, where it differs: what `event.body` is, and Node's `context`.
+    Openfaas,
+}
+
+/// How an instance in mode `http` is asked whether it is well. The words and defaults are those of Kubernetes' probes.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Probe {
+    /// What is asked for with GET; 200 to 399 is well. When absent, a TCP connection is enough.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// From the start of the process to the first probe. Default 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub initial_delay: Option<Span>,
+    /// From one probe to the next. Default 10 s; until the instance is ready, as often as is cheap.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub period: Option<Span>,
+    /// How long one probe may take. Default 1 s.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<Span>,
+    /// Failures in a row that count. Default 3.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub failure_threshold: Option<u32>,
+    /// Successes in a row that count. Default 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub success_threshold: Option<u32>,
+}
+
+impl Probe {
+    /// From the start of the process to the first probe.
+    pub fn initial_delay(&self) -> Duration {
+        self.initial_delay.map_or(Duration::ZERO, |s| s.0)
+    }
+
+    /// From one probe to the next.
+    pub fn period(&self) -> Duration {
+        self.period.map_or(Duration::from_secs(10), |s| s.0)
+    }
+
+    /// How long one probe may take.
+    pub fn timeout(&self) -> Duration {
+        self.timeout.map_or(Duration::from_secs(1), |s| s.0)
+    }
+
+    /// Failures in a row that count, at least 1.
+    pub fn failure_threshold(&self) -> u32 {
+        self.failure_threshold.unwrap_or(3).max(1)
+    }
+
+    /// Successes in a row that count, at least 1.
+    pub fn success_threshold(&self) -> u32 {
+        self.success_threshold.unwrap_or(1).max(1)
+    }
+
+    fn validate(&self, field: &str) -> Result<(), Invalid> {
+        if let Some(path) = self.path.as_ref().filter(|p| !p.starts_with('/') || p.contains([' ', '\r', '\n'])) {
+            return Err(Invalid(format!(
+                "spec.{field}.path: `{}` must begin with / and hold no space",
+                path.escape_debug()
+            )));
+        }
+        let bounds = [
+            ("initialDelay", self.initial_delay, Duration::ZERO),
+            ("period", self.period, Duration::from_millis(10)),
+            ("timeout", self.timeout, Duration::from_millis(1)),
+        ];
+        let most = Duration::from_secs(3600);
+        match bounds
+            .into_iter()
+            .find_map(|(word, span, least)| Some((word, span?, least)).filter(|(_, s, _)| s.0 < least || s.0 > most))
+        {
+            Some((word, span, least)) => Err(Invalid(format!(
+                "spec.{field}.{word}: {span} is out of range; allowed is {} to {}",
+                Span(least),
+                Span(most)
+            ))),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Limits on one instance.
@@ -182,6 +272,9 @@ pub struct FunctionSpec {
     /// `module` or `module.function` (mode `handler`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub handler: Option<String>,
+    /// How the handler is called. Default `taper`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub convention: Option<Convention>,
     /// The command and its arguments (modes `classic` and `http`); runs in the code's folder.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub command: Vec<String>,
@@ -209,9 +302,12 @@ pub struct FunctionSpec {
     /// Where it may connect to. Default `open`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network: Option<Network>,
-    /// Mode `http`: the path that answers 2xx when the server is ready; a TCP connection is enough when absent.
+    /// Mode `http`: when the server is ready for calls. A TCP connection is enough when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub ready_path: Option<String>,
+    pub readiness: Option<Probe>,
+    /// Mode `http`: an instance that fails this is replaced. Not asked when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub liveness: Option<Probe>,
     /// Longest time from start to ready. Default 30 s.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub start_timeout: Option<Span>,
@@ -371,8 +467,8 @@ impl FunctionSpec {
         if !(4..=32_768).contains(&self.pids()) {
             return refuse(format!("spec.resources.pids: {} is out of range; allowed is 4 to 32768", self.pids()));
         }
-        if let Some(path) = self.ready_path.as_ref().filter(|p| !p.starts_with('/')) {
-            return refuse(format!("spec.readyPath: `{path}` must begin with /"));
+        for (field, probe) in [("readiness", &self.readiness), ("liveness", &self.liveness)] {
+            probe.as_ref().map_or(Ok(()), |probe| probe.validate(field))?;
         }
         for key in self.env.keys() {
             if key.is_empty() || key.contains(['=', '\0']) {

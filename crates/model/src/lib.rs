@@ -11,8 +11,10 @@ pub mod fault;
 pub mod function;
 pub mod manifest;
 pub mod name;
+pub mod namespace;
 pub mod quantity;
 pub mod revision;
+pub mod secret;
 
 pub use call::{Body, BoxError, Call, CallId, Invoke, Reply};
 pub use demand::{Demand, Load};
@@ -21,7 +23,9 @@ pub use fault::{Blame, Cause, Fault, Retry, Stage};
 pub use function::{FunctionSpec, Mode, Runtime};
 pub use manifest::Manifest;
 pub use name::{FunctionName, InstanceId, Name, RevisionId};
+pub use namespace::Namespace;
 pub use revision::{Function, Revision, RevisionState};
+pub use secret::Secret;
 
 /// A boxed future that can cross threads; the return type of object-safe asynchronous methods.
 pub type BoxFuture<'a, T> = std::pin::Pin<Box<dyn Future<Output = T> + Send + 'a>>;

@@ -160,7 +160,8 @@ impl Fake {
         }
         let (id, life) = (InstanceId::new(&format!("{}-{start:04x}", revision.name())), Life::default());
         let run = Arc::new(Run { id: id.clone(), behaviour: self.behaviour.clone(), life: life.clone() });
-        let instance = Instance { id, revision: revision.clone(), slots, start: Start::Cold, run };
+        let instance =
+            Instance { id, revision: revision.clone(), slots, start: Start::Cold, secrets: BTreeMap::new(), run };
         applied.ready.push(Held { instance: instance.clone(), life });
         state.tell(&Event::Ready(instance));
     }

@@ -4,12 +4,12 @@
 pub mod conformance;
 pub mod fake;
 
-use std::{num::NonZeroU32, path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, num::NonZeroU32, path::PathBuf, sync::Arc};
 
-use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use taper_model::{
-    BoxFuture, BoxStream, Cause, Digest, FunctionName, InstanceId, Invoke, Name, Revision, RevisionId, call::Start,
+    BoxFuture, BoxStream, Cause, Digest, FunctionName, InstanceId, Invoke, Name, Revision, RevisionId, Secret,
+    call::Start,
 };
 
 /// Makes and removes instances.
@@ -68,11 +68,11 @@ pub trait Supply: Send + Sync {
     /// When the artifact is not there.
     fn artifact(&self, digest: &Digest) -> Result<PathBuf, Error>;
 
-    /// A secret's value.
+    /// A secret as it is now.
     ///
     /// # Errors
     /// When there is no secret of that name.
-    fn secret<'a>(&'a self, namespace: &'a Name, name: &'a Name) -> BoxFuture<'a, Result<Bytes, Error>>;
+    fn secret<'a>(&'a self, namespace: &'a Name, name: &'a Name) -> BoxFuture<'a, Result<Secret, Error>>;
 }
 
 /// One running copy of a revision, ready for calls.
@@ -86,6 +86,8 @@ pub struct Instance {
     pub slots: NonZeroU32,
     /// How it came to be: from a parked sandbox or from nothing.
     pub start: Start,
+    /// The versions of the secrets it was given, by name.
+    pub secrets: BTreeMap<Name, u64>,
     /// How to call it. Kept by the dispatcher; a call in flight keeps its own handle.
     pub run: Arc<dyn Invoke>,
 }
@@ -175,6 +177,12 @@ pub struct LogLine {
     pub at_ms: u64,
     /// The instance.
     pub instance: String,
+    /// Of which revision (`hello-00001`).
+    #[serde(default)]
+    pub revision: String,
+    /// The call that it belongs to, where the mode lets that be known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub call: Option<String>,
     /// True for stderr.
     pub stderr: bool,
     /// The line, without its end. Bytes that are not UTF-8 are replaced; longer than 16 KiB is split.

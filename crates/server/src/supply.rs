@@ -2,8 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use bytes::Bytes;
-use taper_model::{BoxFuture, Digest, Name};
+use taper_model::{BoxFuture, Digest, Name, Secret};
 use taper_provider::{Error, Supply};
 use taper_store::{Artifacts, Store};
 
@@ -20,14 +19,15 @@ impl Supply for FromStore {
             .ok_or_else(|| Error::Missing(format!("the code {digest} is not here any more; deploy it again")))
     }
 
-    fn secret<'a>(&'a self, namespace: &'a Name, name: &'a Name) -> BoxFuture<'a, Result<Bytes, Error>> {
+    fn secret<'a>(&'a self, namespace: &'a Name, name: &'a Name) -> BoxFuture<'a, Result<Secret, Error>> {
         Box::pin(async move {
-            self.store.secret(namespace, name).await.map_err(|e| match e {
+            let value = self.store.secret(namespace, name).await.map_err(|e| match e {
                 taper_store::Error::NotFound(_) => Error::Missing(format!(
                     "secret `{name}` is not in namespace `{namespace}`; create it with `taper secret create {name}`"
                 )),
                 other => Error::Missing(format!("secret `{name}` cannot be read: {other}")),
-            })
+            })?;
+            Ok(Secret { value, version: 0 })
         })
     }
 }

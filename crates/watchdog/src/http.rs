@@ -101,7 +101,7 @@ impl Target {
             Self::Socket(path) => exchange(UnixStream::connect(path).await?, &request, &mut head).await?,
             Self::Port(address) => exchange(TcpStream::connect(address).await?, &request, &mut head).await?,
         }
-        Ok(head.starts_with(b"HTTP/1.") && head.get(8..10) == Some(b" 2"))
+        Ok(head.starts_with(b"HTTP/1.") && matches!(head.get(8..10), Some(b" 2" | b" 3")))
     }
 }
 

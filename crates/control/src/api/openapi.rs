@@ -108,8 +108,26 @@ fn schemas() -> Value {
             "description": "`value` is text, `rawValue` base64; `rawValue` wins.",
             "allOf": [object(&[("name", "string"), ("value", "string"), ("rawValue", "string")], &["name"])],
         },
+        "Probe": object(
+            &[
+                ("path", "string"),
+                ("initialDelay", "string"),
+                ("period", "string"),
+                ("timeout", "string"),
+                ("failureThreshold", "integer"),
+                ("successThreshold", "integer"),
+            ],
+            &[],
+        ),
         "LogLine": object(
-            &[("atMs", "integer"), ("instance", "string"), ("stderr", "boolean"), ("text", "string")],
+            &[
+                ("atMs", "integer"),
+                ("instance", "string"),
+                ("revision", "string"),
+                ("call", "string"),
+                ("stderr", "boolean"),
+                ("text", "string"),
+            ],
             &["atMs", "instance", "stderr", "text"],
         ),
         "Revision": object(
@@ -190,7 +208,9 @@ fn spec_properties() -> Value {
         "secrets": {"type": "array", "items": {"type": "string"}},
         "resources": object(&[("memory", "string"), ("cpu", "string"), ("pids", "integer"), ("tmp", "string")], &[]),
         "network": words(&["none", "public", "open", "host"]),
-        "readyPath": {"type": "string"},
+        "convention": words(&["taper", "openfaas"]),
+        "readiness": {"$ref": "#/components/schemas/Probe"},
+        "liveness": {"$ref": "#/components/schemas/Probe"},
         "startTimeout": {"type": "string", "default": "30s"},
         "combineOutput": {"type": "boolean", "default": false},
         "debug": {"type": "boolean", "default": false},

@@ -121,6 +121,7 @@ fn scale(labels: &BTreeMap<String, String>) -> Result<Scale, Error> {
         None => None,
         Some("capacity") => Some(Metric::Concurrency),
         Some("rps") => Some(Metric::Rps),
+        Some("cpu") => Some(Metric::Cpu),
         Some(other) => {
             return Err(Error::Invalid(format!(
                 "label {}: `{other}` is not served here; write `capacity` or `rps`",

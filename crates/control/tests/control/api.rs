@@ -276,6 +276,8 @@ async fn logs_come_as_lines() {
     let line = |n: u64, instance: &str| LogLine {
         at_ms: now - 1000 * (10 - n),
         instance: instance.into(),
+        revision: String::new(),
+        call: None,
         stderr: n == 2,
         text: format!("line {n}"),
     };

@@ -217,6 +217,8 @@ async fn the_rest_of_the_surface() {
     house.stage.wrote(vec![taper_provider::LogLine {
         at_ms: 0,
         instance: "i-1".into(),
+        revision: String::new(),
+        call: None,
         stderr: false,
         text: "hi".into(),
     }]);

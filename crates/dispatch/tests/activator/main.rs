@@ -62,7 +62,14 @@ fn instance_that(
     run: impl Fn(Call) -> BoxFuture<'static, Result<Reply, Fault>> + Send + Sync + 'static,
 ) -> Instance {
     let slots = NonZeroU32::new(slots).unwrap();
-    Instance { id: id(name), revision: revision.clone(), slots, start: Start::Pool, run: Arc::new(Run(run)) }
+    Instance {
+        id: id(name),
+        revision: revision.clone(),
+        slots,
+        start: Start::Pool,
+        secrets: Default::default(),
+        run: Arc::new(Run(run)),
+    }
 }
 
 /// An instance that answers with the request's body.

@@ -271,7 +271,14 @@ mod tests {
     use super::*;
 
     fn line(n: usize) -> LogLine {
-        LogLine { at_ms: n as u64, instance: "i".into(), stderr: false, text: format!("line {n}") }
+        LogLine {
+            at_ms: n as u64,
+            instance: "i".into(),
+            revision: String::new(),
+            call: None,
+            stderr: false,
+            text: format!("line {n}"),
+        }
     }
 
     fn numbers(book: &Arc<Book>, query: &LogQuery) -> Vec<u64> {

@@ -108,7 +108,8 @@ impl Logs {
     pub(crate) fn note(&self, function: &FunctionName, instance: &InstanceId, text: String) {
         let (shared, function, instance) = (self.shared.clone(), function.clone(), instance.as_str().to_owned());
         self.thread.spawn(async move {
-            let line = LogLine { at_ms: clock::unix_ms(), instance, stderr: true, text };
+            let line =
+                LogLine { at_ms: clock::unix_ms(), instance, revision: String::new(), call: None, stderr: true, text };
             if let Ok(book) = shared.book(&function) {
                 book.append(&[line]);
             }
@@ -285,6 +286,8 @@ impl Lines {
         let line = |bytes: &[u8]| LogLine {
             at_ms,
             instance: self.instance.clone(),
+            revision: String::new(),
+            call: None,
             stderr: self.stderr,
             text: String::from_utf8_lossy(bytes.strip_suffix(b"\r").unwrap_or(bytes)).into_owned(),
         };

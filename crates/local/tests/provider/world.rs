@@ -22,7 +22,7 @@ use taper_local::{
 };
 use taper_model::{
     Body, BoxFuture, BoxStream, Call, CallId, Digest, Fault, FunctionName, FunctionSpec, InstanceId, Mode, Name, Reply,
-    Revision, RevisionId, Runtime, call,
+    Revision, RevisionId, Runtime, Secret, call,
 };
 use taper_provider::{Error, Event, Instance, LogLine, LogQuery, Progress, Provider, Supply};
 use tokio::time::{Instant, timeout};
@@ -51,8 +51,8 @@ impl Supply for Memory {
         all.get(digest).cloned().ok_or_else(|| Error::Missing(format!("{digest} is not here")))
     }
 
-    fn secret<'a>(&'a self, _: &'a Name, name: &'a Name) -> BoxFuture<'a, Result<Bytes, Error>> {
-        let found = self.secrets.lock().unwrap().get(name.as_str()).cloned();
+    fn secret<'a>(&'a self, _: &'a Name, name: &'a Name) -> BoxFuture<'a, Result<Secret, Error>> {
+        let found = self.secrets.lock().unwrap().get(name.as_str()).cloned().map(|value| Secret { value, version: 1 });
         Box::pin(async move { found.ok_or_else(|| Error::Missing(format!("there is no secret `{name}`"))) })
     }
 }
