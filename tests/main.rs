@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that finds nothing has failed")]
 
 mod bad_input;
+mod commands;
 mod crash;
 mod dependencies;
 mod escape;
@@ -11,7 +12,9 @@ mod first_minute;
 mod house;
 mod modes;
 mod network;
+mod openfaas;
 mod platform;
 mod scaling;
+mod stack;
 mod streams;
 mod waiting;

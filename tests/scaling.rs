@@ -1,8 +1,27 @@
 //! From zero, with load, and back to zero.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use serde_json::{Value, json};
 
 use crate::platform::{Platform, now};
+
+/// Ends the load when the test has seen enough, and when it fails: threads that call for ever would hang it.
+struct End<'a>(&'a AtomicBool);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
 
 #[test]
 fn a_call_at_zero_is_held_not_refused() {
@@ -75,11 +94,12 @@ fn an_update_loses_no_call() {
     let platform = Platform::start();
     let file = platform.file("v.py", "def handle(req):\n    return '0'\n");
     platform.ok(&["deploy", &file, "--concurrency", "4"]);
-    let stop = std::sync::atomic::AtomicBool::new(false);
+    let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let _end = End(&stop);
         for _ in 0..4 {
             scope.spawn(|| {
-                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                while !stop.load(Ordering::Relaxed) {
                     let answer = platform.call("v", b"");
                     assert_eq!(answer.status, 200, "{}", answer.text());
                 }
@@ -90,7 +110,6 @@ fn an_update_loses_no_call() {
             platform.ok(&["deploy", &file, "--concurrency", "4"]);
             assert_eq!(platform.call("v", b"").text(), version.to_string());
         }
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
     });
 }
 
@@ -106,4 +125,151 @@ fn a_dead_instance_is_replaced() {
         platform.call("mortal", b"die");
         platform.until("it answers again", || platform.call("mortal", b"").text() == "alive");
     }
+}
+
+#[test]
+fn a_changed_secret_reaches_running_instances_and_loses_no_call() {
+    let platform = Platform::start();
+    platform.ok(&["secret", "create", "key", "--from-literal", "v0"]);
+    // Read once: only another instance can know another value.
+    let file = platform.file(
+        "peek.py",
+        "import time\nKEY = open('/var/openfaas/secrets/key').read()\ndef handle(req):\n    time.sleep(0.02)\n    return KEY\n",
+    );
+    let deploy = ["deploy", &file, "--secret", "key", "--min", "2", "--max", "3", "--concurrency", "2"];
+    // A short window, so that nobody waits for a minute when the load is over.
+    platform.ok(&[&deploy[..], &["--annotation", "autoscaling.knative.dev/window=6s"]].concat());
+    assert_eq!(platform.call("peek", b"").text(), "v0");
+    let (stop, seen) = (AtomicBool::new(false), Mutex::new(BTreeSet::new()));
+    std::thread::scope(|scope| {
+        let _end = End(&stop);
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    let answer = platform.call("peek", b"");
+                    assert_eq!(answer.status, 200, "{}", answer.text());
+                    seen.lock().unwrap().insert(answer.text());
+                }
+            });
+        }
+        for version in ["v1", "v2", "v3"] {
+            platform.ok(&["secret", "update", "key", "--from-literal", version]);
+            platform.until("the new value is served", || platform.call("peek", b"").text() == version);
+        }
+        // As long as two more calls of anybody were served by an older one, it is not over.
+        let is_last = || {
+            seen.lock().unwrap().clear();
+            let begun = now();
+            while begun.elapsed() < Duration::from_millis(300) {
+                std::thread::park_timeout(Duration::from_millis(20));
+            }
+            seen.lock().unwrap().iter().eq(["v3"])
+        };
+        platform.until("every instance has the new value", is_last);
+    });
+    platform.until("as many as before", || platform.instances("peek") == 2);
+}
+
+#[test]
+fn openfaas_labels_alone_scale_from_two_to_the_most_and_to_zero_and_back() {
+    let platform = Platform::start();
+    let password = std::fs::read_to_string(platform.data().join("admin-password")).unwrap();
+    let login = format!("Basic {}", BASE64_STANDARD.encode(format!("admin:{}", password.trim())));
+    let send = |method: &str, path: &str, body: &Value| {
+        platform.request(method, path, &[("Authorization", &login)], body.to_string().as_bytes())
+    };
+    // The annotation makes the windows short, so that nobody waits for a minute; what scales are the labels.
+    let deployment = |labels: Value| {
+        let annotations = json!({"autoscaling.knative.dev/window": "6s"});
+        json!({"service": "nap", "image": "none", "envProcess": "sleep 0.2", "labels": labels, "annotations": annotations})
+    };
+    let replicas = || {
+        let shown = send("GET", "/system/function/nap", &json!(null));
+        let shown: Value = serde_json::from_slice(&shown.body).expect("JSON");
+        shown["availableReplicas"].as_u64().unwrap_or(0)
+    };
+    let mut labels = json!({
+        "com.openfaas.scale.min": "2", "com.openfaas.scale.max": "4", "com.openfaas.scale.type": "capacity",
+        "com.openfaas.scale.target": "2", "com.openfaas.scale.target-proportion": "1.0",
+    });
+    let answer = send("POST", "/system/functions", &deployment(labels.clone()));
+    assert_eq!(answer.status, 202, "{}", answer.text());
+    platform.until("min", || replicas() == 2);
+
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let _end = End(&stop);
+        for _ in 0..12 {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    assert_eq!(platform.call("nap", b"").status, 200);
+                }
+            });
+        }
+        platform.until("max", || replicas() == 4);
+    });
+    platform.until("min again", || replicas() == 2);
+
+    labels["com.openfaas.scale.zero"] = json!("true");
+    labels["com.openfaas.scale.zero-duration"] = json!("2s");
+    let answer = send("PUT", "/system/functions", &deployment(labels));
+    assert_eq!(answer.status, 202, "{}", answer.text());
+    platform.until("zero", || replicas() == 0);
+    let answer = platform.call("nap", b"");
+    assert_eq!(answer.status, 200);
+    assert_ne!(answer.header("x-taper-start"), "warm");
+    platform.until("zero again", || replicas() == 0);
+}
+
+#[test]
+fn calls_that_queue_beside_a_busy_instance_bring_others_at_once() {
+    let platform = Platform::start();
+    let file = platform.file("slow.py", "import time\ndef handle(req):\n    time.sleep(1.5)\n    return 'done'\n");
+    platform.ok(&["deploy", &file, "--concurrency", "1", "--max", "8"]);
+    assert_eq!(platform.call("slow", b"").text(), "done");
+    let begun = now();
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| assert_eq!(platform.call("slow", b"").text(), "done"));
+        }
+    });
+    // One after another they take twelve seconds; after a tick and its windows, about half of that.
+    assert!(begun.elapsed() < Duration::from_secs(6), "eight calls of 1.5 s took {:?}", begun.elapsed());
+}
+
+#[test]
+fn by_cpu_idle_calls_bring_nothing_and_work_does() {
+    let platform = Platform::start();
+    let file = platform.file(
+        "work.py",
+        "import time\ndef handle(req):\n    end = time.monotonic() + 0.5\n    while req == 'work' and time.monotonic() < end: pass\n    time.sleep(max(0, end - time.monotonic()))\n    return req\n",
+    );
+    let of = |name: &str| format!("autoscaling.knative.dev/{name}");
+    let (metric, target, window) =
+        (format!("{}=cpu", of("metric")), format!("{}=200", of("target")), format!("{}=6s", of("window")));
+    let annotations = ["--annotation", &metric, "--annotation", &target, "--annotation", &window];
+    platform.ok(&[&["deploy", &file, "--concurrency", "8", "--max", "3"], &annotations[..]].concat());
+    let storm = |body: &[u8], enough: &mut dyn FnMut() -> bool| {
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let _end = End(&stop);
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    while !stop.load(Ordering::Relaxed) {
+                        assert_eq!(platform.call("work", body).status, 200);
+                    }
+                });
+            }
+            platform.until("enough", enough);
+        });
+    };
+    let begun = now();
+    let mut most = 0;
+    storm(b"idle", &mut || {
+        most = most.max(platform.instances("work"));
+        begun.elapsed() > Duration::from_secs(8)
+    });
+    assert_eq!(most, 1, "four calls that sleep are no work");
+    storm(b"work", &mut || platform.instances("work") == 3);
+    platform.until("zero", || platform.instances("work") == 0);
 }

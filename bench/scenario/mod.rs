@@ -8,6 +8,7 @@ mod floors;
 mod handler;
 mod http;
 mod memory;
+mod watchdog;
 
 use std::{
     fs,
@@ -109,4 +110,9 @@ pub(crate) const ALL: &[Scenario] = &[
     Scenario { name: "burst", what: "64 calls at once to a function at zero", run: burst::run },
     Scenario { name: "deploy", what: "a one-file function until it is ready", run: deploy::run },
     Scenario { name: "memory", what: "of the platform, per function at zero, per running instance", run: memory::run },
+    Scenario {
+        name: "watchdog",
+        what: "the stand-alone watchdog, beside the function alone, the spawn ceiling and OpenFaaS's",
+        run: watchdog::run,
+    },
 ];

@@ -186,24 +186,27 @@ async function importUser(file) {
 function choose(exported, file, name) {
   const modules = [exported, exported?.default].filter((m) => m !== null && (typeof m === 'object' || typeof m === 'function'));
   for (const wanted of name ? [name] : ['handle', 'handler', 'lambda_handler']) {
-    for (const module of modules) if (typeof module[wanted] === 'function') return { name: wanted, call: module[wanted].bind(module), takes: module[wanted].length };
+    for (const module of modules) if (typeof module[wanted] === 'function') return { name: wanted, call: module[wanted].bind(module), takes: module[wanted].length, own: module[wanted] };
   }
   const whole = modules.findLast((m) => typeof m === 'function');
-  if (whole && (!name || name === 'default')) return { name: 'default', call: whole, takes: whole.length };
+  if (whole && (!name || name === 'default')) return { name: 'default', call: whole, takes: whole.length, own: whole };
   const defined = [...new Set(modules.flatMap((m) => Object.keys(m)).filter((k) => modules.some((m) => typeof m[k] === 'function')))];
   const base = path.basename(file);
   throw new Refused(`${base} exports no function \`${name ?? 'handle'}\`; it exports: ${defined.join(', ') || 'no function'}` +
     (name ? '' : '; export one as `handle` (event, context), or say which with --handler ' + base.replace(/\.[^.]*$/, '') + '.NAME'));
 }
 
+/** What a function that takes a callback gives to it, or returns as a promise. */
+function untilCalled(call, ...given) {
+  return new Promise((resolve, reject) => {
+    const result = call(...given, (error, value) => (error ? reject(error) : resolve(value)));
+    if (typeof result?.then === 'function') result.then(resolve, reject);
+  });
+}
+
 /** The user's function as one that takes the call and its body. */
 function adapt({ name, call, takes }) {
-  const withCallback = (event, context) =>
-    new Promise((resolve, reject) => {
-      const result = call(event, context, (error, value) => (error ? reject(error) : resolve(value)));
-      if (typeof result?.then === 'function') result.then(resolve, reject);
-    });
-  const invoke = takes > 2 ? withCallback : call;
+  const invoke = takes > 2 ? (event, context) => untilCalled(call, event, context) : call;
   if (name === 'handler' || name === 'lambda_handler') {
     return (one, body) => {
       let event = {};
@@ -217,6 +220,88 @@ function adapt({ name, call, takes }) {
   }
   if (takes === 1 && name !== 'default') return (_, body) => invoke(body.toString());
   return (one, body) => invoke(new Event(one.head, body), new Context(one, one.ends));
+}
+
+/** The body as OpenFaaS's templates give it: parsed as its content type says, raw where that says nothing of text. */
+function parsed(body, headers) {
+  if (process.env.RAW_BODY === 'true') return body;
+  const type = (headers['content-type'] ?? 'text/plain').split(';', 1)[0].trim().toLowerCase();
+  if (type.startsWith('text/')) return body.toString();
+  if (type === 'application/json' || type.endsWith('+json')) return body.length > 0 ? JSON.parse(body.toString()) : {};
+  if (type === 'application/x-www-form-urlencoded') return valuesOf(body.toString());
+  return body;
+}
+
+/** Names and values; those of a name that is there again, in an array. An ordinary object, as handlers may expect it. */
+function valuesOf(text) {
+  const values = {};
+  for (const [name, value] of new URLSearchParams(text)) {
+    if (name !== '__proto__') values[name] = Object.hasOwn(values, name) ? [values[name], value].flat() : value;
+  }
+  return values;
+}
+
+/** OpenFaaS's event: its query has all values of a parameter. */
+class FunctionEvent extends Event {
+  #query = null;
+
+  get query() { return (this.#query ??= valuesOf(this.queryString)); }
+}
+
+/** OpenFaaS's context: what `status` and `headers` were set to is the head of whatever is answered. */
+class FunctionContext extends Context {
+  #status = 200;
+  #headers = {};
+  reply = null; // the first answer that was given by hand
+
+  status(code) {
+    if (code === undefined) return this.#status;
+    this.#status = code;
+    return this;
+  }
+
+  headers(headers) {
+    if (headers === undefined) return this.#headers;
+    this.#headers = headers;
+    return this;
+  }
+
+  succeed(body) { this.reply ??= this.replyOf(body); }
+
+  fail(error) {
+    if (this.#status === 200) this.#status = 500;
+    log(typeof error === 'string' ? error : stackOf(error), this.callId);
+    this.reply ??= this.replyOf(error instanceof Error ? String(error) : error);
+  }
+
+  replyOf(body) { return { statusCode: this.#status, headers: this.#headers, body }; }
+}
+
+/** A second parameter of this name takes no context: it is the first template's `(body, callback)`. */
+const CALLBACK = /^(?:async\b\s*)?(?:function\b[^(]*|[\w$]+\s*)?\(\s*[\w$]+\s*,\s*(?:callback|cb|done|next)\s*\)/;
+
+/** The user's function called in the manner of OpenFaaS's templates. */
+function asOpenfaas({ call, takes, own }) {
+  const classic = takes === 2 && CALLBACK.test(String(own));
+  return async (one, body) => {
+    if (classic) return { statusCode: 200, body: await untilCalled(call, body.toString()) };
+    const event = new FunctionEvent(one.head, body);
+    const context = new FunctionContext(one, one.ends);
+    try {
+      event.body = parsed(body, event.headers);
+    } catch (error) {
+      return { statusCode: 400, body: `the body is not JSON: ${error.message}` };
+    }
+    let done;
+    const called = new Promise((resolve) => { done = resolve; });
+    const result = call(event, context, (error, value) => {
+      if (error) context.fail(error);
+      else context.succeed(value);
+      done();
+    });
+    const value = await (takes > 2 && result === undefined && context.reply === null ? called : result);
+    return context.reply ?? context.replyOf(value);
+  };
 }
 
 /** A body and its content type. */
@@ -489,6 +574,7 @@ async function main() {
   const listen = Number(setting('TAPER_LISTEN_FD') ?? LISTEN_FD);
   const control = Number(setting('TAPER_CONTROL_FD') ?? CONTROL_FD);
   const spec = setting('TAPER_HANDLER') ?? '';
+  const adapted = setting('TAPER_CONVENTION') === 'openfaas' ? asOpenfaas : adapt;
   for (const name of ['TAPER_CONCURRENCY', 'TAPER_DEPS']) setting(name);
   const say = (word) => fs.writeSync(control, JSON.stringify(word) + '\n');
 
@@ -498,7 +584,7 @@ async function main() {
   try {
     const { file, name } = locate(spec);
     process.argv[1] = file;
-    invoke = adapt(choose(await importUser(file), file, name));
+    invoke = adapted(choose(await importUser(file), file, name));
   } catch (error) {
     if (error instanceof SyntaxError && !/^\S+:\d+\n/.test(error.stack)) {
       // Where an ES module is wrong only Node itself can print; the watchdog passes on what it says while it dies.

@@ -204,8 +204,29 @@ def _unquote(text):
     return b"".join(out).decode("utf-8", "replace")
 
 
+class Query(dict):
+    """A request's parameters: the first value of each; `getlist` has all of one, as where Flask serves."""
+
+    __slots__ = ("all",)
+
+    def __init__(self, text):
+        self.all = {}
+        for part in text.split("&"):
+            if part:
+                name, _, value = part.partition("=")
+                name, value = _unquote(name), _unquote(value)
+                self.setdefault(name, value)
+                self.all.setdefault(name, []).append(value)
+
+    def getlist(self, name):
+        return list(self.all.get(name, ()))
+
+    def to_dict(self, flat=True):
+        return dict(self if flat else self.all)
+
+
 class Event:
-    """The request: body (bytes), headers, method, path and query_string as they came, query (first values, decoded)."""
+    """The request: body (bytes), headers, method, path and query_string as they came, query (decoded)."""
 
     __slots__ = ("body", "headers", "method", "path", "query_string", "_query")
 
@@ -220,16 +241,12 @@ class Event:
     @property
     def query(self):
         if self._query is None:
-            self._query = query = {}
-            for part in self.query_string.split("&"):
-                if part:
-                    name, _, value = part.partition("=")
-                    query.setdefault(_unquote(name), _unquote(value))
+            self._query = Query(self.query_string)
         return self._query
 
 
 class Context:
-    """The call and the function that serves it. The second half are AWS Lambda's names for the same things."""
+    """The call and the function that serves it. The second half are others' names: AWS Lambda's, and OpenFaaS's one."""
 
     __slots__ = ("call_id", "function", "namespace", "revision", "_ends")
 
@@ -252,6 +269,11 @@ class Context:
     function_name = property(lambda self: self.function)
     function_version = property(lambda self: self.revision)
     get_remaining_time_in_millis = remaining_ms
+
+    @property
+    def hostname(self):
+        env = posix.environ
+        return (env.get(b"HOSTNAME") or env.get(b"TAPER_INSTANCE") or b"localhost").decode("utf-8", "surrogateescape")
 
 
 class Refused(Exception):
@@ -280,24 +302,40 @@ def locate(spec):
     return file, module, function
 
 
-def import_user(file, module):
+def import_user(file, module, package=""):
     if file == module.replace(".", "/") + ".py" or file.endswith("/__init__.py"):
-        name = module.replace("/", ".")
+        name = package + module.replace("/", ".")
         __import__(name)
         return sys.modules[name]
     # A dot within the file's name: not a package's, so it is loaded by its path.
+    return import_path(module.replace(".", "_").replace("/", "_"), file)
+
+
+def import_path(name, file):
     from importlib.machinery import ModuleSpec, SourceFileLoader
 
-    name = module.replace(".", "_").replace("/", "_")
     loader = SourceFileLoader(name, posix.getcwd() + "/" + file)
     user = type(sys)(name)
     user.__spec__, user.__loader__, user.__file__ = ModuleSpec(name, loader, origin=loader.path), loader, loader.path
+    if file == "__init__.py":
+        user.__path__ = user.__spec__.submodule_search_locations = [posix.getcwd()]
     sys.modules[name] = user
     loader.exec_module(user)
     return user
 
 
-def choose(user, file, name):
+def as_package():
+    """Makes the code the package `function`, as OpenFaaS's templates have it: `from .near import it` works there."""
+    try:
+        posix.stat("__init__.py")
+        import_path("function", "__init__.py")
+    except OSError:
+        package = sys.modules["function"] = type(sys)("function")
+        package.__path__ = [posix.getcwd()]
+    return "function."
+
+
+def choose(user, file, module, name):
     """The function to serve: the named one, else `handle`, else `lambda_handler`."""
     for wanted in [name] if name else ["handle", "lambda_handler"]:
         function = getattr(user, wanted, None)
@@ -306,7 +344,7 @@ def choose(user, file, name):
     defined = [n for n, v in vars(user).items() if callable(v) and not n.startswith("_") and getattr(v, "__module__", None) == user.__name__]
     text = "%s has no function `%s`; it defines: %s" % (file, name or "handle", ", ".join(defined) or "nothing that can be called")
     if not name:
-        text += "; name one of them `handle` (event, context), or say which with --handler %s.NAME" % user.__name__
+        text += "; name one of them `handle` (event, context), or say which with --handler %s.NAME" % module
     raise Refused(text)
 
 
@@ -337,7 +375,34 @@ def parameters(function):
     return len(found), len([p for p in found if p.default is p.empty])
 
 
-def adapt(file, name, function):
+def as_openfaas(takes, function):
+    """The same in the manner of OpenFaaS's templates: the path is decoded, and the answer is one that Flask would take."""
+    raw = posix.environ.get(b"RAW_BODY", b"").lower() in (b"true", b"1")
+
+    def invoke(call, body):
+        if takes == 1:
+            value = function(body if raw else body.decode("utf-8", "surrogateescape"))
+        else:
+            event = Event(call, body)
+            event.path = _unquote(event.path.replace("+", "%2B"))
+            value = function(event, Context(call))
+        return flask_like(event_loop().run_until_complete(value) if hasattr(value, "__await__") else value)
+
+    return invoke
+
+
+def flask_like(value):
+    """(body, status), (body, headers), (body, status, headers), and {body, …} without a status, as a whole reply."""
+    if isinstance(value, tuple) and len(value) in (2, 3):
+        body, *rest = value
+        status = rest.pop(0) if len(rest) == 2 or not isinstance(rest[0], (dict, list, tuple)) else 200
+        return {"statusCode": status, "headers": rest[0] if rest else None, "body": body}
+    if isinstance(value, dict) and "statusCode" not in value and ("body" in value or value.keys() == {"headers"}):
+        return {"statusCode": 200, "headers": value.get("headers"), "body": value.get("body")}
+    return value
+
+
+def adapt(file, name, function, openfaas=False):
     """The user's function as one that takes the call and its body."""
     takes, needs = parameters(function)
     if takes == 0 or needs > 2 or (name == "lambda_handler" and takes < 2):
@@ -364,17 +429,20 @@ def adapt(file, name, function):
         def invoke(call, body):
             return function(Event(call, body), Context(call))
 
+    if openfaas and name != "lambda_handler":
+        invoke = as_openfaas(takes, function)
     code = getattr(getattr(function, "__func__", function), "__code__", None)
     if code is not None and code.co_flags & 0x280:
         event_loop()
     return invoke
 
 
-def load(spec):
+def load(spec, convention):
     file, module, name = locate(spec)
-    user = import_user(file, module)
-    name, function = choose(user, file, name)
-    return adapt(file, name, function)
+    openfaas = convention == "openfaas"
+    user = import_user(file, module, as_package() if openfaas else "")
+    name, function = choose(user, file, module, name)
+    return adapt(file, name, function, openfaas)
 
 
 _loop = None
@@ -609,7 +677,7 @@ class Worker:
 def prepare():
     """Makes the process what user code expects, and returns the runtime's own settings."""
     settings = {}
-    for name in ("HANDLER", "CONCURRENCY", "LISTEN_FD", "CONTROL_FD", "DEPS"):
+    for name in ("HANDLER", "CONVENTION", "CONCURRENCY", "LISTEN_FD", "CONTROL_FD", "DEPS"):
         key = b"TAPER_" + name.encode()
         settings[name] = posix.environ.pop(key, b"").decode("utf-8", "surrogateescape")
         posix.unsetenv(key)
@@ -655,7 +723,8 @@ class Master:
     state, before any thread, connection or secret of the user's exists, and shares the interpreter's memory."""
 
     def __init__(self, settings):
-        self.spec, self.count = settings["HANDLER"], max(1, int(settings["CONCURRENCY"] or 1))
+        self.spec, self.convention = settings["HANDLER"], settings["CONVENTION"]
+        self.count = max(1, int(settings["CONCURRENCY"] or 1))
         self.listener = _socket.socket(fileno=int(settings["LISTEN_FD"] or LISTEN_FD))
         self.listener.setblocking(True)
         self.control = int(settings["CONTROL_FD"] or CONTROL_FD)
@@ -708,7 +777,7 @@ class Master:
                 posix.close(fd)
         _signal.signal(_signal.SIGTERM, _signal.SIG_DFL)
         try:
-            invoke = load(self.spec)
+            invoke = load(self.spec, self.convention)
         except BaseException as error:
             posix.write(theirs, dumps(describe(error, self.spec)).encode()[:60000])
             raise SystemExit(1) from None

@@ -156,6 +156,25 @@ impl Autoscaler {
         self.answer(asked.max(floor).min(self.policy.ceiling()), why)
     }
 
+    /// Calls wait although instances are there: decides at once whether that is a burst, `calls` being those in the system, `slots` what one
+    /// instance runs at a time, and `ready` the instances that take calls. It is one when the calls fill as many instances as make a
+    /// panic (`panic_threshold`, twice as many). Then as many are wanted as the calls fill, within the bounds, and a panic holds them
+    /// for a stable window; `None` where the number stays as it is.
+    ///
+    /// What is compared are slots, whatever the metric is: a call that waits for one is not helped by an idle processor.
+    pub fn burst(&mut self, now: Duration, calls: u32, slots: u32, ready: u32) -> Option<Decision> {
+        let now = self.advance(now);
+        let filled = calls.div_ceil(slots.max(1));
+        let want = filled.min(self.policy.ceiling());
+        let is_panic = f64::from(filled) >= self.policy.panic_threshold * f64::from(ready.max(1));
+        if self.held || !is_panic || want <= self.want {
+            return None;
+        }
+        self.idle_since = None;
+        self.decider.panic(want, now);
+        Some(self.answer(want, Why::Burst { calls, slots }))
+    }
+
     /// Sets the number by hand. 0 is [`reset`](Self::reset); any other, within the bounds, is held for a stable window against
     /// a lower load, and then the load decides again.
     pub fn set(&mut self, now: Duration, count: u32) -> Decision {

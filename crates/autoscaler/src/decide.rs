@@ -132,6 +132,13 @@ impl Decider {
         self.panic_since.is_some()
     }
 
+    /// A panic begins now, or goes on, and so many are needed in it.
+    pub(crate) fn panic(&mut self, needed: u32, now: Duration) {
+        self.panic_since = Some(now);
+        self.panic_peak = self.panic_peak.max(needed);
+        self.desired = Some(self.panic_peak);
+    }
+
     /// Forgets what was, and holds `peak` as a panic that began now would.
     pub(crate) fn hold(&mut self, peak: u32, now: Duration) {
         *self = Self { panic_since: Some(now), panic_peak: peak, desired: Some(peak), ..Self::new(0, now) };

@@ -15,7 +15,7 @@ pub struct Settings {
     pub min: Option<u32>,
     /// Most instances; 0 for no limit.
     pub max: Option<u32>,
-    /// The metric's value one instance should carry, before the utilisation.
+    /// The metric's value one instance should carry, before the utilisation; with the metric `cpu` in thousandths of a core.
     pub target: Option<f64>,
     /// What is measured.
     pub metric: Option<Metric>,
@@ -193,6 +193,11 @@ impl Settings {
             _ => Ok(()),
         };
         number(TARGET, self.target, |v| v >= 0.01)?;
+        if let (Some(Metric::Cpu), Some(target)) = (self.metric, self.target.filter(|t| *t < 1.0)) {
+            // Whoever writes 0.5 means cores, and would get the most instances at once.
+            let allowed = "1 or more for cpu: thousandths of a core, so 1000 is one";
+            return Err(Error::OutOfRange { name: name(TARGET), value: target.to_string(), allowed });
+        }
         number(UTILIZATION, self.utilization, |v| (1.0..=100.0).contains(&v))?;
         number(PANIC_WINDOW, self.panic_window_percentage, |v| (1.0..=100.0).contains(&v))?;
         number(PANIC_THRESHOLD, self.panic_threshold_percentage, |v| (110.0..=1000.0).contains(&v))?;

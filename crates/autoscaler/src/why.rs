@@ -61,6 +61,13 @@ pub enum Why {
         /// The target per instance.
         target: f64,
     },
+    /// Calls wait while every slot is taken, and they are too many for the next regular decision.
+    Burst {
+        /// Calls that waited and ran.
+        calls: u32,
+        /// Calls that an instance runs at a time.
+        slots: u32,
+    },
     /// Somebody said so.
     Manual,
 }
@@ -105,6 +112,7 @@ impl fmt::Display for Why {
             }
             Self::Idle { zero_after } => write!(f, "idle {}", Seconds(*zero_after)),
             Self::Wake { waiting, target } => write!(f, "woken by {waiting} waiting / target {}", Short(*target)),
+            Self::Burst { calls, slots } => write!(f, "burst of {calls} / {slots} at a time"),
             Self::Manual => f.write_str("set by hand"),
         }
     }

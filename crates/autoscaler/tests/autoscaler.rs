@@ -204,6 +204,35 @@ fn a_changed_policy_counts_at_once() {
 }
 
 #[test]
+fn a_burst_is_a_panic_that_need_not_be_measured() {
+    let policy = ScalePolicy { target_value: 0.7, total_value: 1.0, max: 20, ..ScalePolicy::default() };
+    let mut scaler = Autoscaler::resume(policy, 1, EPOCH);
+    scaler.observe(at(1.0), load(1.0));
+    assert_eq!(scaler.decide(at(1.0), 1).want, 2);
+    assert_eq!(scaler.burst(at(1.1), 1, 1, 1), None, "that one has its slot");
+    let decision = scaler.burst(at(1.2), 8, 1, 1).expect("eight for one");
+    assert_eq!((decision.to_string().as_str(), decision.panicking), ("burst of 8 / 1 at a time → 8", true));
+    assert_eq!(scaler.burst(at(1.3), 8, 1, 2), None, "they are on their way");
+    assert_eq!(scaler.burst(at(1.4), 15, 1, 8), None, "less than twice as many: the windows will say");
+    assert_eq!(scaler.burst(at(1.5), 900, 1, 8).map(|d| d.want), Some(20), "never above max");
+    // It holds for a stable window after the last burst, and then the load counts again.
+    assert_eq!(live(&mut scaler, 2..61, 1.0).to_string(), "panic holds its peak until 60s after the last burst → 20");
+    assert!(live(&mut scaler, 61..80, 1.0).want < 20);
+
+    // What an instance runs at a time is one instance's work.
+    let mut scaler = Autoscaler::resume(sevens(), 1, EPOCH);
+    scaler.observe(at(1.0), load(1.0));
+    assert_eq!(scaler.decide(at(1.0), 1).want, 1);
+    assert_eq!(scaler.burst(at(1.1), 10, 10, 1), None);
+    assert_eq!(scaler.burst(at(1.1), 11, 10, 1).map(|d| d.want), Some(2));
+
+    // Set to zero by hand, it waits for the call that wakes it.
+    scaler.reset();
+    assert_eq!(scaler.burst(at(2.0), 99, 10, 1), None);
+    assert_eq!(scaler.want(), 0);
+}
+
+#[test]
 fn bad_numbers_do_no_harm() {
     let mut scaler = Autoscaler::resume(sevens(), 1, EPOCH);
     for (seconds, call_seconds) in [(f64::NAN, 1.0), (-1.0, 1.0), (1.0, f64::NAN), (1e300, f64::INFINITY), (0.0, -5.0)]

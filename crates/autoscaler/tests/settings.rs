@@ -88,6 +88,25 @@ fn targets() {
     assert_eq!(target(&[("target", "0.01"), ("target-utilization-percentage", "1")], 0), (0.01, 0.01));
     assert_eq!(target(&[("metric", "rps")], 10), (200.0, 140.0));
     assert_eq!(target(&[("metric", "rps"), ("target", "300")], 10), (300.0, 210.0));
+    assert_eq!(
+        target(&[("metric", "cpu")], 10),
+        (1000.0, 700.0),
+        "thousandths of a core, and the calls do not bound it"
+    );
+    assert_eq!(target(&[("metric", "cpu"), ("target", "1")], 1), (1.0, 0.7));
+}
+
+#[test]
+fn a_target_in_cores_is_refused() {
+    let text = refusal(&[("metric", "cpu"), ("target", "0.5")]);
+    assert_eq!(
+        text,
+        "`autoscaling.knative.dev/target`: `0.5` is out of range; allowed is 1 or more for cpu: thousandths of a core, so 1000 is one"
+    );
+    // From two sources, too: neither is wrong alone.
+    let both = Settings { target: Some(0.9), ..Settings::default() };
+    let metric = Settings { metric: Some(Metric::Cpu), ..Settings::default() };
+    assert!(both.or(metric).policy(0).expect_err("refused").to_string().contains("scale.target"));
 }
 
 #[test]
@@ -127,7 +146,7 @@ fn the_edges_of_every_range() {
     #[rustfmt::skip]
     let ranges: [(&str, &[&str], &[&str]); 14] = [
         ("class", &["kpa.autoscaling.knative.dev"], &["hpa.autoscaling.knative.dev", "mine.example.com", ""]),
-        ("metric", &["concurrency", "rps"], &["cpu", "memory", "custom", "RPS", ""]),
+        ("metric", &["concurrency", "rps", "cpu"], &["memory", "custom", "RPS", "CPU", ""]),
         ("metric-aggregation-algorithm", &["linear", "weightedExponential", ""], &["median", "Linear"]),
         ("min-scale", &["0", "2147483647", "+3"], &["-1", "2147483648", "99999999999", "1.5", "one", "", " 1"]),
         ("max-scale", &["0", "1", "2147483647"], &["-1", "2147483648"]),
@@ -167,8 +186,8 @@ fn refusals_name_the_annotation_the_value_and_the_range() {
         "`autoscaling.knative.dev/window`: `7200s` is out of range; allowed is 6s to 1h in whole seconds"
     );
     assert_eq!(
-        refusal(&[("metric", "cpu")]),
-        "`autoscaling.knative.dev/metric`: `cpu` is not a metric that this autoscaler knows; allowed is concurrency or rps"
+        refusal(&[("metric", "memory")]),
+        "`autoscaling.knative.dev/metric`: `memory` is not a metric that this autoscaler knows; allowed is concurrency, rps or cpu"
     );
     assert!(
         refusal(&[("min-scal", "1")])

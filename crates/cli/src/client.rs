@@ -9,10 +9,13 @@ use serde_json::Value;
 use taper_model::FunctionName;
 use ureq::{Agent, Body, SendBody};
 
-use crate::context::{Global, credentials_path};
+use crate::context::{Credential, Global};
 
 /// The body of a request that has none.
 const NOTHING: Option<std::io::Empty> = None;
+
+/// One JSON object a line.
+const NDJSON: &str = "application/x-ndjson";
 
 /// A platform at a URL, with the credential that is known for it.
 pub(crate) struct Client {
@@ -24,6 +27,11 @@ pub(crate) struct Client {
 impl Client {
     /// A client for the platform that the flags name.
     pub(crate) fn new(global: &Global) -> Result<Self> {
+        Self::with(global, global.credential()?.as_ref())
+    }
+
+    /// The same, with this credential.
+    pub(crate) fn with(global: &Global, credential: Option<&Credential>) -> Result<Self> {
         let config = Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(0)
@@ -31,9 +39,8 @@ impl Client {
             .proxy(None)
             .user_agent(concat!("taper/", env!("CARGO_PKG_VERSION")))
             .build();
-        let authorization = global
-            .credential()?
-            .map(|c| format!("Basic {}", BASE64_STANDARD.encode(format!("{}:{}", c.user, c.password))));
+        let authorization =
+            credential.map(|c| format!("Basic {}", BASE64_STANDARD.encode(format!("{}:{}", c.user, c.password))));
         Ok(Self { agent: config.into(), url: global.url()?, authorization })
     }
 
@@ -57,7 +64,9 @@ impl Client {
     ) -> Result<Response<Body>> {
         let mut request = Request::builder().method(method).uri(format!("{}{path}", self.url));
         // To the platform alone: a function is not to be trusted with it.
-        if let Some(authorization) = self.authorization.as_ref().filter(|_| path.starts_with("/v1/")) {
+        if let Some(authorization) =
+            self.authorization.as_ref().filter(|_| path.starts_with("/v1/") || path.starts_with("/system/"))
+        {
             request = request.header("authorization", authorization);
         }
         for (name, value) in headers {
@@ -87,12 +96,22 @@ impl Client {
         path: &str,
         body: Option<&Value>,
     ) -> Result<impl Iterator<Item = Result<Value>> + use<>> {
-        let response = self.api(method, path, body)?;
-        let reader = BufReader::new(response.into_body().into_reader());
-        Ok(reader.lines().filter(|l| l.as_ref().map_or(true, |l| !l.trim().is_empty())).map(|line| {
-            let line = line.context("the connection to the platform broke off")?;
-            serde_json::from_str(&line).with_context(|| format!("the platform sent a line that is not JSON: {line}"))
-        }))
+        Ok(lines_of(self.api(method, path, body)?))
+    }
+
+    /// Deploys as OpenFaaS's clients do: an update, and where there is nothing to update yet, a new function. The answer is the lines
+    /// of the deploy, or nothing where the platform has only taken note.
+    pub(crate) fn deploy(&self, deployment: &Value) -> Result<Option<impl Iterator<Item = Result<Value>> + use<>>> {
+        let headers =
+            [("content-type", "application/json"), ("accept", NDJSON)].map(|(k, v)| (k.to_owned(), v.to_owned()));
+        let send = |method| self.send(method, "/system/functions", &headers, Some(Cursor::new(deployment.to_string())));
+        let mut response = send(Method::PUT)?;
+        if response.status() == 404 {
+            response = send(Method::POST)?;
+        }
+        let response = self.accept(response)?;
+        let streams = response.headers().get("content-type").is_some_and(|kind| kind == NDJSON);
+        Ok(streams.then(|| lines_of(response)))
     }
 
     /// Uploads an artifact and gives its digest.
@@ -126,14 +145,15 @@ impl Client {
         let said = said.unwrap_or_else(|| text.trim().to_owned());
         match status.as_u16() {
             401 if self.authorization.is_none() => bail!(
-                "{} wants a password and none is known for it: start the platform as this user, or write it into {}",
+                "{} wants a password and none is known for it: log in with `taper login --password-stdin {}`, or start the platform as this user",
                 self.url,
-                credentials_path()?.display()
+                self.url
             ),
             401 => bail!(
-                "{} refused the password that {} has for it: it may be that of another data directory, whose `admin-password` has the right one",
+                "{} refused the password that is remembered for it: it may be that of another data directory, whose `admin-password` has the right one; \
+                 log in with `taper login --password-stdin {}`",
                 self.url,
-                credentials_path()?.display()
+                self.url
             ),
             _ if said.is_empty() => bail!("{} answered {status}", self.url),
             _ => Err(anyhow!(said)),
@@ -151,4 +171,13 @@ impl Client {
             other => anyhow!(other).context(format!("cannot reach {}", self.url)),
         }
     }
+}
+
+/// An answer's lines, each as JSON.
+fn lines_of(response: Response<Body>) -> impl Iterator<Item = Result<Value>> + use<> {
+    let reader = BufReader::new(response.into_body().into_reader());
+    reader.lines().filter(|l| l.as_ref().map_or(true, |l| !l.trim().is_empty())).map(|line| {
+        let line = line.context("the connection to the platform broke off")?;
+        serde_json::from_str(&line).with_context(|| format!("the platform sent a line that is not JSON: {line}"))
+    })
 }

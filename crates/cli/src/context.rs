@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, fs, io::Write, os::unix::fs::OpenOptionsExt, path::PathBuf};
 
 use anyhow::{Context as _, Result, anyhow, bail};
+use base64::{Engine as _, prelude::BASE64_STANDARD};
 use clap::{Args, ValueEnum};
 use http::Uri;
 use serde::{Deserialize, Serialize};
@@ -19,9 +20,9 @@ pub(crate) struct Global {
     /// The platform [env: TAPER_URL, then OPENFAAS_URL] [default: http://127.0.0.1:8080]
     #[arg(long, global = true, value_name = "URL", help_heading = EVERYWHERE)]
     url: Option<String>,
-    /// The namespace
-    #[arg(long, short, global = true, value_name = "NAMESPACE", default_value = "default", help_heading = EVERYWHERE)]
-    namespace: String,
+    /// The namespace [default: default]
+    #[arg(long, short, global = true, value_name = "NAMESPACE", help_heading = EVERYWHERE)]
+    namespace: Option<String>,
     /// How results are printed
     #[arg(long, short, global = true, value_enum, default_value_t = Output::Table, value_name = "FORM", help_heading = EVERYWHERE)]
     pub(crate) output: Output,
@@ -45,8 +46,7 @@ pub(crate) struct Credential {
 impl Global {
     /// The platform's URL, without a slash at its end.
     pub(crate) fn url(&self) -> Result<String> {
-        let said = self.url.clone().or_else(|| env("TAPER_URL")).or_else(|| env("OPENFAAS_URL"));
-        let said = said.unwrap_or_else(|| DEFAULT_URL.into());
+        let said = self.said_url().unwrap_or_else(|| DEFAULT_URL.into());
         let url = if said.contains("://") { said.clone() } else { format!("http://{said}") };
         let uri: Uri = url.parse().map_err(|e| anyhow!("`{said}` is not a URL: {e}; write http://HOST:PORT"))?;
         match uri.scheme_str() {
@@ -59,9 +59,18 @@ impl Global {
         }
     }
 
+    fn said_url(&self) -> Option<String> {
+        self.url.clone().or_else(|| env("TAPER_URL")).or_else(|| env("OPENFAAS_URL"))
+    }
+
     /// The namespace that `--namespace` names.
     pub(crate) fn namespace(&self) -> Result<Name> {
-        Ok(Name::namespace(&self.namespace)?)
+        Ok(self.said_namespace()?.unwrap_or_else(Name::default_namespace))
+    }
+
+    /// The same, and nothing where nobody names one.
+    pub(crate) fn said_namespace(&self) -> Result<Option<Name>> {
+        Ok(self.namespace.as_deref().map(Name::namespace).transpose()?)
     }
 
     /// A function as typed: `NAME`, or `NAME.NAMESPACE`, which wins over `--namespace`.
@@ -72,14 +81,23 @@ impl Global {
         Ok(FunctionName::new(self.namespace()?, Name::new(text)?))
     }
 
-    /// The credential for this platform, when one is known.
+    /// The credential for this platform, when one is known: to us, or to faas-cli.
     pub(crate) fn credential(&self) -> Result<Option<Credential>> {
-        Ok(load()?.remove(&self.url()?))
+        let url = self.url()?;
+        Ok(load()?.remove(&url).or_else(|| known_to_faas_cli(&url)))
     }
 
     /// The same flags for another URL.
     pub(crate) fn at(&self, url: &str) -> Self {
         Self { url: Some(url.into()), ..self.clone() }
+    }
+
+    /// The same flags, for this URL where neither a flag nor the environment names one.
+    pub(crate) fn else_at(&self, url: Option<&str>) -> Self {
+        match (url, self.said_url()) {
+            (Some(url), None) => self.at(url),
+            _ => self.clone(),
+        }
     }
 }
 
@@ -99,6 +117,31 @@ pub(crate) fn credentials_path() -> Result<PathBuf> {
         }
     };
     Ok(base.join("taper/credentials.json"))
+}
+
+/// What faas-cli remembers, in a file of its own. One that is damaged, or that is not there, knows nothing.
+fn known_to_faas_cli(url: &str) -> Option<Credential> {
+    let folder = env("OPENFAAS_CONFIG").map(PathBuf::from);
+    let folder = folder.or_else(|| Some(PathBuf::from(env("HOME")?).join(".openfaas")))?;
+    known_in(&fs::read_to_string(folder.join("config.yml")).ok()?, url)
+}
+
+fn known_in(config: &str, url: &str) -> Option<Credential> {
+    #[derive(Deserialize)]
+    struct File {
+        auths: Vec<Auth>,
+    }
+    #[derive(Deserialize)]
+    struct Auth {
+        gateway: String,
+        auth: String,
+        token: String,
+    }
+    let file: File = serde_saphyr::from_str(config).ok()?;
+    let known = file.auths.into_iter().find(|a| a.auth == "basic" && a.gateway.trim_end_matches('/') == url)?;
+    let text = String::from_utf8(BASE64_STANDARD.decode(known.token).ok()?).ok()?;
+    let (user, password) = text.split_once(':')?;
+    Some(Credential { user: user.into(), password: password.into() })
 }
 
 fn load() -> Result<BTreeMap<String, Credential>> {
@@ -136,7 +179,19 @@ mod tests {
     use super::*;
 
     fn url(said: &str) -> Result<String> {
-        Global { url: Some(said.into()), namespace: "default".into(), output: Output::Table }.url()
+        Global { url: Some(said.into()), namespace: None, output: Output::Table }.url()
+    }
+
+    #[test]
+    fn what_faas_cli_remembers_is_found_by_its_url() {
+        let config = "auths:\n- gateway: http://a:1\n  auth: basic\n  token: YWRtaW46c2U6Y3JldA==\n- gateway: http://b:1\n  auth: oauth2\n  token: x\n";
+        let known = known_in(config, "http://a:1").unwrap();
+        assert_eq!((known.user.as_str(), known.password.as_str()), ("admin", "se:cret"));
+        for (config, url) in
+            [(config, "http://b:1"), (config, "http://c:1"), ("auths: [", "http://a:1"), ("", "http://a:1")]
+        {
+            assert!(known_in(config, url).is_none(), "{url}");
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod command;
 mod context;
 mod output;
 mod pack;
+mod stack;
 
 use std::process::ExitCode;
 

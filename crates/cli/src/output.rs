@@ -18,15 +18,28 @@ pub(crate) fn machine(value: &Value, output: Output) -> Result<bool> {
 }
 
 /// Prints rows under a heading, columns aligned.
-pub(crate) fn table(heading: &[&str], rows: &[Vec<String>]) -> Result<()> {
-    let width = |i: usize| rows.iter().map(|r| r[i].chars().count()).chain([heading[i].len()]).max().unwrap_or(0);
+pub(crate) fn table(heading: &[&str], rows: &[impl AsRef<[String]>]) -> Result<()> {
+    let width =
+        |i: usize| rows.iter().map(|r| r.as_ref()[i].chars().count()).chain([heading[i].len()]).max().unwrap_or(0);
     let widths: Vec<usize> = (0..heading.len()).map(width).collect();
     let print = |cells: &mut dyn Iterator<Item = &str>| {
         let text: String = cells.zip(&widths).map(|(cell, w)| format!("{cell:<w$}  ")).collect();
         line(text.trim_end())
     };
     print(&mut heading.iter().copied())?;
-    rows.iter().try_for_each(|row| print(&mut row.iter().map(String::as_str)))
+    rows.iter().try_for_each(|row| print(&mut row.as_ref().iter().map(String::as_str)))
+}
+
+/// Text of a function's that a terminal is not to obey: control characters shown as what they are.
+pub(crate) fn harmless(text: &str) -> String {
+    text.chars().fold(String::with_capacity(text.len()), |mut out, c| {
+        if c.is_control() && c != '\t' {
+            out.extend(c.escape_default());
+        } else {
+            out.push(c);
+        }
+        out
+    })
 }
 
 /// Prints one line on standard output.

@@ -10,6 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use flate2::{Compression, GzBuilder};
 use taper_model::Digest;
+use taper_runtimes::Candidate;
 
 /// Folders and files that never belong to a function's code.
 const LEFT_OUT: [&str; 7] = [".git", ".hg", ".svn", "__pycache__", ".venv", ".DS_Store", ".mypy_cache"];
@@ -38,10 +39,31 @@ pub(crate) struct Packed {
     pub(crate) head: Vec<u8>,
 }
 
+impl Package {
+    /// Its files, as what it is is found out from them.
+    pub(crate) fn candidates(&self) -> Vec<Candidate<'_>> {
+        self.files.iter().map(|f| Candidate { name: &f.name, executable: f.executable, head: &f.head }).collect()
+    }
+}
+
 /// Packs a file, or a folder with everything in it.
 pub(crate) fn pack(path: &Path) -> Result<Package> {
+    pack_with(path, &[])
+}
+
+/// Packs a file or a folder, with others beside what is in it: each under the path that is named first.
+pub(crate) fn pack_with(path: &Path, more: &[(PathBuf, PathBuf)]) -> Result<Package> {
     let meta = fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?;
     let mut found = Vec::new();
+    for (inside, source) in more {
+        if fs::metadata(source).with_context(|| format!("cannot read {}", source.display()))?.is_dir() {
+            let mut below = Vec::new();
+            walk(source, Path::new(""), &mut below)?;
+            found.extend(below.into_iter().map(|(name, source)| (inside.join(name), source)));
+        } else {
+            found.push((inside.clone(), source.clone()));
+        }
+    }
     if meta.is_dir() {
         walk(path, Path::new(""), &mut found)?;
         if found.is_empty() {
@@ -51,7 +73,9 @@ pub(crate) fn pack(path: &Path) -> Result<Package> {
         let name = path.file_name().with_context(|| format!("{} has no name", path.display()))?;
         found.push((PathBuf::from(name), path.to_owned()));
     }
+    // Of two files of one name the first by its source stays: an archive has each name once.
     found.sort();
+    found.dedup_by(|b, a| a.0 == b.0);
     // Time and owner are left out of the header, the compressor's too: only content, names and run bits count.
     let gzip = GzBuilder::new().mtime(0).write(Vec::new(), Compression::new(6));
     let mut tar = tar::Builder::new(gzip);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use taper_model::{
-    FunctionName, FunctionSpec, Mode,
+    FunctionName, FunctionSpec, Mode, Name,
     function::{Network, Source},
 };
 use taper_store::Deploy;
@@ -33,6 +33,9 @@ pub(crate) async fn admit(
         Some(Source::Digest { digest }) => Some(*digest),
         None => None,
     };
+    if !parts.store.snapshot().borrow().namespaces.contains_key(&function.namespace) {
+        return refuse(format!("metadata.namespace: {}", no_namespace(&function.namespace)));
+    }
     spec.validate()?;
     policy::policy(&spec, &annotations).map_err(|e| Error::Invalid(e.to_string()))?;
     match (spec.mode(), &spec.handler) {
@@ -70,6 +73,11 @@ pub(crate) async fn admit(
     }
     (spec.runtime, spec.mode) = (Some(spec.runtime()), Some(spec.mode()));
     Ok(Deploy { function, spec, artifact, labels, annotations })
+}
+
+/// The refusal of a namespace that is not there.
+pub(crate) fn no_namespace(name: &Name) -> String {
+    format!("there is no namespace `{name}`; create it with `taper namespace create {name}`")
 }
 
 fn refuse<T>(text: String) -> Result<T, Error> {

@@ -16,14 +16,30 @@ use crate::{
 impl Reconcile {
     /// Brings a revision nearer to what it should be.
     pub(crate) fn converge(&mut self, id: &RevisionId, now: Instant) {
+        self.relieve(id, now);
         let Some(live) = self.live.get(id) else { return };
-        let goal = live.goal(self.role(live));
-        if let Some(count) = live.differs(goal, now) {
+        if let Some(count) = live.differs(live.count(self.role(live)), now) {
             self.order(id, count);
         }
         self.try_judge_ready(id);
         if let Some(live) = self.live.get(id) {
             self.shared.board.show(id, Some(live.seen(self.role(live), now)));
+        }
+    }
+
+    /// Takes instances with old secrets out of service, where others have come beside them. Before that they serve on, however long it
+    /// takes and whatever becomes of the others.
+    fn relieve(&mut self, id: &RevisionId, now: Instant) {
+        let Some(live) = self.live.get(id) else { return };
+        let role = self.role(live);
+        let (goal, stale) = (live.goal(role), live.stale(role));
+        if stale.is_empty() || live.ready_count() <= goal || !live.may_order(now) {
+            return;
+        }
+        let out = self.shared.parts.load.withdraw(id, &stale, goal);
+        for instance in &out {
+            tracing::info!(%instance, revision = %id, "replaced: its secret has changed");
+            self.with(id, |live| _ = live.condemn(instance, now));
         }
     }
 
@@ -109,13 +125,12 @@ impl Reconcile {
                     events.get_or_insert_with(|| self.shared.parts.provider.watch());
                 }
                 event = next(&mut events) => match event {
-                    Some(Event::Ready(i)) => self.with(&i.revision, |live| live.ready(i.id, now)),
+                    Some(Event::Ready(i)) => self.with(&i.revision.clone(), |live| live.ready(i, now)),
                     Some(Event::Draining { id, revision }) => self.with(&revision, |live| live.draining(&id)),
                     Some(Event::Gone { id, revision, .. }) => self.with(&revision, |live| _ = live.gone(&id, true, now)),
                     Some(Event::Reset(all)) => {
                         for (id, live) in &mut self.live {
-                            let mine = all.iter().filter(|i| i.revision == *id);
-                            live.reset(mine.map(|i| i.id.clone()).collect(), now);
+                            live.reset(all.iter().filter(|i| i.revision == *id).cloned().collect(), now);
                         }
                     }
                     Some(Event::Failed { .. }) => {}
@@ -160,7 +175,8 @@ impl Reconcile {
         let Some(entry) = self.snapshot.function(id.function()).and_then(|f| f.entry(id.number())) else {
             return false;
         };
-        let live = Live::new(Arc::clone(&entry.revision), &self.shared.config, self.at(now), now);
+        let mut live = Live::new(Arc::clone(&entry.revision), &self.shared.config, self.at(now), now);
+        live.adopt(&self.snapshot);
         self.live.insert(id.clone(), live);
         true
     }

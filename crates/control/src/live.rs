@@ -7,14 +7,20 @@ use std::{
     time::Duration,
 };
 
-use taper_autoscaler::{Autoscaler, Decision, Sample};
-use taper_model::{Cause, Demand, InstanceId, Revision};
+use taper_autoscaler::{Autoscaler, Decision, Metric, Sample};
+use taper_model::{Cause, Demand, InstanceId, Name, Revision};
+use taper_provider::{Instance, Usage};
+use taper_store::Snapshot;
 use tokio::time::Instant;
 
 use crate::{Config, backoff::Backoff, board::Seen, policy};
 
 /// An order that was not carried out after this long is given again: it is idempotent, and a message may have been lost.
 const ORDER_AGAIN: Duration = Duration::from_secs(10);
+
+/// While instances are replaced, one more for so many that there should be may be there, and at least one; above `max` too, because the
+/// place of one that ends its calls is not free yet.
+const SURGE: u32 = 4;
 
 /// What a revision is to its function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,7 +56,11 @@ pub(crate) struct Live {
     pub(crate) backoff: Backoff,
     autoscaler: Autoscaler,
     decision: Option<Decision>,
-    ready: BTreeMap<InstanceId, Instant>,
+    ready: BTreeMap<InstanceId, Ready>,
+    /// The newest versions of the secrets that its spec names. One that was deleted is not among them: it makes nothing old.
+    secrets: BTreeMap<Name, u64>,
+    /// The CPU time that each instance had used when it was last measured, in nanoseconds.
+    cpu: BTreeMap<String, u64>,
     /// Out of service for good, and not gone.
     draining: BTreeSet<InstanceId>,
     /// Whether the provider may hold what it should not, whatever the numbers say: it is told again.
@@ -76,6 +86,13 @@ pub(crate) struct Live {
     refused: bool,
 }
 
+/// An instance that takes calls.
+struct Ready {
+    since: Instant,
+    /// The versions of the secrets that it was given.
+    secrets: BTreeMap<Name, u64>,
+}
+
 impl Live {
     /// A revision of which nothing runs yet.
     pub(crate) fn new(revision: Arc<Revision>, config: &Config, at: Duration, now: Instant) -> Self {
@@ -87,6 +104,8 @@ impl Live {
             backoff: Backoff::new(config.backoff_least.0, config.backoff_most.0, now),
             decision: None,
             ready: BTreeMap::new(),
+            secrets: BTreeMap::new(),
+            cpu: BTreeMap::new(),
             draining: BTreeSet::new(),
             owed: false,
             applied: 0,
@@ -107,8 +126,8 @@ impl Live {
     // === what happens to instances ===
 
     /// An instance takes calls.
-    pub(crate) fn ready(&mut self, id: InstanceId, now: Instant) {
-        self.ready.entry(id).or_insert(now);
+    pub(crate) fn ready(&mut self, instance: Instance, now: Instant) {
+        self.enter(instance, now);
         if self.ready.len() > self.held() as usize {
             // One that nobody ordered: it counts as ordered, so that it is seen as too many.
             self.hold(self.ready_count());
@@ -125,7 +144,7 @@ impl Live {
     /// An instance is no more. When it died of itself while it took calls: how long it had.
     pub(crate) fn gone(&mut self, id: &InstanceId, asked: bool, now: Instant) -> Option<Duration> {
         self.draining.remove(id);
-        let since = self.ready.remove(id)?;
+        let Ready { since, .. } = self.ready.remove(id)?;
         if asked {
             return None;
         }
@@ -133,13 +152,35 @@ impl Live {
         Some(now.saturating_duration_since(since))
     }
 
-    /// Calls cannot be sent to an instance: it has to be replaced. How long it was ready; `None` when it is on its way out already.
+    /// An instance has to be replaced, or has been: calls cannot be sent to it, or it served with an old secret. How long it was ready;
+    /// `None` when it is on its way out already.
     pub(crate) fn condemn(&mut self, id: &InstanceId, now: Instant) -> Option<Duration> {
-        let since = self.ready.remove(id)?;
+        let Ready { since, .. } = self.ready.remove(id)?;
         self.draining.insert(id.clone());
         self.owed = true;
         self.fewer();
         Some(now.saturating_duration_since(since))
+    }
+
+    /// The store is so now. Whether the newest versions of its secrets are others.
+    pub(crate) fn adopt(&mut self, snapshot: &Snapshot) -> bool {
+        let (namespace, names) = (&self.revision.id.function().namespace, &self.revision.spec.secrets);
+        let version = |name: &Name| Some((name.clone(), snapshot.secret_version(namespace, name)?));
+        let newest = names.iter().filter_map(version).collect();
+        let before = std::mem::replace(&mut self.secrets, newest);
+        before != self.secrets
+    }
+
+    /// Instances that serve with a secret that has changed since they were given it. Those of a revision that does not serve stay
+    /// as they are: they end with their calls.
+    pub(crate) fn stale(&self, role: Role) -> Vec<InstanceId> {
+        if self.secrets.is_empty() || !matches!(role, Role::Serving { .. }) {
+            return Vec::new();
+        }
+        // Newer than what is known here is not old: the instance's start may have read the store first.
+        let is_old =
+            |r: &Ready| self.secrets.iter().any(|(name, newest)| r.secrets.get(name).is_some_and(|v| v < newest));
+        self.ready.iter().filter(|(_, r)| is_old(r)).map(|(id, _)| id.clone()).collect()
     }
 
     /// Instances that must not be among those that the provider holds.
@@ -162,13 +203,18 @@ impl Live {
     }
 
     /// Exactly these are ready, says a provider that begins anew.
-    pub(crate) fn reset(&mut self, ready: Vec<InstanceId>, now: Instant) {
-        self.ready.retain(|id, _| ready.contains(id));
+    pub(crate) fn reset(&mut self, ready: Vec<Instance>, now: Instant) {
+        self.ready.retain(|id, _| ready.iter().any(|i| i.id == *id));
         self.draining.clear();
-        ready.into_iter().for_each(|id| _ = self.ready.entry(id).or_insert(now));
+        ready.into_iter().for_each(|instance| self.enter(instance, now));
         self.hold(self.ready_count());
         // What it is starting it does not say.
         self.owed = true;
+    }
+
+    fn enter(&mut self, instance: Instance, now: Instant) {
+        let Instance { id, secrets, .. } = instance;
+        self.ready.entry(id).or_insert(Ready { since: now, secrets });
     }
 
     /// So many are ordered from the provider now.
@@ -196,23 +242,47 @@ impl Live {
 
     // === what is asked of it ===
 
-    /// Takes in a sample.
-    pub(crate) fn sample(&mut self, at: Duration, demand: &Demand) {
+    /// Whether its instances' CPU decides how many there should be.
+    pub(crate) fn is_scaled_by_cpu(&self) -> bool {
+        self.autoscaler.policy().metric == Metric::Cpu
+    }
+
+    /// The CPU time that its instances have used since the last measurement, in seconds. What one used before it was measured first
+    /// is its start, and no load.
+    pub(crate) fn used(&mut self, usage: &[Usage]) -> f64 {
+        let name = self.revision.id.name();
+        let mut before = std::mem::take(&mut self.cpu);
+        let mut nanos = 0_u64;
+        for one in usage.iter().filter(|u| u.revision == name) {
+            let before = before.remove(&one.instance);
+            if let (Some(now), Some(before)) = (one.cpu_nanos, before) {
+                nanos = nanos.saturating_add(now.saturating_sub(before));
+            }
+            // One that cannot be read now may be read the next time.
+            if let Some(last) = one.cpu_nanos.or(before) {
+                self.cpu.insert(one.instance.clone(), last);
+            }
+        }
+        Duration::from_nanos(nanos).as_secs_f64()
+    }
+
+    /// Takes in a sample, and the CPU time that was used in it.
+    pub(crate) fn sample(&mut self, at: Duration, demand: &Demand, cpu_seconds: f64) {
         self.autoscaler.observe(
             at,
             Sample {
                 seconds: demand.seconds,
                 call_seconds: demand.call_seconds,
+                cpu_seconds,
                 arrived: demand.arrived,
                 waiting: demand.waiting,
                 running: demand.running,
-                ..Sample::default()
             },
         );
         let left = u64::from(demand.waiting) + u64::from(demand.running);
         if self.left + demand.arrived > left {
             // Calls ended while instances were there to end them: they do their work, however short they live.
-            self.ready.values().for_each(|since| self.backoff.forgive(*since));
+            self.ready.values().for_each(|r| self.backoff.forgive(r.since));
         }
         (self.waiting, self.running, self.left) = (demand.waiting, demand.running, left);
         self.busy = left > 0 || demand.arrived > 0 && !self.refused;
@@ -257,6 +327,15 @@ impl Live {
         self.decision = Some(self.autoscaler.wake(at, self.waiting));
     }
 
+    /// Calls wait beside instances that are all busy: perhaps a burst that cannot wait for the next decision.
+    pub(crate) fn burst(&mut self, at: Duration, seen: &Demand) {
+        let calls = seen.waiting.saturating_add(seen.running);
+        if let Some(decision) = self.autoscaler.burst(at, calls, self.revision.spec.concurrency(), seen.ready) {
+            self.woken = self.woken.map(|most| most.max(decision.want));
+            self.decision = Some(decision);
+        }
+    }
+
     /// A person set the number; for 0 the history is forgotten.
     pub(crate) fn set(&mut self, at: Duration, count: u32) {
         (self.ceiling, self.woken) = (None, None);
@@ -278,6 +357,13 @@ impl Live {
         }
     }
 
+    /// How many to order: as many as there should be, and beside them those that come to replace others.
+    pub(crate) fn count(&self, role: Role) -> u32 {
+        let goal = self.goal(role);
+        let stale = u32::try_from(self.stale(role).len()).unwrap_or(u32::MAX);
+        goal.saturating_add(stale.min(goal.div_ceil(SURGE)))
+    }
+
     /// How many the provider has to be told of: because it holds another number, or instances that it should not. What is missing waits
     /// until it may be started.
     pub(crate) fn differs(&self, goal: u32, now: Instant) -> Option<u32> {
@@ -292,7 +378,7 @@ impl Live {
         late && self.may_order(now) && self.ready_count() != goal && !self.backoff.waits(now)
     }
 
-    fn may_order(&self, now: Instant) -> bool {
+    pub(crate) fn may_order(&self, now: Instant) -> bool {
         !self.applying && now >= self.not_before
     }
 
@@ -313,8 +399,9 @@ impl Live {
 
     /// Instances that have been ready for so long are proof that it works.
     pub(crate) fn forgive(&mut self, stable: Duration, now: Instant) {
-        let proof = self.ready.values().filter(|since| now.saturating_duration_since(**since) >= stable);
-        proof.for_each(|since| self.backoff.forgive(*since));
+        let proof =
+            self.ready.values().map(|r| r.since).filter(|since| now.saturating_duration_since(*since) >= stable);
+        proof.for_each(|since| self.backoff.forgive(since));
     }
 
     /// Calls wait, and nothing that could serve them is there or on its way.
@@ -337,19 +424,25 @@ impl Live {
     pub(crate) fn seen(&self, role: Role, now: Instant) -> Seen {
         let failing = self.ready.is_empty() && matches!(role, Role::Serving { .. });
         let trouble = failing.then(|| self.backoff.words(now)).flatten();
+        let why = match role {
+            Role::Trial { .. } => "a first start".into(),
+            Role::Serving { parked: true } => "set to 0 by hand, until the next call".into(),
+            Role::Serving { .. } if self.woken.is_some() => format!("woken by a call → {}", self.goal(role)),
+            Role::Serving { .. } => self.decision.map_or_else(|| "min".into(), |d| d.to_string()),
+            Role::Old => "not the latest: ends with its calls".into(),
+            Role::Gone => "deleted: ends with its calls".into(),
+        };
+        let replaced = match (self.stale(role).len(), self.backoff.words(now)) {
+            (0, _) => String::new(),
+            (n, None) => format!("; {n} with an older secret until others are ready"),
+            (n, Some(words)) => format!("; {n} with an older secret, because no other can start: {words}"),
+        };
         Seen {
             want: self.goal(role),
             ready: self.ready.keys().cloned().collect(),
             starting: self.held().saturating_sub(self.ready_count()),
             draining: u32::try_from(self.draining.len()).unwrap_or(u32::MAX),
-            why: match role {
-                Role::Trial { .. } => "a first start".into(),
-                Role::Serving { parked: true } => "set to 0 by hand, until the next call".into(),
-                Role::Serving { .. } if self.woken.is_some() => format!("woken by a call → {}", self.goal(role)),
-                Role::Serving { .. } => self.decision.map_or_else(|| "min".into(), |d| d.to_string()),
-                Role::Old => "not the latest: ends with its calls".into(),
-                Role::Gone => "deleted: ends with its calls".into(),
-            },
+            why: why + &replaced,
             trouble,
         }
     }

@@ -19,6 +19,11 @@ pub(crate) fn policy(spec: &FunctionSpec, annotations: &BTreeMap<String, String>
         Some(0) => MAX_SCALE,
         Some(max) => max.min(MAX_SCALE),
     });
+    if settings.metric == Some(Metric::Cpu) {
+        // As a concurrency target above the slots: an instance can never use more than it is limited to.
+        let most = f64::from(spec.cpu_milli()).max(1.0);
+        settings.target = Some(settings.target.map_or(most.min(1000.0), |target| target.min(most)));
+    }
     settings.policy(spec.concurrency())
 }
 
@@ -80,6 +85,42 @@ mod tests {
         assert_eq!(read("{}", &[("max-scale", "0")]).unwrap().max, MAX_SCALE);
         assert_eq!(read("{}", &[("min-scale", "300")]).unwrap().max, 300, "a default never contradicts");
         assert_eq!(read(r#"{"metric": "rps"}"#, &[]).unwrap().metric, Metric::Rps);
+    }
+
+    #[test]
+    fn a_cpu_target_is_one_that_an_instance_can_reach() {
+        let read = |scale: &str, cpu: Option<&str>| {
+            let mut spec = FunctionSpec { command: vec!["cat".into()], ..FunctionSpec::default() };
+            spec.scale = serde_json::from_str(scale).unwrap();
+            spec.resources.cpu = cpu.map(|c| c.parse().unwrap());
+            policy(&spec, &BTreeMap::new()).map(|p| p.total_value)
+        };
+        assert_eq!(read(r#"{"metric": "cpu"}"#, Some("2")).unwrap(), 1000.0);
+        assert_eq!(read(r#"{"metric": "cpu"}"#, Some("250m")).unwrap(), 250.0);
+        assert_eq!(read(r#"{"metric": "cpu", "target": 1500}"#, Some("2")).unwrap(), 1500.0);
+        assert_eq!(read(r#"{"metric": "cpu", "target": 50}"#, Some("250m")).unwrap(), 50.0);
+        assert_eq!(read(r#"{"metric": "cpu", "target": 2}"#, Some("1m")).unwrap(), 1.0, "the least there may be");
+        assert!(read(r#"{"metric": "cpu", "target": 0.5}"#, None).is_err());
+        assert_eq!(read(r#"{"metric": "rps"}"#, Some("250m")).unwrap(), 200.0, "of the others it says nothing");
+    }
+
+    #[test]
+    fn whatever_is_written_there_is_a_bound() {
+        let counts = ["0", "1", "2", "99", "100", "101", "9999", "10000", "10001", "2147483647"];
+        let mut taken = 0;
+        for key in ["min-scale", "max-scale", "initial-scale", "activation-scale"] {
+            for (count, other) in counts.iter().flat_map(|c| counts.map(|o| (*c, o))) {
+                for second in ["min-scale", "max-scale", "activation-scale"].into_iter().filter(|s| *s != key) {
+                    let Ok(p) = read("{}", &[(key, count), (second, other)]) else { continue };
+                    taken += 1;
+                    assert!((1..=MAX_SCALE).contains(&p.max), "{key}={count} {second}={other}: max {}", p.max);
+                    assert!(p.min <= p.max && p.activation_scale <= p.max, "{key}={count} {second}={other}: {p:?}");
+                }
+            }
+        }
+        assert!(taken > 200, "{taken}");
+        let text = read("{}", &[("min-scale", "10001")]).unwrap_err().to_string();
+        assert!(text.contains("10001") && text.contains("10000"), "{text}");
     }
 
     #[test]

@@ -14,11 +14,11 @@ use taper_model::{
     BoxFuture, BoxStream, Cause, Demand, Fault, Function, FunctionName, InstanceId, Revision, RevisionId,
     RevisionState, Stage,
 };
-use taper_provider::{Error as ProviderError, Event};
+use taper_provider::{Error as ProviderError, Event, Instance};
 use taper_store::Snapshot;
 use tokio::{
     sync::mpsc,
-    time::{Instant, MissedTickBehavior, interval, timeout},
+    time::{Instant, MissedTickBehavior, interval, sleep_until, timeout},
 };
 
 use crate::{
@@ -27,6 +27,10 @@ use crate::{
     policy,
     trial::{Trial, Verdict},
 };
+
+/// From a knock beside instances that are all busy to the look whether it is a burst: calls of one burst come one after another, and
+/// where calls are short a slot may be free again by then.
+const GATHER: Duration = Duration::from_millis(20);
 
 /// The control plane at work.
 pub struct Service {
@@ -46,6 +50,7 @@ impl Service {
             trials: BTreeMap::new(),
             verdicts: BTreeMap::new(),
             parked: BTreeSet::new(),
+            bursts: BTreeMap::new(),
             leaving: BTreeSet::new(),
             prepared: BTreeSet::new(),
             work: FuturesUnordered::new(),
@@ -86,6 +91,7 @@ impl Service {
                     reconcile.adopt(snapshot);
                 }
                 id = shared.parts.load.knock() => reconcile.knocked(&id),
+                () = until(reconcile.bursts.values().min().copied()) => reconcile.bursts(),
                 _ = sample.tick() => {
                     reconcile.sample();
                     reconcile.tidy();
@@ -99,6 +105,13 @@ impl Service {
         if drained.is_err() {
             tracing::warn!("some instances had not ended when the drain time was over");
         }
+    }
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -135,6 +148,8 @@ pub(crate) struct Reconcile {
     pub(crate) verdicts: BTreeMap<RevisionId, Verdict>,
     /// Functions that somebody set to 0, and that nobody called since.
     pub(crate) parked: BTreeSet<FunctionName>,
+    /// When to look at revisions whose calls wait beside busy instances.
+    bursts: BTreeMap<RevisionId, Instant>,
     /// Functions that were deleted, of which something is left. A new one of the same name begins when nothing is.
     pub(crate) leaving: BTreeSet<FunctionName>,
     /// Revisions that the provider has prepared in this run.
@@ -165,6 +180,21 @@ impl Reconcile {
                 }
                 None => self.deleted(&name),
             }
+        }
+        let now = Instant::now();
+        for id in self.live.keys().cloned().collect::<Vec<_>>() {
+            if self.live.get_mut(&id).is_some_and(|live| live.adopt(&self.snapshot)) {
+                self.converge(&id, now);
+            }
+        }
+    }
+
+    /// Takes in the newest snapshot. Whoever routes a call has the snapshot before this loop is told of it, so what a call asks for
+    /// may be newer than what the loop has seen.
+    fn catch_up(&mut self) {
+        let newest = Arc::clone(&self.shared.parts.store.snapshot().borrow());
+        if !Arc::ptr_eq(&newest, &self.snapshot) {
+            self.adopt(newest);
         }
     }
 
@@ -215,12 +245,13 @@ impl Reconcile {
     fn event(&mut self, event: Event) {
         let now = Instant::now();
         match event {
-            Event::Reset(instances) => self.reset(instances.into_iter().map(|i| (i.revision, i.id)).collect(), now),
+            Event::Reset(instances) => self.reset(instances, now),
             Event::Ready(instance) => {
                 tracing::debug!(instance = %instance.id, revision = %instance.revision, "ready");
                 self.acknowledge(&instance.revision, now);
-                self.with(&instance.revision, |live| live.ready(instance.id, now));
-                self.converge(&instance.revision, now);
+                let id = instance.revision.clone();
+                self.with(&id, |live| live.ready(instance, now));
+                self.converge(&id, now);
             }
             Event::Draining { id, revision } => {
                 self.with(&revision, |live| live.draining(&id));
@@ -243,10 +274,10 @@ impl Reconcile {
     }
 
     /// The provider begins anew: these instances are all there are.
-    fn reset(&mut self, ready: Vec<(RevisionId, InstanceId)>, now: Instant) {
-        let mut by_revision: BTreeMap<RevisionId, Vec<InstanceId>> = BTreeMap::new();
-        for (revision, id) in ready {
-            by_revision.entry(revision).or_default().push(id);
+    fn reset(&mut self, ready: Vec<Instance>, now: Instant) {
+        let mut by_revision: BTreeMap<RevisionId, Vec<Instance>> = BTreeMap::new();
+        for instance in ready {
+            by_revision.entry(instance.revision.clone()).or_default().push(instance);
         }
         for revision in by_revision.keys() {
             self.acknowledge(revision, now);
@@ -299,15 +330,35 @@ impl Reconcile {
     /// Calls of a revision wait: for its first instance, or because every slot is taken.
     fn knocked(&mut self, id: &RevisionId) {
         let now = Instant::now();
+        self.catch_up();
         if self.enliven(id, now) && self.live[id].held() == 0 && !self.live[id].backoff.waits(now) {
             // How many wait is worth knowing before the first instances are ordered.
             self.sample();
         }
         self.called(id, now);
+        if self.live.get(id).is_some_and(|live| live.ready_count() > 0) {
+            self.bursts.entry(id.clone()).or_insert(now + GATHER);
+        }
+    }
+
+    /// Looks at the revisions whose calls waited beside busy instances a moment ago.
+    fn bursts(&mut self) {
+        let now = Instant::now();
+        let at = self.at(now);
+        let due: Vec<RevisionId> = self.bursts.extract_if(.., |_, at| *at <= now).map(|(id, _)| id).collect();
+        for id in due {
+            let Some(live) = self.live.get(&id) else { continue };
+            let seen = self.shared.parts.load.glance(&id);
+            if seen.waiting > 0 && self.role(live) == (Role::Serving { parked: false }) {
+                self.with(&id, |live| live.burst(at, &seen));
+                self.converge(&id, now);
+            }
+        }
     }
 
     /// Calls of a revision wait. Wakes it from zero; what runs already is the autoscaler's business.
     fn called(&mut self, id: &RevisionId, now: Instant) {
+        self.catch_up();
         let name = id.function();
         let known = self.snapshot.function(name).and_then(|f| f.entry(id.number()).map(|e| (f, e)));
         let Some((function, _)) = known.filter(|(_, e)| e.state == RevisionState::Ready) else {
@@ -414,7 +465,9 @@ impl Reconcile {
         let mut missed = Vec::new();
         for (id, live) in &mut self.live {
             let demand = demands.remove(id).unwrap_or(Demand { seconds, ..Demand::default() });
-            live.sample(at, &demand);
+            let cpu =
+                if live.is_scaled_by_cpu() { live.used(&self.shared.parts.provider.usage(id.function())) } else { 0.0 };
+            live.sample(at, &demand, cpu);
             if live.is_missed() {
                 missed.push(id.clone());
             }
@@ -457,9 +510,9 @@ impl Reconcile {
             }
             self.converge(&id, now);
             let live = &self.live[&id];
-            let goal = live.goal(role);
-            if live.is_overdue(goal, now) {
-                self.order(&id, goal);
+            let count = live.count(role);
+            if live.is_overdue(count, now) {
+                self.order(&id, count);
             }
         }
     }

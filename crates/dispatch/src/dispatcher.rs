@@ -284,6 +284,14 @@ impl Load for Dispatcher {
         self.known(revision).map(|pool| pool.retire(count)).unwrap_or_default()
     }
 
+    fn glance(&self, revision: &RevisionId) -> Demand {
+        self.known(revision).map(|pool| pool.glance()).unwrap_or_default()
+    }
+
+    fn withdraw(&self, revision: &RevisionId, among: &[InstanceId], keep: u32) -> Vec<InstanceId> {
+        self.known(revision).map(|pool| pool.withdraw(among, keep)).unwrap_or_default()
+    }
+
     fn refuse(&self, revision: &RevisionId, fault: &Fault) {
         if let Some(pool) = self.known(revision) {
             pool.refuse(fault);

@@ -125,13 +125,12 @@ impl Instances {
         }
     }
 
-    /// Takes up to `count` instances out of service, those with the fewest calls first and of these those unused for longest.
-    pub(crate) fn retire(&mut self, count: usize) -> Vec<InstanceId> {
+    /// Takes up to `count` of these instances out of service, those with the fewest calls first and of these those unused for longest.
+    pub(crate) fn retire(&mut self, count: usize, these: impl Fn(&InstanceId) -> bool) -> Vec<InstanceId> {
+        let in_service = |e: &&Entry| e.service == Service::Serving && these(&e.instance.id);
         let mut serving: Vec<_> = (0u32..)
             .zip(&self.entries)
-            .filter_map(|(key, e)| {
-                e.as_ref().filter(|e| e.service == Service::Serving).map(|e| (e.running, e.used, key))
-            })
+            .filter_map(|(key, e)| e.as_ref().filter(in_service).map(|e| (e.running, e.used, key)))
             .collect();
         serving.sort_unstable();
         serving.truncate(count);

@@ -17,7 +17,8 @@
 //!
 //! The fewest running calls first, because calls on one instance share its processor and its memory. Among equals the one that
 //! was used last: with one slot per instance this makes the idle ones a stack, so that what is at its bottom stays
-//! idle and can be stopped, and what is at its top has its caches warm. [`Load::retire`](taper_model::Load::retire) takes from the bottom.
+//! idle and can be stopped, and what is at its top has its caches warm. [`Load::retire`](taper_model::Load::retire) takes from the bottom,
+//! and so does [`Load::withdraw`](taper_model::Load::withdraw), which stops short of what must stay in service.
 //!
 //! # Time
 //!

@@ -50,8 +50,8 @@ struct State {
 struct Knock {
     /// That calls wait and no instance is ready; taken back when one becomes ready.
     cold: bool,
-    /// That calls wait and every slot is taken.
-    busy: bool,
+    /// How many calls waited when it was said that every slot is taken; 0 when it was not.
+    busy: u32,
     /// It lies in the mailbox and nobody has read it yet.
     unread: bool,
 }
@@ -246,7 +246,18 @@ impl Pool {
     /// Takes instances out of service.
     pub(crate) fn retire(&self, count: u32) -> Vec<InstanceId> {
         let (mut state, _) = self.lock();
-        let ids = state.instances.retire(count as usize);
+        let ids = state.instances.retire(count as usize, |_| true);
+        let knock = state.must_knock();
+        drop(state);
+        self.knock(knock);
+        ids
+    }
+
+    /// Takes some of these instances out of service, as many as leave `keep` in it.
+    pub(crate) fn withdraw(&self, among: &[InstanceId], keep: u32) -> Vec<InstanceId> {
+        let (mut state, _) = self.lock();
+        let count = state.instances.ready().saturating_sub(keep);
+        let ids = state.instances.retire(count as usize, |id| among.contains(id));
         let knock = state.must_knock();
         drop(state);
         self.knock(knock);
@@ -289,7 +300,7 @@ impl Pool {
             return None;
         }
         let sample = state.meter.sample();
-        (state.knock.cold, state.knock.busy) = (false, false);
+        (state.knock.cold, state.knock.busy) = (false, 0);
         Some(Demand {
             seconds: sample.seconds,
             call_seconds: sample.call_seconds,
@@ -298,6 +309,13 @@ impl Pool {
             running: state.running,
             ready: state.instances.ready(),
         })
+    }
+
+    /// Who waits and who runs now.
+    pub(crate) fn glance(&self) -> Demand {
+        let (state, _) = self.lock();
+        let (waiting, running, ready) = (state.waiting.len() as u32, state.running, state.instances.ready());
+        Demand { waiting, running, ready, ..Demand::default() }
     }
 
     pub(crate) fn stats(&self) -> Stats {
@@ -403,13 +421,19 @@ impl State {
         self.waiting.len() as u32 + self.running
     }
 
-    /// Whether a knock must go into the mailbox: calls wait, it was not said yet since the last sample, and none lies there.
+    /// Whether a knock must go into the mailbox: calls wait, it was not said yet since the last sample, and none lies there. That all
+    /// is taken is said again whenever twice as many wait: a burst is followed as it grows, with a dozen knocks at most.
     fn must_knock(&mut self) -> bool {
-        if self.waiting.is_empty() {
-            return false;
+        let waiting = self.waiting.len() as u32;
+        let news = match waiting {
+            0 => false,
+            _ if self.instances.ready() == 0 => !std::mem::replace(&mut self.knock.cold, true),
+            _ => waiting >= self.knock.busy.saturating_mul(2),
+        };
+        if news && self.instances.ready() > 0 {
+            self.knock.busy = waiting;
         }
-        let said = if self.instances.ready() == 0 { &mut self.knock.cold } else { &mut self.knock.busy };
-        !std::mem::replace(said, true) && !std::mem::replace(&mut self.knock.unread, true)
+        news && !std::mem::replace(&mut self.knock.unread, true)
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::{
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
     task::{Context as Task, Poll, ready},
 };
 
@@ -64,12 +64,12 @@ pub(crate) fn check(context: &Context, request: &Request) -> Result<(), Fault> {
     if !map.get_all(header::HOST).iter().all(|h| h.as_bytes().iter().all(spelt)) || !authority.iter().all(spelt) {
         return refuse(Cause::Malformed, "the Host header is not a host");
     }
-    let codings: Vec<_> = map.get_all(header::TRANSFER_ENCODING).iter().collect();
-    if codings.len() > 1 || codings.iter().any(|c| !c.as_bytes().eq_ignore_ascii_case(b"chunked")) {
+    let codings = || map.get_all(header::TRANSFER_ENCODING).iter();
+    if codings().count() > 1 || codings().any(|c| !c.as_bytes().eq_ignore_ascii_case(b"chunked")) {
         return refuse(Cause::Malformed, "the only transfer coding that is served is `chunked`");
     }
-    let about_us = matches!(Door::of(request.uri().path()), Door::Health | Door::Ready | Door::Metrics);
-    if context.drain.is_cancelled() && !about_us {
+    let about_us = || matches!(Door::of(request.uri().path()), Door::Health | Door::Ready | Door::Metrics);
+    if context.draining.load(Relaxed) && !about_us() {
         return refuse(Cause::ShuttingDown, "the platform is shutting down; try again");
     }
     Ok(())
@@ -81,6 +81,8 @@ pub(crate) struct Departure {
     limit: Limit,
     /// None for the head of a tunnel, whose record goes with the tunnel.
     record: Option<Record>,
+    /// It broke, and what came before is leaving.
+    broken: Option<BoxError>,
     ended: bool,
 }
 
@@ -93,12 +95,18 @@ impl Departure {
             record.bound(limit.clone());
             Bounded::Own(body)
         };
-        Self { body, limit, record: Some(record), ended: false }
+        Self { body, limit, record: Some(record), broken: None, ended: false }
     }
 
     /// The nothing that follows the head of a tunnel.
     pub(crate) fn tunnel() -> Self {
-        Self { body: Bounded::Own(taper_model::call::empty()), limit: Limit::None, record: None, ended: true }
+        Self {
+            body: Bounded::Own(taper_model::call::empty()),
+            limit: Limit::None,
+            record: None,
+            broken: None,
+            ended: true,
+        }
     }
 }
 
@@ -108,6 +116,9 @@ impl Body for Departure {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Task<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = &mut *self;
+        if let Some(error) = this.broken.take() {
+            return Poll::Ready(Some(Err(error)));
+        }
         let frame = ready!(this.body.poll_frame(cx));
         let Some(record) = &mut this.record else { return Poll::Ready(frame) };
         match &frame {
@@ -115,6 +126,13 @@ impl Body for Departure {
             Some(Err(_)) if this.limit.passed() => record.breaks(Cause::Deadline),
             Some(Err(_)) => record.breaks(Cause::Died),
             None => this.ended = true,
+        }
+        if let Some(Err(error)) = frame {
+            // The connection is dropped as soon as the HTTP parser hears of it, with whatever it has not written yet. It writes when
+            // there is nothing more for a moment.
+            this.broken = Some(error);
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
         }
         // Of the platform's own answers, one says just that.
         let function = !matches!(this.limit, Limit::None);

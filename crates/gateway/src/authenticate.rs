@@ -4,19 +4,22 @@
 use std::{
     convert::Infallible,
     fmt,
-    future::{Ready, ready},
+    sync::Arc,
     task::{Context, Poll},
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use futures_util::future::Either;
-use http::{HeaderMap, HeaderValue, header};
+use http::{HeaderMap, HeaderValue, Version, header};
+use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
-use taper_model::{Cause, Fault, Stage};
+use taper_model::{BoxFuture, Cause, Fault, Stage};
+use tokio::sync::watch;
 use tower::Service;
 
 use crate::{
     accept::{Request, Response},
+    guess::Guesses,
     reply,
     route::Door,
 };
@@ -30,12 +33,26 @@ pub struct Credentials {
     pub password: String,
 }
 
+/// What a request says of who sent it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Said {
+    /// Nothing.
+    Nothing,
+    /// What is not the credentials.
+    Wrong,
+    /// The credentials.
+    Right,
+}
+
 impl Credentials {
-    /// Whether these headers carry the credentials.
-    fn admit(&self, headers: &HeaderMap) -> bool {
+    /// What these headers say.
+    fn said(&self, headers: &HeaderMap) -> Said {
         let mut given = headers.get_all(header::AUTHORIZATION).iter();
-        let (Some(value), None) = (given.next(), given.next()) else { return false };
-        self.are(value)
+        match (given.next(), given.next()) {
+            (None, _) => Said::Nothing,
+            (Some(value), None) if self.are(value) => Said::Right,
+            _ => Said::Wrong,
+        }
     }
 
     /// Takes the credentials out of a call: a browser or a script that knows them sends them along, and the function must not
@@ -46,13 +63,16 @@ impl Credentials {
         }
     }
 
-    /// Whether this value is the credentials, as HTTP basic authentication (RFC 7617) writes them. Takes the same time for
-    /// every wrong password of one length.
+    /// Whether this value is the credentials, as HTTP basic authentication (RFC 7617) writes them. Digests are compared, so that
+    /// the time it takes tells nothing of the password, nor of its length.
     fn are(&self, value: &HeaderValue) -> bool {
         let Some((scheme, token)) = value.to_str().ok().and_then(|v| v.split_once(' ')) else { return false };
+        if !scheme.eq_ignore_ascii_case("basic") {
+            return false;
+        }
         let Ok(pair) = STANDARD.decode(token.trim()) else { return false };
-        let wanted = format!("{}:{}", self.user, self.password);
-        scheme.eq_ignore_ascii_case("basic") & bool::from(pair.ct_eq(wanted.as_bytes()))
+        let wanted = Sha256::new().chain_update(&self.user).chain_update(":").chain_update(&self.password).finalize();
+        Sha256::digest(pair).as_slice().ct_eq(wanted.as_slice()).into()
     }
 }
 
@@ -65,21 +85,52 @@ impl fmt::Debug for Credentials {
 /// The router behind the check.
 #[derive(Clone)]
 pub(crate) struct Authenticate<S> {
-    credentials: Credentials,
+    gate: Arc<Gate>,
     router: S,
 }
 
+struct Gate {
+    credentials: watch::Receiver<Credentials>,
+    guesses: Guesses,
+}
+
 impl<S> Authenticate<S> {
-    pub(crate) fn new(credentials: Credentials, router: S) -> Self {
-        Self { credentials, router }
+    pub(crate) fn new(credentials: watch::Receiver<Credentials>, guesses: Guesses, router: S) -> Self {
+        Self { gate: Arc::new(Gate { credentials, guesses }), router }
+    }
+}
+
+impl Gate {
+    /// Whether this request may pass, and if not, what it said.
+    fn check(&self, request: &Request) -> Result<(), Said> {
+        let open = match Door::of(request.uri().path()) {
+            Door::Function | Door::Async | Door::Health | Door::Ready => true,
+            Door::Metrics => local(request),
+            Door::System | Door::Other => false,
+        };
+        if open {
+            return Ok(());
+        }
+        match self.credentials.borrow().said(request.headers()) {
+            Said::Right => Ok(()),
+            said => Err(said),
+        }
     }
 
-    fn passes(&self, request: &Request) -> bool {
-        match Door::of(request.uri().path()) {
-            Door::Function | Door::Async | Door::Health | Door::Ready => true,
-            Door::Metrics => local(request) || self.credentials.admit(request.headers()),
-            Door::System | Door::Other => self.credentials.admit(request.headers()),
+    /// Answers what may not pass. A wrong password waits for its answer; a request without one guesses nothing.
+    async fn refuse(self: Arc<Self>, request: Request, said: Said) -> Response {
+        let peer = request.body().record.peer().ip();
+        if said == Said::Wrong && !self.guesses.wrong(peer).await {
+            const FLOOD: &str = "too many wrong passwords come from there; the right one is let in all the same";
+            let close = request.version() != Version::HTTP_2;
+            let mut response = reply::refuse(request, &Fault::new(Stage::Accept, Cause::Limited, FLOOD));
+            if close {
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            return response;
         }
+        const MEND: &str = "this wants the administrator's name and password: unless other ones were set, `admin` and what `admin-password` in the data directory holds";
+        reply::refuse(request, &Fault::new(Stage::Accept, Cause::Unauthenticated, MEND))
     }
 }
 
@@ -95,22 +146,22 @@ where
 {
     type Response = Response;
     type Error = Infallible;
-    type Future = Either<S::Future, Ready<Result<Response, Infallible>>>;
+    type Future = Either<S::Future, BoxFuture<'static, Result<Response, Infallible>>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.router.poll_ready(cx)
     }
 
     fn call(&mut self, mut request: Request) -> Self::Future {
-        if self.passes(&request) {
-            if matches!(Door::of(request.uri().path()), Door::Function | Door::Async) {
-                self.credentials.withhold(request.headers_mut());
-            }
-            return Either::Left(self.router.call(request));
+        if let Err(said) = self.gate.check(&request) {
+            let gate = self.gate.clone();
+            return Either::Right(Box::pin(async move { Ok(gate.refuse(request, said).await) }));
         }
-        const MEND: &str = "this wants the administrator's password: user `admin`, and what `admin-password` in the data directory holds";
-        let fault = Fault::new(Stage::Accept, Cause::Unauthenticated, MEND);
-        Either::Right(ready(Ok(reply::refuse(request, &fault))))
+        let calls = matches!(Door::of(request.uri().path()), Door::Function | Door::Async);
+        if calls && request.headers().contains_key(header::AUTHORIZATION) {
+            self.gate.credentials.borrow().withhold(request.headers_mut());
+        }
+        Either::Left(self.router.call(request))
     }
 }
 
@@ -126,16 +177,17 @@ mod tests {
     fn only_the_one_pair_is_admitted() {
         let credentials = Credentials { user: "admin".into(), password: "s3cret:x".into() };
         let good = format!("Basic {}", STANDARD.encode("admin:s3cret:x"));
-        assert!(credentials.admit(&headers(&[&good])));
-        assert!(credentials.admit(&headers(&[&good.replace("Basic", "bAsIc")])));
+        assert!(credentials.said(&headers(&[&good])) == Said::Right);
+        assert_eq!(credentials.said(&headers(&[&good.replace("Basic", "bAsIc")])), Said::Right);
         for bad in ["admin:s3cret", "admin:", ":s3cret:x", "admin:s3cret:xx", "Admin:s3cret:x", "admin", ""] {
-            assert!(!credentials.admit(&headers(&[&format!("Basic {}", STANDARD.encode(bad))])), "{bad}");
+            let bad = format!("Basic {}", STANDARD.encode(bad));
+            assert_eq!(credentials.said(&headers(&[&bad])), Said::Wrong, "{bad}");
         }
         for bad in ["", "Basic", "Basic ", "Basic %%%", &good.replace("Basic", "Bearer"), "admin:s3cret:x"] {
-            assert!(!credentials.admit(&headers(&[bad])), "{bad}");
+            assert_eq!(credentials.said(&headers(&[bad])), Said::Wrong, "{bad}");
         }
-        assert!(!credentials.admit(&HeaderMap::new()));
-        assert!(!credentials.admit(&headers(&[&good, &good])), "two answers are none");
+        assert_eq!(credentials.said(&HeaderMap::new()), Said::Nothing);
+        assert_eq!(credentials.said(&headers(&[&good, &good])), Said::Wrong, "two answers are none");
     }
 
     #[test]

@@ -13,17 +13,26 @@ use taper_model::{
     quantity::{Memory, Span},
 };
 
+use crate::enqueue::HELD;
+
 /// Limits and habits of the gateway. Sizes are written as `64Ki` or bytes, times as `10s` or seconds.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Config {
     /// Where to listen; port 0 takes a free one. Default `127.0.0.1:8080`.
     pub listen: SocketAddr,
+    /// Where `/metrics` and `/healthz` are served besides, to everybody who reaches the address, and nothing else; OpenFaaS has
+    /// port 8082 for this. Default none.
+    pub metrics_listen: Option<SocketAddr>,
     /// Most connections at a time, tunnels included. Further ones wait in the kernel's backlog until one ends. Default 10,000.
     pub max_connections: usize,
     /// Largest request body of a call, in bytes; a larger one is answered with 413. Default 100 MiB.
     #[serde(deserialize_with = "bytes")]
     pub max_body: u64,
+    /// Largest request body of a call whose caller does not wait, in bytes, up to 256 MiB; a larger one is answered with 413.
+    /// Default 6 MiB.
+    #[serde(deserialize_with = "bytes")]
+    pub max_async_body: u64,
     /// Largest request head, in bytes, 8 KiB to 1 MiB; a larger one is answered with 431. Default 64 KiB.
     #[serde(deserialize_with = "size")]
     pub max_headers: usize,
@@ -36,6 +45,8 @@ pub struct Config {
     pub keep_alive: Duration,
     /// Most calls at a time on one HTTP/2 connection. Default 250.
     pub max_streams: u32,
+    /// Threads that carry calls. Default 0: one for each processor.
+    pub threads: usize,
     /// On shutdown, how long calls in flight may still run before they are cut. Default 10 s.
     #[serde(deserialize_with = "span")]
     pub drain: Duration,
@@ -47,12 +58,15 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
+            metrics_listen: None,
             max_connections: 10_000,
             max_body: 100 << 20,
+            max_async_body: 6 << 20,
             max_headers: 64 << 10,
             header_timeout: Duration::from_secs(10),
             keep_alive: Duration::from_secs(120),
             max_streams: 250,
+            threads: 0,
             drain: Duration::from_secs(10),
             access_log: AccessLog::Off,
         }
@@ -70,6 +84,9 @@ impl Config {
         };
         if self.max_connections == 0 {
             return refuse("maxConnections", &0, "1 or more");
+        }
+        if self.max_async_body > HELD {
+            return refuse("maxAsyncBody", &self.max_async_body, "up to 256Mi");
         }
         if !(8 << 10..=1 << 20).contains(&self.max_headers) {
             return refuse("maxHeaders", &self.max_headers, "8Ki to 1Mi");
@@ -160,6 +177,7 @@ mod tests {
     fn values_out_of_range_are_named() {
         for (field, config) in [
             ("maxConnections", Config { max_connections: 0, ..Config::default() }),
+            ("maxAsyncBody", Config { max_async_body: HELD + 1, ..Config::default() }),
             ("maxHeaders", Config { max_headers: 100, ..Config::default() }),
             ("maxStreams", Config { max_streams: 0, ..Config::default() }),
             ("headerTimeout", Config { header_timeout: Duration::ZERO, ..Config::default() }),

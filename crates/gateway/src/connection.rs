@@ -12,6 +12,7 @@ use std::{
 };
 
 use bytes::{Buf, Bytes};
+use http::HeaderValue;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -19,7 +20,7 @@ use tokio::{
     time::{Instant, Sleep, sleep},
 };
 
-use crate::{config::Config, timeout::Limit};
+use crate::{config::Config, headers, timeout::Limit};
 
 /// How long a refused client may go on sending before its connection is closed. Without it, the close would overtake
 /// our answer: a socket that is closed with unread bytes is reset.
@@ -32,6 +33,12 @@ pub(crate) type Refuse = Box<dyn Fn(&[u8]) -> Bytes + Send + Sync>;
 pub(crate) struct Link {
     /// The other end.
     pub(crate) peer: SocketAddr,
+    /// The number of its lane.
+    pub(crate) lane: usize,
+    /// The other end as `X-Forwarded-For` has it: written once, for all calls.
+    pub(crate) forwarded_for: HeaderValue,
+    /// The last host that was asked for, and `Forwarded` with it.
+    forwarded: Mutex<Option<(Option<HeaderValue>, HeaderValue)>>,
     state: Mutex<State>,
     refuse: Refuse,
 }
@@ -50,6 +57,8 @@ struct State {
     head_since: Option<Instant>,
     /// When the last call ended.
     idle_since: Instant,
+    /// HTTP/1: when whoever waits for the reply wants to be woken.
+    wake: Option<Instant>,
     /// HTTP/1: the limit of the reply in flight.
     limit: Limit,
     /// No longer HTTP.
@@ -58,7 +67,7 @@ struct State {
     cut: bool,
 }
 
-/// Why a connection must end.
+/// Why a connection must end, or look again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Due {
     /// The client took too long over a request's head.
@@ -67,10 +76,12 @@ pub(crate) enum Due {
     Idle,
     /// The time of the reply in flight is over.
     Overdue,
+    /// Nothing ends: whoever waits for the reply wants to be woken.
+    Wake,
 }
 
 impl Link {
-    pub(crate) fn new(peer: SocketAddr, refuse: Refuse) -> Arc<Self> {
+    pub(crate) fn new(peer: SocketAddr, lane: usize, refuse: Refuse) -> Arc<Self> {
         let now = Instant::now();
         let state = State {
             fresh: true,
@@ -80,11 +91,26 @@ impl Link {
             settled: true,
             head_since: Some(now),
             idle_since: now,
+            wake: None,
             limit: Limit::None,
             upgraded: false,
             cut: false,
         };
-        Arc::new(Self { peer, state: Mutex::new(state), refuse })
+        let (forwarded_for, forwarded) = (headers::value(&peer.to_string()), Mutex::default());
+        Arc::new(Self { peer, lane, forwarded_for, forwarded, state: Mutex::new(state), refuse })
+    }
+
+    /// The value of `Forwarded` (RFC 7239) for a call to this host. Hosts hardly ever change on a connection.
+    pub(crate) fn forwarded(&self, host: Option<&HeaderValue>) -> HeaderValue {
+        let mut last = self.forwarded.lock().expect("nothing panics while it holds a connection's words");
+        match &*last {
+            Some((known, value)) if known.as_ref() == host => value.clone(),
+            _ => {
+                let value = headers::forwarded(self.peer, host);
+                *last = Some((host.cloned(), value.clone()));
+                value
+            }
+        }
     }
 
     /// A request's head is complete. Gives the time of its first byte.
@@ -104,19 +130,25 @@ impl Link {
         Receiving(self.clone())
     }
 
-    /// When the connection must end, as things stand, and why.
+    /// When the connection must end or look again, as things stand, and why.
     pub(crate) fn due(&self, config: &Config) -> Option<(Instant, Due)> {
         let state = self.lock();
         if state.upgraded {
             return None;
         }
         if state.replying > 0 {
-            return state.limit.due().map(|at| (at, Due::Overdue));
+            let overdue = state.limit.due().map(|at| (at, Due::Overdue));
+            return overdue.or(state.wake.map(|at| (at, Due::Wake)));
         }
         match state.head_since {
             Some(since) if !state.http2 && state.receiving == 0 => Some((since + config.header_timeout, Due::Slow)),
             _ => Some((state.idle_since + config.keep_alive, Due::Idle)),
         }
+    }
+
+    /// Whoever waits for the reply was woken.
+    pub(crate) fn woken(&self) {
+        self.lock().wake = None;
     }
 
     /// The connection ends in the middle of a reply.
@@ -161,9 +193,19 @@ impl Link {
 pub(crate) struct Replying(Arc<Link>);
 
 impl Replying {
+    /// The connection.
+    pub(crate) fn link(&self) -> &Link {
+        &self.0
+    }
+
     /// The reply has begun and must keep to this limit. HTTP/2 replies have an alarm of their own.
     pub(crate) fn bound(&self, limit: Limit) {
         self.0.lock().limit = limit;
+    }
+
+    /// The connection's task is to be woken then, unless the reply has begun.
+    pub(crate) fn wakes(&self, at: Instant) {
+        self.0.lock().wake = Some(at);
     }
 
     /// From now on the connection is a tunnel.
@@ -177,6 +219,7 @@ impl Drop for Replying {
         let mut state = self.0.lock();
         state.replying -= 1;
         state.limit = Limit::None;
+        state.wake = None;
         state.idle_since = Instant::now();
     }
 }

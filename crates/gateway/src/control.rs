@@ -4,6 +4,7 @@ use axum::{body::Body, response::IntoResponse};
 use http::header;
 use http_body_util::BodyExt;
 use taper_model::{Cause, Fault, Stage};
+use tokio_util::task::AbortOnDropHandle;
 use tower::ServiceExt;
 
 use crate::{
@@ -29,7 +30,11 @@ pub(crate) async fn answer(context: &Context, request: Request) -> Response {
     head.extensions.insert(record.id().clone());
     head.extensions.insert(axum::extract::ConnectInfo(record.peer()));
     let request = http::Request::from_parts(head, Body::new(upload));
-    let answer = context.api.clone().oneshot(request).await.unwrap_or_else(|never| match never {});
+    let answer = context.background.spawn(context.api.clone().oneshot(request));
+    let Ok(Ok(answer)) = AbortOnDropHandle::new(answer).await else {
+        let fault = Fault::new(Stage::Route, Cause::Internal, format!("the answer of {path} broke off"));
+        return reply::fault(record, &fault, false);
+    };
     let (head, body) = answer.into_parts();
     match head.extensions.get::<Unserved>() {
         Some(Unserved(Cause::Method)) => {

@@ -1,14 +1,12 @@
 //! A call on its way to its function: the revision is read from the snapshot, the request becomes a [`Call`], and whoever
 //! dispatches it is waited for, no longer than the call's deadline. Never awaits the store or the disk.
 
-use std::{sync::Arc, time::Duration};
+use std::{future::pending, sync::Arc, time::Duration};
 
 use http::{header, request, uri::PathAndQuery};
+use http_body::Body as _;
 use hyper::upgrade::OnUpgrade;
-use taper_model::{
-    Call, Cause, Fault, Function, FunctionName, Reply, Retry, Revision, RevisionState, Stage, fault::brief,
-};
-use tokio::time::sleep_until;
+use taper_model::{Call, Cause, Fault, Function, Reply, Retry, Revision, RevisionState, Stage, fault::brief};
 use tracing::Instrument;
 
 use crate::{
@@ -16,8 +14,8 @@ use crate::{
     accept::{Arrival, Request, Response},
     headers,
     record::Record,
-    reply,
-    route::{self, Target},
+    reply, route,
+    routes::Found,
     timeout::Broken,
 };
 
@@ -27,8 +25,8 @@ const GRACE: Duration = Duration::from_millis(250);
 /// Calls a function.
 pub(crate) async fn forward(context: &Context, request: Request) -> Response {
     let (mut head, Arrival { upload, mut record }) = request.into_parts();
-    let revision = match route(context, &head, &mut record) {
-        Ok(revision) => revision,
+    let (found, revision) = match route(context, &head, &mut record) {
+        Ok(found) => found,
         Err(fault) => return reply::fault(record, &fault, false),
     };
     let spec = &revision.spec;
@@ -38,31 +36,28 @@ pub(crate) async fn forward(context: &Context, request: Request) -> Response {
     }
     let asked = head.headers.get(header::CONTENT_TYPE).cloned();
     let tunnel = head.extensions.remove::<OnUpgrade>().filter(|_| headers::wants_tunnel(&head));
-    let call = call(head, upload.limited(max), &record, &revision);
+    let call = call(head, upload.limited(max), &record, &revision, found.host.clone());
     match invoke(context, call, &record).await {
         Ok(reply) => reply::function(record, reply, spec, asked, tunnel),
         Err(fault) => reply::fault(record, &fault, spec.debug),
     }
 }
 
-/// The revision that serves this request.
-fn route(context: &Context, head: &request::Parts, record: &mut Record) -> Result<Arc<Revision>, Fault> {
+/// The function that this request calls, and the revision that serves it.
+fn route(context: &Context, head: &request::Parts, record: &mut Record) -> Result<(Arc<Found>, Arc<Revision>), Fault> {
     if !reply::METHODS.contains(&head.method) {
         let text = format!("functions are not called with {}", head.method);
         return Err(Fault::new(Stage::Route, Cause::Method, text));
     }
-    let Target { function: name, .. } = route::parse(head.uri.path())?;
-    let function = context.snapshot.borrow().function(&name).cloned();
-    let Some(function) = function else {
-        let text = format!("function {name} is not deployed; `taper list` shows what is");
-        return Err(Fault::new(Stage::Route, Cause::NotFound, text));
-    };
-    record.calls(&name);
-    function.route().cloned().ok_or_else(|| unready(&name, &function))
+    let found = context.routes[record.link().lane].find(head.uri.path(), &context.metrics)?;
+    record.calls(found.clone());
+    let revision = found.function.route().cloned().ok_or_else(|| unready(&found.function))?;
+    Ok((found, revision))
 }
 
 /// A function without a ready revision cannot be called.
-fn unready(name: &FunctionName, function: &Function) -> Fault {
+fn unready(function: &Function) -> Fault {
+    let name = &function.name;
     let fault = |text| Fault::new(Stage::Activate, Cause::CannotStart, text);
     match &function.latest().state {
         RevisionState::Failed(why) => {
@@ -76,15 +71,19 @@ fn unready(name: &FunctionName, function: &Function) -> Fault {
 }
 
 /// The call that this request is.
-fn call(mut head: request::Parts, body: taper_model::Body, record: &Record, revision: &Revision) -> Call {
-    headers::inward(&mut head, record, revision.id.function());
-    let path = route::parse(head.uri.path()).map_or("/", |t| t.path);
-    let target = match head.uri.query() {
-        Some(query) => format!("{path}?{query}"),
-        None => path.to_owned(),
-    };
+fn call(
+    mut head: request::Parts,
+    body: taper_model::Body,
+    record: &Record,
+    revision: &Revision,
+    host: http::HeaderValue,
+) -> Call {
+    headers::inward(&mut head, record, host);
     // What the caller wrote was a path and a query; the end of it is one, too.
-    head.uri = PathAndQuery::try_from(target).map_or_else(|_| http::Uri::from_static("/"), Into::into);
+    head.uri = match (route::rest(head.uri.path()), head.uri.query()) {
+        ("/", None) => http::Uri::default(),
+        _ => PathAndQuery::try_from(target(&head.uri)).map_or_else(|_| http::Uri::default(), Into::into),
+    };
     // The version stays what the caller spoke: gRPC is HTTP/2 all the way, and whoever carries the call must know.
     head.extensions.clear();
     Call {
@@ -95,31 +94,45 @@ fn call(mut head: request::Parts, body: taper_model::Body, record: &Record, revi
     }
 }
 
+/// What the function sees of the address: what follows its name, and the query.
+pub(crate) fn target(uri: &http::Uri) -> String {
+    let path = route::rest(uri.path());
+    match uri.query() {
+        Some(query) => format!("{path}?{query}"),
+        None => path.to_owned(),
+    }
+}
+
 /// Runs the call, unless its body breaks first. Dropping the future leaves the call, at whatever stage it is.
 async fn invoke(context: &Context, call: Call, record: &Record) -> Result<Reply, Fault> {
     let late = call.deadline + GRACE;
     let span = tracing::debug_span!("call", id = %call.id, revision = %call.revision);
     let transfer = record.transfer();
+    let whole = call.request.body().is_end_stream();
+    let breaks = async { if whole { pending().await } else { transfer.breaks().await } };
     let reply = tokio::select! {
         biased;
         reply = context.invoke.invoke(call).instrument(span) => reply,
-        _ = transfer.breaks() => Err(Fault::new(Stage::Invoke, Cause::Internal, "the request's body broke")),
-        () = sleep_until(late) => {
+        _ = breaks => Err(Fault::new(Stage::Invoke, Cause::Internal, "the request's body broke")),
+        () = record.patience(late) => {
             Err(Fault::new(Stage::Invoke, Cause::Deadline, "the call's deadline passed while the function ran"))
         }
     };
     // A body that broke is the reason, whatever the function made of it.
     match (reply, transfer.broken()) {
         (Err(_), Some(Broken::TooLarge)) => Err(too_large(context.config.max_body)),
-        (Err(_), Some(Broken::Malformed)) => Err(Fault::new(
-            Stage::Accept,
-            Cause::Malformed,
-            "the request's body ends before its end, or is not well framed",
-        )),
+        (Err(_), Some(Broken::Malformed)) => Err(malformed()),
         (reply, _) => reply,
     }
 }
 
-fn too_large(max: u64) -> Fault {
+/// The request's body is not what it says.
+pub(crate) fn malformed() -> Fault {
+    let text = "the request's body ends before its end, or is not well framed";
+    Fault::new(Stage::Accept, Cause::Malformed, text)
+}
+
+/// The request's body is over this limit.
+pub(crate) fn too_large(max: u64) -> Fault {
     Fault::new(Stage::Accept, Cause::BodyTooLarge, format!("the request's body is over the limit of {max} bytes"))
 }

@@ -1,14 +1,13 @@
 //! What the gateway changes in the headers of a call and of its reply. What belongs to one connection stays on it; all else
 //! passes, and a function learns from ours who called. Never decides a status: `reply` does.
 
-use std::fmt::Write;
+use std::{fmt::Write, net::SocketAddr};
 
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version,
     header::{self, Entry},
     request, response,
 };
-use taper_model::FunctionName;
 
 use crate::{record::Record, trace};
 
@@ -16,7 +15,7 @@ use crate::{record::Record, trace};
 pub(crate) const CALL_ID: HeaderName = HeaderName::from_static("x-call-id");
 /// When the call came, in nanoseconds since the Unix epoch; in both directions.
 pub(crate) const START_TIME: HeaderName = HeaderName::from_static("x-start-time");
-/// Seconds until the response began.
+/// Seconds that the function took until its response began.
 pub(crate) const DURATION: HeaderName = HeaderName::from_static("x-duration-seconds");
 /// The gateway's name and version.
 pub(crate) const SERVED_BY: HeaderName = HeaderName::from_static("x-served-by");
@@ -28,38 +27,47 @@ pub(crate) const FUNCTION_ERROR: HeaderName = HeaderName::from_static("x-taper-f
 pub(crate) const START: HeaderName = HeaderName::from_static("x-taper-start");
 /// OpenFaaS's mark on errors of its own parts.
 pub(crate) const OPENFAAS_INTERNAL: HeaderName = HeaderName::from_static("x-openfaas-internal");
+/// `true`: the caller does not wait.
+pub(crate) const ASYNC: HeaderName = HeaderName::from_static("x-taper-async");
 /// Where a call's time went (W3C Server Timing).
 pub(crate) const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 
 /// What concerns one connection only (RFC 9110, section 7.6.1), the proxy's own credentials, and `Expect`, which is between the
 /// client and us.
-const HOP: [HeaderName; 10] = [
-    header::CONNECTION,
-    header::EXPECT,
-    header::PROXY_AUTHENTICATE,
-    header::PROXY_AUTHORIZATION,
-    header::TE,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-    KEEP_ALIVE,
-    PROXY_CONNECTION,
-    HTTP2_SETTINGS,
-];
+fn is_hop(name: &HeaderName) -> bool {
+    matches!(
+        name.as_str(),
+        "connection"
+            | "expect"
+            | "proxy-authenticate"
+            | "proxy-authorization"
+            | "te"
+            | "transfer-encoding"
+            | "upgrade"
+            | "keep-alive"
+            | "proxy-connection"
+            | "http2-settings"
+    )
+}
+
+/// What only the platform says of a call.
+fn is_ours(name: &HeaderName) -> bool {
+    matches!(name.as_str(), "x-taper-fault" | "x-taper-function-error" | "x-taper-start")
+}
+
 const WEBSOCKET: HeaderValue = HeaderValue::from_static("websocket");
 
-/// Makes a caller's headers a function's.
-pub(crate) fn inward(head: &mut request::Parts, record: &Record, function: &FunctionName) {
+/// Makes a caller's headers a function's, whose calls have this `Host`.
+pub(crate) fn inward(head: &mut request::Parts, record: &Record, own: HeaderValue) {
     let tunnel = wants_tunnel(head);
     let trailers = tokens(&head.headers, &header::TE).any(|t| t.eq_ignore_ascii_case("trailers"));
     let host = host(head);
     let headers = &mut head.headers;
     strip(headers);
+    headers.reserve(10);
     if tunnel {
         headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
         headers.insert(header::UPGRADE, WEBSOCKET);
@@ -71,21 +79,26 @@ pub(crate) fn inward(head: &mut request::Parts, record: &Record, function: &Func
         // HTTP/2 clients may split it (RFC 9113, section 8.2.3); HTTP/1 functions may not understand that.
         join(headers, header::COOKIE, "; ");
     }
-    let peer = record.peer();
-    append(headers, FORWARDED_FOR, &peer.to_string());
-    let mut forwarded = format!("for=\"{peer}\";proto=http");
-    if let Some(host) = host.as_ref().and_then(|h| h.to_str().ok()) {
-        let _ = write!(forwarded, ";host=\"{host}\"");
-    }
-    append(headers, header::FORWARDED, &forwarded);
+    let link = record.link();
+    append(headers, FORWARDED_FOR, link.forwarded_for.clone());
+    append(headers, header::FORWARDED, link.forwarded(host.as_ref()));
     if let (Entry::Vacant(place), Some(host)) = (headers.entry(FORWARDED_HOST), host) {
         place.insert(host);
     }
     headers.entry(FORWARDED_PROTO).or_insert(HeaderValue::from_static("http"));
-    headers.insert(header::HOST, value(&function.to_string()));
+    headers.insert(header::HOST, own);
     headers.insert(CALL_ID, value(record.id().as_str()));
-    headers.insert(START_TIME, value(&record.unix_nanos().to_string()));
+    headers.insert(START_TIME, record.start_time());
     trace::pass_on(headers);
+}
+
+/// The value of `Forwarded` for calls of this client to this host.
+pub(crate) fn forwarded(peer: SocketAddr, host: Option<&HeaderValue>) -> HeaderValue {
+    let mut text = format!("for=\"{peer}\";proto=http");
+    if let Some(host) = host.and_then(|h| h.to_str().ok()) {
+        let _ = write!(text, ";host=\"{host}\"");
+    }
+    value(&text)
 }
 
 /// Makes a function's reply headers a caller's: what only the platform may say is removed, and a length that cannot be
@@ -93,9 +106,7 @@ pub(crate) fn inward(head: &mut request::Parts, record: &Record, function: &Func
 pub(crate) fn outward(head: &mut response::Parts, method: &Method, length: Option<u64>) {
     let headers = &mut head.headers;
     strip(headers);
-    for ours in [FAULT, FUNCTION_ERROR, START] {
-        headers.remove(ours);
-    }
+    remove(headers, is_ours);
     let mut given = headers.get_all(header::CONTENT_LENGTH).iter();
     let believable = match (given.next(), given.next()) {
         (None, _) => true,
@@ -148,15 +159,21 @@ fn strip(headers: &mut HeaderMap) {
             }
         }
     }
-    for name in &HOP {
+    remove(headers, is_hop);
+}
+
+/// Removes what is one of these. Names are looked at once, and mostly there is nothing to remove.
+fn remove(headers: &mut HeaderMap, is: fn(&HeaderName) -> bool) {
+    while let Some(name) = headers.keys().find(|name| is(name)).cloned() {
         headers.remove(name);
     }
 }
 
 /// Adds an element to a header that is a list.
-fn append(headers: &mut HeaderMap, name: HeaderName, element: &str) {
-    headers.append(&name, value(element));
-    join(headers, name, ", ");
+fn append(headers: &mut HeaderMap, name: HeaderName, element: HeaderValue) {
+    if headers.append(&name, element) {
+        join(headers, name, ", ");
+    }
 }
 
 /// Makes one line of a header's lines.

@@ -1,8 +1,9 @@
 //! HTTP in and out: listen, authenticate, route, forward, reply.
 //!
 //! A request's way, by the names of the modules: `listen` takes the connection and `connection` watches it; `accept` gives the
-//! request its identity and refuses what is malformed; `authenticate` is one layer over everything behind it; `route`
-//! reads the path; `forward` makes the request a call and hands it to whoever dispatches; `reply` turns what comes back,
+//! request its identity and refuses what is malformed; `authenticate` is one layer over everything behind it, and `guess`
+//! slows those who try passwords; `route` reads the path; `forward` makes the request a call and hands it to whoever dispatches, `enqueue` to the queue when its caller does
+//! not wait; `reply` turns what comes back,
 //! reply or fault, into a response, and is the only place that knows status codes; `upgrade` keeps tunnels. Beside the
 //! way stand `headers` and `trace` (what is changed), `upload` and `timeout` (the bodies and their limits), `record`,
 //! `metrics` and `log` (what is remembered).
@@ -15,31 +16,45 @@ mod authenticate;
 mod config;
 mod connection;
 mod control;
+mod enqueue;
 mod forward;
+mod guess;
 mod headers;
 mod health;
+mod lanes;
 mod listen;
 mod log;
 mod metrics;
 mod record;
 mod reply;
 pub mod route;
+mod routes;
 mod timeout;
 mod trace;
 mod upgrade;
 mod upload;
+mod words;
 
-use std::{io, net::SocketAddr, sync::Arc};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64},
+    },
+};
 
 use taper_model::{Invalid, Invoke};
+use taper_queue::Queue;
 use taper_store::Snapshot;
-use tokio::sync::watch;
+use tokio::{runtime::Handle, sync::watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use authenticate::Credentials;
 pub use config::{AccessLog, Config};
 pub use listen::{Drained, Gateway};
 pub use metrics::{Gauges, Invocations};
+pub use reply::status;
 
 /// What the gateway stands on. The server makes these and gives them.
 pub struct Parts {
@@ -49,11 +64,13 @@ pub struct Parts {
     /// ([`Start`](taper_model::call::Start), [`Timing`](taper_model::call::Timing)), and a reply with status 101 brings
     /// its connection as [`OnUpgrade`](hyper::upgrade::OnUpgrade).
     pub invoke: Arc<dyn Invoke>,
+    /// Who keeps the calls whose callers do not wait. None: such calls are not served.
+    pub queue: Option<Arc<dyn Queue>>,
     /// What the control plane serves: `/system`, `/v1` and whatever else, all behind authentication. Its requests carry a
     /// [`CallId`](taper_model::CallId) and axum's `ConnectInfo<SocketAddr>` as extensions. Fallbacks are set by the gateway.
     pub api: axum::Router,
-    /// What opens the control plane.
-    pub credentials: Credentials,
+    /// What opens the control plane, now: a change holds for the next request.
+    pub credentials: watch::Receiver<Credentials>,
     /// How the functions stand; asked for at each scrape of `/metrics`.
     pub gauges: Box<dyn Fn() -> Vec<Gauges> + Send + Sync>,
     /// Whether the platform takes calls; asked for by `/readyz`.
@@ -76,6 +93,17 @@ pub enum Error {
         /// The system's own words.
         source: io::Error,
     },
+    /// The address for metrics cannot be listened on.
+    #[error("cannot listen on {address} for metrics: {source}; set another address as gateway.metricsListen, or none")]
+    MetricsListen {
+        /// The address.
+        address: SocketAddr,
+        /// The system's own words.
+        source: io::Error,
+    },
+    /// There is no thread for calls.
+    #[error("cannot start the threads that carry calls: {0}; gateway.threads asks for fewer")]
+    Lanes(#[source] io::Error),
     /// The access log has no writer.
     #[error("cannot start the access log's writer: {0}")]
     Log(#[source] io::Error),
@@ -86,12 +114,21 @@ struct Context {
     config: Config,
     snapshot: watch::Receiver<Arc<Snapshot>>,
     invoke: Arc<dyn Invoke>,
+    queue: Option<Arc<dyn Queue>>,
+    /// Bytes of bodies on their way to the queue.
+    held: AtomicU64,
     api: axum::Router,
+    /// One for each lane, by its number.
+    routes: Box<[routes::Routes]>,
+    /// Where the control plane answers: not on the threads that carry calls.
+    background: Handle,
     ready: Box<dyn Fn() -> bool + Send + Sync>,
     metrics: metrics::Metrics,
     log: log::Log,
     /// The gateway is ending: what is in flight may end, nothing new begins.
     drain: CancellationToken,
+    /// The same, to be asked for every call: the token would take a lock that all lanes share.
+    draining: AtomicBool,
     /// The gateway has ended: what is still in flight is cut.
     cut: CancellationToken,
     /// Connections and tunnels.
@@ -99,16 +136,21 @@ struct Context {
 }
 
 impl Context {
-    fn new(config: Config, parts: Parts) -> Result<(Arc<Self>, Credentials), Error> {
+    fn new(config: Config, parts: Parts, lanes: usize) -> Result<(Arc<Self>, watch::Receiver<Credentials>), Error> {
         let context = Self {
             log: log::Log::start(config.access_log, parts.log).map_err(Error::Log)?,
-            metrics: metrics::Metrics::new(parts.snapshot.clone(), parts.gauges),
+            metrics: metrics::Metrics::new(parts.snapshot.clone(), parts.gauges, parts.queue.clone()),
             config,
+            routes: (0..lanes).map(|_| routes::Routes::new(parts.snapshot.clone())).collect(),
             snapshot: parts.snapshot,
             invoke: parts.invoke,
+            queue: parts.queue,
+            held: AtomicU64::new(0),
             api: control::marked(parts.api),
+            background: Handle::current(),
             ready: parts.ready,
             drain: CancellationToken::new(),
+            draining: AtomicBool::new(false),
             cut: CancellationToken::new(),
             tasks: TaskTracker::new(),
         };

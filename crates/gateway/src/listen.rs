@@ -3,11 +3,11 @@
 
 use std::{
     convert::Infallible,
-    future::poll_fn,
+    future::{Ready, poll_fn},
     net::SocketAddr,
     pin::pin,
-    sync::Arc,
-    task::{Poll, ready},
+    sync::{Arc, atomic::Ordering::Relaxed},
+    task::{Context as Task, Poll, Waker, ready},
     time::Duration,
 };
 
@@ -22,7 +22,7 @@ use hyper_util::{
 use taper_model::{CallId, Cause, Fault, Stage};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
     time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_util::task::TaskTracker;
@@ -33,7 +33,10 @@ use crate::{
     accept::{self, Request, Response},
     authenticate::Authenticate,
     connection::{Due, Link, Socket},
-    control, forward, health,
+    control, enqueue, forward,
+    guess::Guesses,
+    health,
+    lanes::{Lanes, Place},
     log::Entry,
     reply,
     route::Door,
@@ -44,6 +47,9 @@ const FAREWELL: Duration = Duration::from_secs(1);
 /// How long to wait when the system has no descriptor left for a connection.
 const EXHAUSTED: Duration = Duration::from_millis(100);
 
+/// Most connections at a time on the address for metrics: they take none from callers.
+const METRICS_CONNECTIONS: usize = 256;
+
 /// The gateway, bound to its address.
 ///
 /// *Flow.* [`bind`](Self::bind) takes the address; from then on connections wait in the kernel's backlog, and
@@ -53,9 +59,12 @@ const EXHAUSTED: Duration = Duration::from_millis(100);
 /// `run` returns, no connection, no tunnel and no call of it is left.
 pub struct Gateway {
     context: Arc<Context>,
-    credentials: Credentials,
+    credentials: watch::Receiver<Credentials>,
     listener: TcpListener,
     address: SocketAddr,
+    /// For metrics alone.
+    metrics: Option<(TcpListener, SocketAddr)>,
+    lanes: Lanes,
 }
 
 /// How the end went.
@@ -75,13 +84,28 @@ impl Gateway {
         let failed = |source| Error::Listen { address: config.listen, source };
         let listener = TcpListener::bind(config.listen).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
-        let (context, credentials) = Context::new(config, parts)?;
-        Ok(Self { context, credentials, listener, address })
+        let metrics = match config.metrics_listen {
+            None => None,
+            Some(address) => {
+                let failed = |source| Error::MetricsListen { address, source };
+                let listener = TcpListener::bind(address).await.map_err(failed)?;
+                let bound = listener.local_addr().map_err(failed)?;
+                Some((listener, bound))
+            }
+        };
+        let lanes = Lanes::start(config.threads).map_err(Error::Lanes)?;
+        let (context, credentials) = Context::new(config, parts, lanes.count())?;
+        Ok(Self { context, credentials, listener, address, metrics, lanes })
     }
 
     /// The address that was bound.
     pub fn local_addr(&self) -> SocketAddr {
         self.address
+    }
+
+    /// The address that was bound for metrics, if one was asked for.
+    pub fn metrics_addr(&self) -> Option<SocketAddr> {
+        self.metrics.as_ref().map(|(_, address)| *address)
     }
 
     /// How often functions were called, now and later.
@@ -95,17 +119,28 @@ impl Gateway {
     /// # Cancel safety
     /// Dropping the future stops accepting; connections go on until they end by themselves.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Drained {
-        let Self { context, credentials, listener, .. } = self;
+        let Self { context, credentials, listener, metrics, lanes, .. } = self;
         let router = {
             let context = context.clone();
             tower::service_fn(move |request| route(context.clone(), request))
         };
-        let service = Authenticate::new(credentials, router);
+        let guesses = Guesses::new(context.drain.clone(), context.tasks.clone());
+        let service = Authenticate::new(credentials, guesses, router);
+        let beside = async {
+            match &metrics {
+                Some((listener, _)) => {
+                    accept(&context, &Bare(context.clone()), listener, METRICS_CONNECTIONS, None).await
+                }
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             () = shutdown => {}
-            () = accept(&context, &service, &listener) => {}
+            () = accept(&context, &service, &listener, context.config.max_connections, Some(&lanes)) => {}
+            () = beside => {}
         }
-        drop(listener);
+        drop((listener, metrics));
+        context.draining.store(true, Relaxed);
         context.drain.cancel();
         context.tasks.close();
         let ended = timeout(context.config.drain, context.tasks.wait()).await;
@@ -121,25 +156,62 @@ impl Gateway {
 async fn route(context: Arc<Context>, request: Request) -> Result<Response, Infallible> {
     let door = Door::of(request.uri().path());
     Ok(match door {
+        // Boxed, so that the way of every call is no longer for it.
+        Door::Function if enqueue::asked(request.headers()) => Box::pin(enqueue::answer(&context, request)).await,
+        Door::Async => Box::pin(enqueue::answer(&context, request)).await,
         Door::Function => forward::forward(&context, request).await,
-        Door::Async => {
-            let fault =
-                Fault::new(Stage::Route, Cause::NotFound, "asynchronous calls are not served; use /function/NAME");
-            reply::refuse(request, &fault)
-        }
         Door::Health | Door::Ready | Door::Metrics => health::answer(&context, request, door),
         Door::System | Door::Other => control::answer(&context, request).await,
     })
 }
 
-/// Accepts connections for ever. Further ones than the bound wait in the kernel's backlog.
-async fn accept<S: Way>(context: &Arc<Context>, service: &Authenticate<S>, listener: &TcpListener) {
-    let places = Arc::new(Semaphore::new(context.config.max_connections.min(Semaphore::MAX_PERMITS)));
+/// What stands behind the address for metrics: nothing that wants a password, and nothing that leads further.
+#[derive(Clone)]
+struct Bare(Arc<Context>);
+
+impl Service<Request> for Bare {
+    type Response = Response;
+    type Error = Infallible;
+    type Future = Ready<Result<Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Task<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request) -> Self::Future {
+        let door = Door::of(request.uri().path());
+        std::future::ready(Ok(match door {
+            Door::Health | Door::Metrics => health::answer(&self.0, request, door),
+            _ => {
+                let text = "only /metrics and /healthz are served at this address";
+                reply::refuse(request, &Fault::new(Stage::Route, Cause::NotFound, text))
+            }
+        }))
+    }
+}
+
+/// Accepts connections for ever, and has them served on lanes, or here where there are none. Further ones than the bound wait in
+/// the kernel's backlog.
+async fn accept<S: Way>(
+    context: &Arc<Context>,
+    service: &S,
+    listener: &TcpListener,
+    bound: usize,
+    lanes: Option<&Lanes>,
+) {
+    let permits = Arc::new(Semaphore::new(bound.min(Semaphore::MAX_PERMITS)));
     loop {
-        let place = places.clone().acquire_owned().await.expect("the semaphore is never closed");
+        let permit = permits.clone().acquire_owned().await.expect("the semaphore is never closed");
         match listener.accept().await {
             Ok((stream, peer)) => {
-                context.tasks.spawn(serve(context.clone(), service.clone(), stream, peer, place));
+                let (context, service) = (context.clone(), service.clone());
+                let tasks = context.tasks.clone();
+                match lanes.map(Lanes::place) {
+                    Some((lane, place)) => {
+                        lane.spawn(tasks.track_future(carry(context, service, (stream, peer), permit, place)));
+                    }
+                    None => drop(tasks.spawn(serve(context, service, (stream, peer), permit, 0))),
+                }
             }
             // The connection is gone before we took it, or there is no descriptor or memory for it: the listener is well.
             Err(e) => {
@@ -150,28 +222,42 @@ async fn accept<S: Way>(context: &Arc<Context>, service: &Authenticate<S>, liste
     }
 }
 
-/// What stands behind authentication.
+/// What answers requests: everything behind authentication, or what stands beside it.
 trait Way: Service<Request, Response = Response, Error = Infallible, Future: Send> + Clone + Send + 'static {}
 impl<S> Way for S where
     S: Service<Request, Response = Response, Error = Infallible, Future: Send> + Clone + Send + 'static
 {
 }
 
+/// Brings a connection to the event loop of its lane, and serves it there.
+async fn carry<S: Way>(
+    context: Arc<Context>,
+    service: S,
+    (stream, peer): (TcpStream, SocketAddr),
+    permit: OwnedSemaphorePermit,
+    place: Place,
+) {
+    match stream.into_std().and_then(TcpStream::from_std) {
+        Ok(stream) => serve(context, service, (stream, peer), permit, place.lane).await,
+        Err(e) => tracing::warn!("cannot take a connection: {e}"),
+    }
+}
+
 /// Serves one connection to its end.
 async fn serve<S: Way>(
     context: Arc<Context>,
-    service: Authenticate<S>,
-    stream: TcpStream,
-    peer: SocketAddr,
-    place: OwnedSemaphorePermit,
+    service: S,
+    (stream, peer): (TcpStream, SocketAddr),
+    permit: OwnedSemaphorePermit,
+    lane: usize,
 ) {
-    // long because: a connection's end has six causes, and all look at the same three pinned futures.
+    // long because: a connection's end has six causes, and all look at the same four pinned futures.
     let _ = stream.set_nodelay(true);
     let link = {
         let context = context.clone();
-        Link::new(peer, Box::new(move |bare| refuse(&context, peer, bare)))
+        Link::new(peer, lane, Box::new(move |bare| refuse(&context, peer, bare)))
     };
-    let io = TokioIo::new(Socket::new(stream, link.clone(), place));
+    let io = TokioIo::new(Socket::new(stream, link.clone(), permit));
     let answer = service_fn({
         let (context, link) = (context.clone(), link.clone());
         move |request| answer(&context, &link, service.clone(), request)
@@ -180,14 +266,28 @@ async fn serve<S: Way>(
     let mut connection = pin!(builder.serve_connection_with_upgrades(io, answer));
     let mut timer = pin!(sleep_until(Instant::now() + context.config.header_timeout));
     let mut drain = pin!(context.drain.cancelled());
+    let mut cut = pin!(context.cut.cancelled());
+    // Who is woken by the timer and by the drain. Asking them anew at each poll would cost every call two locks, one of which
+    // all connections share.
+    let mut woken: Option<Waker> = None;
     // When a connection that was idle, and has been told to end, is closed whatever the client does.
     let mut farewell: Option<Instant> = None;
     let mut draining = false;
-    let served = poll_fn(|cx| {
-        if !draining && drain.as_mut().poll(cx).is_ready() {
+    poll_fn(|cx| {
+        let known = woken.as_ref().is_some_and(|waker| waker.will_wake(cx.waker()));
+        if !known {
+            woken = Some(cx.waker().clone());
+        }
+        if !draining && (!known || context.draining.load(Relaxed)) && drain.as_mut().poll(cx).is_ready() {
             draining = true;
             connection.as_mut().graceful_shutdown();
         }
+        // Nothing is cut before all has been told to end.
+        if draining && cut.as_mut().poll(cx).is_ready() {
+            link.cut();
+            return Poll::Ready(());
+        }
+        let mut armed = known;
         loop {
             if connection.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(());
@@ -199,8 +299,13 @@ async fn serve<S: Way>(
             };
             if let Some((at, _)) = due.filter(|(at, _)| *at < timer.deadline()) {
                 timer.as_mut().reset(at);
+                armed = false;
+            }
+            if armed && !timer.is_elapsed() {
+                return Poll::Pending;
             }
             ready!(timer.as_mut().poll(cx));
+            armed = false;
             let now = Instant::now();
             match due {
                 Some((at, Due::Idle)) if at <= now => {
@@ -208,6 +313,7 @@ async fn serve<S: Way>(
                     farewell = Some(now + FAREWELL);
                     timer.as_mut().reset(now + FAREWELL);
                 }
+                Some((at, Due::Wake)) if at <= now => link.woken(),
                 Some((at, why)) if at <= now => {
                     if why == Due::Overdue {
                         link.cut();
@@ -218,11 +324,8 @@ async fn serve<S: Way>(
                 None => timer.as_mut().reset(now + context.config.keep_alive),
             }
         }
-    });
-    tokio::select! {
-        () = served => {}
-        () = context.cut.cancelled() => link.cut(),
-    }
+    })
+    .await;
 }
 
 /// Starts HTTP/2 calls as tasks that the end waits for.
@@ -255,7 +358,7 @@ fn builder(context: &Context) -> auto::Builder<Tracked> {
 fn answer<S: Way>(
     context: &Arc<Context>,
     link: &Arc<Link>,
-    mut service: Authenticate<S>,
+    mut service: S,
     request: http::Request<Incoming>,
 ) -> impl Future<Output = Result<Response, Infallible>> + use<S> {
     let request = accept::arrive(context, link, request);

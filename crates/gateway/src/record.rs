@@ -1,30 +1,33 @@
 //! What is known of one request, from its first byte to the last of its response; counted and logged when it ends, however
 //! it ends: answered, broken off, or left by its caller.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{future::poll_fn, net::SocketAddr, sync::Arc, task::Poll, time::Duration};
 
-use http::{Method, StatusCode, Uri, Version, request, response};
+use http::{HeaderValue, Method, StatusCode, Uri, Version, request, response};
 use taper_model::{
-    CallId, Cause, Fault, FunctionName, Stage,
+    CallId, Cause, Fault, Stage,
     call::{Start, Timing},
     clock,
 };
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
 use crate::{
     Context,
     connection::{Link, Replying},
     headers,
     log::Entry,
-    metrics::Series,
     reply,
+    routes::Found,
     timeout::{Limit, Transfer},
+    words::Words,
 };
+
+/// The value of `X-Served-By`.
+const SERVED_BY: HeaderValue = HeaderValue::from_static(concat!("taper/", env!("CARGO_PKG_VERSION")));
 
 /// What is known of one request. Its drop is the request's end.
 pub(crate) struct Record {
     context: Arc<Context>,
-    peer: SocketAddr,
     id: CallId,
     method: Method,
     uri: Uri,
@@ -36,7 +39,7 @@ pub(crate) struct Record {
     unix: Duration,
     /// The revision was chosen.
     routed: Option<Instant>,
-    function: Option<(FunctionName, Arc<Series>)>,
+    function: Option<Arc<Found>>,
     /// What was answered, and how long after the first byte.
     answer: Option<(StatusCode, Duration)>,
     start: Option<Start>,
@@ -54,7 +57,6 @@ impl Record {
         context.metrics.stage(Stage::Accept, now - arrived);
         Self {
             context: context.clone(),
-            peer: link.peer,
             id: given.and_then(|id| CallId::given(id).ok()).unwrap_or_else(CallId::random),
             method: head.method.clone(),
             uri: head.uri.clone(),
@@ -78,11 +80,21 @@ impl Record {
     }
 
     pub(crate) fn peer(&self) -> SocketAddr {
-        self.peer
+        self.link().peer
+    }
+
+    /// Its connection.
+    pub(crate) fn link(&self) -> &Link {
+        self.replying.link()
     }
 
     pub(crate) fn id(&self) -> &CallId {
         &self.id
+    }
+
+    /// The call goes by this id from now on.
+    pub(crate) fn known_as(&mut self, id: CallId) {
+        self.id = id;
     }
 
     pub(crate) fn method(&self) -> &Method {
@@ -102,23 +114,22 @@ impl Record {
         self.arrived
     }
 
-    /// When the first byte came, in nanoseconds since the Unix epoch.
-    pub(crate) fn unix_nanos(&self) -> u128 {
-        self.unix.as_nanos()
+    /// When the first byte came, in nanoseconds since the Unix epoch: the value of `X-Start-Time`.
+    pub(crate) fn start_time(&self) -> HeaderValue {
+        Words::new().number(u64::try_from(self.unix.as_nanos()).unwrap_or(u64::MAX), 1).value()
     }
 
     pub(crate) fn http2(&self) -> bool {
         self.version == Version::HTTP_2
     }
 
-    /// The call is one to this function, which exists.
-    pub(crate) fn calls(&mut self, function: &FunctionName) {
-        let series = self.context.metrics.function(function);
-        series.started();
+    /// The call is one to this function.
+    pub(crate) fn calls(&mut self, function: Arc<Found>) {
+        function.series.started();
         let now = Instant::now();
         self.context.metrics.stage(Stage::Route, now.saturating_duration_since(self.transfer.began()));
         self.routed = Some(now);
-        self.function = Some((function.clone(), series));
+        self.function = Some(function);
     }
 
     /// The function answers: its reply tells how it got the call.
@@ -131,8 +142,8 @@ impl Record {
             metrics.stage(Stage::Activate, timing.activate);
             metrics.stage(Stage::Invoke, timing.invoke);
         }
-        if let (Some((_, series)), Some(start)) = (&self.function, self.start) {
-            series.reached(start, self.timing.map_or(Duration::ZERO, |t| t.queue + t.activate));
+        if let (Some(function), Some(start)) = (&self.function, self.start) {
+            function.series.reached(start, self.timing.map_or(Duration::ZERO, |t| t.queue + t.activate));
         }
     }
 
@@ -140,11 +151,11 @@ impl Record {
     pub(crate) fn fails(&mut self, fault: &Fault) {
         self.fault = Some((fault.stage, reply::code(fault.cause)));
         self.context.metrics.fault(fault.stage);
-        if let (Some((_, series)), Some(routed)) = (&self.function, self.routed) {
+        if let (Some(function), Some(routed)) = (&self.function, self.routed) {
             let took = routed.elapsed();
             self.context.metrics.stage(fault.stage, took);
             if matches!(fault.stage, Stage::Queue | Stage::Activate) {
-                series.waited(took);
+                function.series.waited(took);
             }
         }
     }
@@ -153,23 +164,35 @@ impl Record {
     pub(crate) fn answers(&mut self, head: &mut response::Parts) {
         let took = self.arrived.elapsed();
         self.answer = Some((head.status, took));
-        head.headers.insert(headers::CALL_ID, headers::value(self.id.as_str()));
-        head.headers.insert(headers::SERVED_BY, headers::value(concat!("taper/", env!("CARGO_PKG_VERSION"))));
-        head.headers.insert(headers::START_TIME, headers::value(&self.unix_nanos().to_string()));
-        head.headers.insert(headers::DURATION, headers::value(&format!("{:.6}", took.as_secs_f64())));
+        let headers = &mut head.headers;
+        headers.reserve(6);
+        headers.insert(headers::CALL_ID, headers::value(self.id.as_str()));
+        headers.insert(headers::SERVED_BY, SERVED_BY);
+        headers.insert(headers::START_TIME, self.start_time());
+        let function = self.timing.map_or(took, |t| t.invoke);
+        headers.insert(headers::DURATION, Words::new().seconds(function).value());
         if let Some(start) = self.start {
-            head.headers.insert(headers::START, headers::value(start.as_str()));
+            headers.insert(headers::START, HeaderValue::from_static(start.as_str()));
         }
         if let Some(t) = self.timing {
-            let [queue, activate, invoke] = [t.queue, t.activate, t.invoke].map(|d| d.as_secs_f64() * 1e3);
-            let text = format!("queue;dur={queue:.3}, activate;dur={activate:.3}, invoke;dur={invoke:.3}");
-            head.headers.append(headers::SERVER_TIMING, headers::value(&text));
+            let mut words = Words::new();
+            words.text("queue;dur=").millis(t.queue).text(", activate;dur=").millis(t.activate);
+            headers.append(headers::SERVER_TIMING, words.text(", invoke;dur=").millis(t.invoke).value());
         }
     }
 
     /// The reply must keep to this limit.
     pub(crate) fn bound(&self, limit: Limit) {
         self.replying.bound(limit);
+    }
+
+    /// Waits until then. On HTTP/1 the connection's own timer wakes who waits: one for each call would cost as much as its way.
+    pub(crate) async fn patience(&self, until: Instant) {
+        if self.http2() {
+            return sleep_until(until).await;
+        }
+        self.replying.wakes(until);
+        poll_fn(|_| if Instant::now() < until { Poll::Pending } else { Poll::Ready(()) }).await;
     }
 
     /// The connection is a tunnel from now on.
@@ -206,18 +229,18 @@ impl Drop for Record {
         if self.answer.is_none() && self.fault.is_none() {
             self.fault = Some((Stage::Respond, reply::code(Cause::CallerLeft)));
         }
-        if let Some((_, series)) = &self.function {
-            series.ended(status, total);
+        if let Some(function) = &self.function {
+            function.series.ended(status, total);
             self.context.metrics.stage(Stage::Respond, total - head);
         }
         self.context.log.line(&Entry {
-            peer: self.peer,
+            peer: self.link().peer,
             method: &self.method,
             path: self.uri.path(),
             version: self.version,
             status,
             id: &self.id,
-            function: self.function.as_ref().map(|f| &f.0),
+            function: self.function.as_ref().map(|found| &found.function.name),
             fault: self.fault.map(|(stage, code)| (stage.as_str(), code)),
             start: self.start,
             timing: self.timing,

@@ -21,6 +21,11 @@ pub(crate) const LEFT: StatusCode = match StatusCode::from_u16(499) {
     Err(_) => StatusCode::BAD_REQUEST,
 };
 
+/// The status of a fault, for those that are not answered here: the attempts of the queue.
+pub fn status(fault: &Fault) -> StatusCode {
+    row(fault.cause).0
+}
+
 /// The table: each cause has one status and one code.
 fn row(cause: Cause) -> (StatusCode, &'static str) {
     match cause {
@@ -53,6 +58,9 @@ pub(crate) fn code(cause: Cause) -> &'static str {
 /// Methods that functions are called with.
 pub(crate) const METHODS: [Method; 7] =
     [Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE, Method::OPTIONS, Method::HEAD];
+
+/// Methods that functions are called with at `/async-function/…`.
+pub(crate) const ASYNC_METHODS: [Method; 3] = [Method::POST, Method::PUT, Method::PATCH];
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -90,11 +98,12 @@ pub(crate) fn fault(mut record: Record, fault: &Fault, debug: bool) -> Response 
     if fault.cause == Cause::Method {
         let allowed = match door {
             Door::Function => METHODS.each_ref().map(Method::as_str).join(", "),
+            Door::Async => ASYNC_METHODS.each_ref().map(Method::as_str).join(", "),
             _ => "GET, HEAD".to_owned(),
         };
         head.headers.insert(header::ALLOW, headers::value(&allowed));
     }
-    if let (Door::Function, Some(part)) = (door, openfaas(fault)) {
+    if let (Door::Function | Door::Async, Some(part)) = (door, openfaas(fault)) {
         head.headers.insert(headers::OPENFAAS_INTERNAL, HeaderValue::from_static(part));
     }
     platform(record, head, call::full(body))
@@ -104,6 +113,16 @@ pub(crate) fn fault(mut record: Record, fault: &Fault, debug: bool) -> Response 
 pub(crate) fn platform(mut record: Record, mut head: response::Parts, body: taper_model::Body) -> Response {
     record.answers(&mut head);
     http::Response::from_parts(head, Departure::new(record, body, Limit::None))
+}
+
+/// The answer to a caller who does not wait: what he asked for is on disk. `location`: where the call's record is.
+pub(crate) fn accepted(record: Record, location: Option<&str>) -> Response {
+    let mut head = http::Response::new(()).into_parts().0;
+    head.status = StatusCode::ACCEPTED;
+    if let Some(location) = location {
+        head.headers.insert(header::LOCATION, headers::value(location));
+    }
+    platform(record, head, call::empty())
 }
 
 /// Turns a function's reply into a response. `asked`: the request's content type; `tunnel`: the client's side of the tunnel
@@ -192,15 +211,13 @@ fn object(fault: &Fault, id: &CallId, debug: bool) -> String {
     text
 }
 
-/// The part of OpenFaaS that would have made this error; its queue-worker tries again by it. None where the caller or the
-/// function's own failure is told about.
+/// The part of OpenFaaS that would have made this error. None where the function's own failure is told about.
 fn openfaas(fault: &Fault) -> Option<&'static str> {
     match (fault.cause, fault.stage) {
+        (Cause::Exception | Cause::Exit(_), _) => None,
         (Cause::Limited, _) => Some("faas-middleware"),
         (Cause::Deadline | Cause::Died | Cause::OutOfMemory, Stage::Invoke) => Some("of-watchdog"),
-        (Cause::QueueFull | Cause::ShuttingDown | Cause::Internal, _) => Some("proxy"),
-        (Cause::Deadline | Cause::Died | Cause::OutOfMemory | Cause::CannotStart, _) => Some("proxy"),
-        _ => None,
+        _ => Some("proxy"),
     }
 }
 

@@ -48,19 +48,32 @@ pub struct Target<'a> {
     pub path: &'a str,
 }
 
-/// Reads `/function/NAME[.NAMESPACE][/path]`. The name ends at the next `/` and is split at its last dot.
+/// Reads `/function/NAME[.NAMESPACE][/path]`, or the same after `/async-function/`. The name ends at the next `/` and is split at
+/// its last dot.
 ///
 /// # Errors
 /// A fault of the stage `route` when the path has another form or the name is none.
 pub fn parse(path: &str) -> Result<Target<'_>, Fault> {
     let missing = |message: String| Fault::new(Stage::Route, Cause::NotFound, message);
-    let rest = path
-        .strip_prefix("/function/")
-        .filter(|rest| !rest.is_empty() && !rest.starts_with('/'))
+    let name = name(path)
+        .filter(|name| !name.is_empty())
         .ok_or_else(|| missing("a function's address is /function/NAME or /function/NAME.NAMESPACE".into()))?;
-    let (name, path) = rest.find('/').map_or((rest, "/"), |at| rest.split_at(at));
     let function = FunctionName::parse(name).map_err(|e| missing(format!("there is no such function: {e}")))?;
-    Ok(Target { function, path })
+    Ok(Target { function, path: rest(path) })
+}
+
+/// What stands in the place of the function's name in such a path, whether or not it is one.
+pub(crate) fn name(path: &str) -> Option<&str> {
+    below(path).map(|rest| rest.split_once('/').map_or(rest, |(name, _)| name))
+}
+
+/// What follows the function's name in such a path; `/` when nothing does.
+pub(crate) fn rest(path: &str) -> &str {
+    below(path).and_then(|rest| rest.find('/').map(|at| &rest[at..])).unwrap_or("/")
+}
+
+fn below(path: &str) -> Option<&str> {
+    path.strip_prefix("/function/").or_else(|| path.strip_prefix("/async-function/"))
 }
 
 #[cfg(test)]
@@ -85,8 +98,11 @@ mod tests {
             ("/function/hello/%2e%2e/%2Fsystem", "hello.default", "/%2e%2e/%2Fsystem"),
             ("/function/hello//x", "hello.default", "//x"),
             ("/function/a/function/b.c", "a.default", "/function/b.c"),
+            ("/async-function/hello.dev/a", "hello.dev", "/a"),
+            ("/function/async-function/x", "async-function.default", "/x"),
         ] {
             assert_eq!(seen(path), Some((function.into(), rest.into())), "{path}");
+            assert_eq!(super::rest(path), rest, "{path}");
         }
         for path in [
             "",

@@ -4,6 +4,8 @@
 use http::{HeaderMap, HeaderName, HeaderValue};
 use rand::RngExt;
 
+use crate::words::Words;
+
 /// W3C Trace Context, section 3.2.
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 /// W3C Trace Context, section 3.3.
@@ -23,7 +25,7 @@ pub(crate) fn pass_on(headers: &mut HeaderMap) {
 fn fresh() -> HeaderValue {
     let mut rng = rand::rng();
     let (trace, parent) = (rng.random_range(1..=u128::MAX), rng.random_range(1..=u64::MAX));
-    HeaderValue::try_from(format!("00-{trace:032x}-{parent:016x}-01")).expect("hexadecimal digits and dashes")
+    Words::new().text("00-").hex(trace, 32).text("-").hex(parent.into(), 16).text("-01").value()
 }
 
 /// `version-trace-parent-flags` in lower-case hexadecimal. Versions to come may append fields; version 0 may not.

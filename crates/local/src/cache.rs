@@ -54,6 +54,11 @@ impl Draft {
     pub(crate) fn content(&self) -> PathBuf {
         self.0.join(CONTENT)
     }
+
+    /// Where something may be put on the way to the content. Not there yet, and to be removed again.
+    pub(crate) fn beside(&self) -> PathBuf {
+        self.0.join("beside")
+    }
 }
 
 impl Drop for Draft {

@@ -3,7 +3,10 @@
 
 use std::collections::BTreeMap;
 
-use taper_model::{InstanceId, Mode, Revision, Runtime, function::Network as Wanted};
+use taper_model::{
+    FunctionSpec, InstanceId, Mode, Revision, Runtime,
+    function::{Convention, Network as Wanted},
+};
 use taper_provider::Error;
 use taper_watchdog::control::Claim;
 
@@ -81,9 +84,10 @@ pub(crate) fn claim(
         env: environment(revision, instance, layout, languages, dependencies),
         handler: spec.handler.clone(),
         concurrency: spec.concurrency(),
-        port: http.then(|| port(spec.network(), layout)),
+        port: http.then(|| upstream(spec).unwrap_or_else(|| port(spec.network(), layout))),
         socket: http.then(|| layout.temporary.join("taper.sock").display().to_string()),
-        ready_path: spec.readiness.as_ref().and_then(|probe| probe.path.clone()),
+        readiness: spec.readiness.clone().filter(|_| http),
+        liveness: spec.liveness.clone().filter(|_| http),
         start_timeout_ms: u64::try_from(spec.start_timeout().as_millis()).unwrap_or(u64::MAX),
         max_reply_hold: REPLY_HOLD,
         max_early_hold: (spec.memory() / 2).clamp(REPLY_HOLD, EARLY_HOLD),
@@ -127,8 +131,17 @@ fn environment(
             Mode::Classic | Mode::Http => env.insert("PYTHONPATH".into(), packages),
         };
     }
+    if (revision.spec.mode(), revision.spec.convention) == (Mode::Handler, Some(Convention::Openfaas)) {
+        env.insert("TAPER_CONVENTION".into(), "openfaas".into());
+    }
     env.extend(revision.spec.env.clone());
     env
+}
+
+/// The port of a server that was written for OpenFaaS's watchdog, and so says itself where it listens.
+fn upstream(spec: &FunctionSpec) -> Option<u16> {
+    let url = spec.env.get("http_upstream_url").or_else(|| spec.env.get("upstream_url"))?;
+    url.trim_end_matches('/').rsplit_once(':')?.1.parse().ok().filter(|port| *port != 0)
 }
 
 /// The port of a function in mode `http`: always the same where it has a network of its own, else one that is free now.
@@ -142,7 +155,7 @@ fn port(network: Wanted, layout: &Layout) -> u16 {
 
 #[cfg(test)]
 mod tests {
-    use taper_model::{FunctionName, FunctionSpec, RevisionId};
+    use taper_model::{FunctionName, RevisionId};
 
     use super::*;
 
@@ -190,13 +203,25 @@ mod tests {
         let claim = claim_of(spec).unwrap();
         assert_eq!((claim.port, claim.socket.as_deref()), (Some(8080), Some("/tmp/taper.sock")));
         assert_eq!(claim.env.get("PYTHONPATH").map(String::as_str), Some("/deps"));
+        for (url, port) in [("http://127.0.0.1:3000/", 3000), ("http://127.0.0.1", 8080), ("http://x:0", 8080)] {
+            let env = [("upstream_url".to_owned(), url.to_owned())].into();
+            let spec = FunctionSpec {
+                command: vec!["./serve".into()],
+                mode: Some(Mode::Http),
+                env,
+                ..FunctionSpec::default()
+            };
+            assert_eq!(claim_of(spec).unwrap().port, Some(port), "{url}");
+        }
         let spec = FunctionSpec {
             runtime: Some(Runtime::Python3),
             handler: Some("handler.handle".into()),
+            convention: Some(Convention::Openfaas),
             ..FunctionSpec::default()
         };
         match claim_of(spec) {
             Ok(claim) => {
+                assert_eq!(claim.env.get("TAPER_CONVENTION").map(String::as_str), Some("openfaas"));
                 assert_eq!(claim.handler.as_deref(), Some("handler.handle"));
                 assert!(
                     claim.command.last().is_some_and(|shim| shim.starts_with("/runtime/shim")),

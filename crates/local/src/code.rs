@@ -13,6 +13,7 @@ use std::{
         fs::{OpenOptionsExt, PermissionsExt},
     },
     path::{Component, Path, PathBuf},
+    time::{Duration, UNIX_EPOCH},
 };
 
 use taper_provider::Error;
@@ -30,6 +31,8 @@ pub(crate) struct Bounds {
 const MAX_PATH: usize = 4096;
 /// Largest extension record (a long name, a PAX header) that is read into memory.
 const MAX_RECORD: u64 = 64 << 10;
+/// The first time of a file that is taken over, in seconds since the Unix epoch.
+const YEAR_1980: u64 = 315_532_800;
 /// Links that one lookup may pass, as in Linux.
 const MAX_LINKS: usize = 40;
 
@@ -196,6 +199,12 @@ impl Tree<'_> {
         if copied != size {
             return Err(refuse(path, "is cut off: the archive ends inside it"));
         }
+        // Python knows what it compiled from a file by the file's time. A time before 1980 means none, and some tools cannot
+        // bear it; one that the file system does not know is left out.
+        let time = entry.header().mtime().ok().filter(|time| *time >= YEAR_1980);
+        if let Some(time) = time.and_then(|time| UNIX_EPOCH.checked_add(Duration::from_secs(time))) {
+            let _ = out.set_modified(time);
+        }
         let mode = entry.header().mode().unwrap_or(0);
         let mode = if mode & 0o111 == 0 { 0o444 } else { 0o555 };
         out.set_permissions(fs::Permissions::from_mode(mode)).map_err(|e| host(path, e))
@@ -348,6 +357,26 @@ mod tests {
         }
         out.resize(out.len() + 1024, 0);
         out
+    }
+
+    #[test]
+    fn a_file_keeps_its_time_if_it_has_one() {
+        let archive = |mtime: u64| {
+            let mut tar = tar_of(&[file("a", b"x")]);
+            let mut header = tar::Header::from_byte_slice(&tar[..512]).clone();
+            header.set_mtime(mtime);
+            header.set_cksum();
+            tar[..512].copy_from_slice(header.as_bytes());
+            tar
+        };
+        let before = std::fs::metadata("/proc/self").unwrap().modified().unwrap();
+        for (mtime, kept) in [(1_000_000_000, true), (0, false), (YEAR_1980 - 1, false), (u64::MAX, false)] {
+            let dir = tempfile::tempdir().unwrap();
+            unpack_tar(archive(mtime).as_slice(), dir.path(), BOUNDS).unwrap();
+            let time = fs::metadata(dir.path().join("a")).unwrap().modified().unwrap();
+            let same = time == UNIX_EPOCH + Duration::from_secs(mtime.min(1 << 40));
+            assert!(if kept { same } else { !same && time >= before - Duration::from_secs(1) }, "{mtime}: {time:?}");
+        }
     }
 
     fn gzip(plain: &[u8]) -> Vec<u8> {

@@ -6,17 +6,21 @@ use std::{
     fs::{self, File},
     io::{self, Read},
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use taper_model::{Digest, Revision, Runtime, call::Start};
 use taper_provider::{Error, Progress, Supply};
 use taper_runtimes::{Candidate, HEAD_SIZE, Recipe};
-use tokio::{runtime::Handle, sync::Semaphore};
+use tokio::{
+    runtime::Handle,
+    sync::{Semaphore, watch},
+};
 
 use crate::{
     cache::{Cache, Kept},
     code::{self, Bounds},
+    compile,
     config::Config,
     install,
     language::Languages,
@@ -42,14 +46,14 @@ pub(crate) struct Host {
     pub(crate) supply: Arc<dyn Supply>,
     pub(crate) runtime: Handle,
     /// Replaced when it has died.
-    spawner: RwLock<Spawner>,
+    spawner: watch::Sender<Spawner>,
     network: Network,
     pool: Pool,
     code: Cache,
     dependencies: Cache,
     plans: Mutex<Plans>,
-    /// Installations take much memory: few run at once.
-    installs: Semaphore,
+    /// Installing and compiling take much memory: few run at once.
+    pub(crate) installs: Semaphore,
 }
 
 /// What is to be installed for each artifact, for those that declare something.
@@ -99,7 +103,7 @@ impl Host {
             logs,
             supply,
             runtime: Handle::current(),
-            spawner: RwLock::new(spawner),
+            spawner: watch::Sender::new(spawner),
             network,
             code,
             dependencies,
@@ -110,7 +114,14 @@ impl Host {
 
     /// The spawner.
     pub(crate) fn spawner(&self) -> Spawner {
-        self.spawner.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.spawner.borrow().clone()
+    }
+
+    /// Waits until there is another spawner than this one.
+    pub(crate) async fn another(&self, than: &Spawner) {
+        let mut spawner = self.spawner.subscribe();
+        // The sender is in `self` and cannot be gone.
+        let _ = spawner.wait_for(|spawner| !spawner.is(than)).await;
     }
 
     /// Starts the spawner again after it has died. Every instance died with it.
@@ -119,7 +130,7 @@ impl Host {
     /// As [`Spawner::start`].
     pub(crate) async fn restart(&self) -> Result<(), crate::Error> {
         let spawner = launch(&self.config, &self.languages).await?;
-        *self.spawner.write().unwrap_or_else(PoisonError::into_inner) = spawner;
+        self.spawner.send_replace(spawner);
         Ok(())
     }
 
@@ -164,20 +175,26 @@ impl Host {
     /// When the artifact is missing or refused, or the dependencies cannot be installed: in the tool's own words.
     pub(crate) async fn prepared(&self, revision: &Revision, progress: &Progress) -> Result<Prepared, Error> {
         let Some(digest) = revision.artifact else { return Ok(Prepared::default()) };
-        let key = digest.hex();
-        let code = self.code.get(&key, |draft| async {
+        let (key, runtime) = (digest.hex(), revision.spec.runtime());
+        let code = self.code.get(&key, async |draft| {
             progress.line("unpacking the code");
             let path = self.supply.artifact(&digest)?;
             let bounds = Bounds { bytes: self.config.max_code.0, entries: MAX_ENTRIES };
+            let unpacked = draft.clone();
             blocking(move || {
                 let archive =
                     File::open(&path).map_err(|source| Error::Host { what: "open the artifact".to_owned(), source })?;
-                code::unpack(archive, &draft.content(), bounds)
+                code::unpack(archive, &unpacked.content(), bounds)
             })
-            .await
+            .await?;
+            if runtime == Runtime::Python3
+                && let Ok(language) = self.languages.get(runtime)
+            {
+                compile::compile(self, revision.id.function(), &language.program, &draft).await;
+            }
+            Ok(())
         });
         let code = code.await?;
-        let runtime = revision.spec.runtime();
         let Some(plan) = self.plan(digest, runtime, &code).await? else {
             return Ok(Prepared { code: Some(code), dependencies: None });
         };

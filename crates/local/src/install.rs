@@ -2,9 +2,10 @@
 //! the result taken out of it as an archive that nobody vouches for. It never runs anything outside a sandbox.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     io::{self, Read},
     os::fd::{AsFd, OwnedFd},
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -12,7 +13,8 @@ use std::{
 use bytes::{Buf, Bytes};
 use http_body_util::BodyExt;
 use taper_model::{
-    Body, Call, CallId, Cause, Fault, FunctionName, Invoke, Mode, RevisionId, Stage, call, quantity::Memory,
+    Body, Call, CallId, Cause, Fault, FunctionName, Invoke, Mode, RevisionId, Stage, call,
+    quantity::{Memory, Span},
 };
 use taper_provider::{Error, Progress};
 use taper_runtimes::Recipe;
@@ -26,10 +28,10 @@ use tokio::{
 
 use crate::{
     cache::{Draft, Kept},
-    call::{Connect, Fate, Run, Way, framed::Framed},
+    call::{Connect, Fate, Processes, Run, Way, framed::Framed},
     code::{self, Bounds},
     host::{Host, blocking},
-    logs::Lines,
+    logs::{Labels, Lines},
     network::Policy,
     sandbox::{Binding, Layout, Limits, NetworkSpace, ParkSpec, Parked},
 };
@@ -69,7 +71,6 @@ const ID: &str = "install";
 ///
 /// # Cancel safety
 /// Cancel safe: the sandbox ends, and the draft is removed.
-// long because: the order of the steps is the content
 pub(crate) async fn install(
     host: &Host,
     function: &FunctionName,
@@ -79,20 +80,54 @@ pub(crate) async fn install(
     draft: Arc<Draft>,
 ) -> Result<(), Error> {
     progress.line(format!("installing dependencies: {}", recipe.command.join(" ")));
+    let job = Job {
+        code: &code.path(),
+        policy: Policy::Open,
+        timeout: host.config.install.timeout,
+        claim: &|layout| claim(function, layout, &host.languages.path(), recipe),
+        into: draft.content(),
+        draft,
+    };
+    run(host, function, job, progress).await
+}
+
+/// What is run in a sandbox for its result.
+pub(crate) struct Job<'a> {
+    /// A folder in the data directory.
+    pub(crate) code: &'a Path,
+    pub(crate) policy: Policy,
+    pub(crate) timeout: Span,
+    /// A classic function that writes a tar archive.
+    pub(crate) claim: &'a (dyn Fn(&Layout) -> Claim + Sync),
+    /// An empty folder for what is in it.
+    pub(crate) into: PathBuf,
+    /// Which is in here, and is not removed while something still writes to it.
+    pub(crate) draft: Arc<Draft>,
+}
+
+/// Runs a job, and unpacks what it writes as an artifact is.
+///
+/// # Errors
+/// [`Error::Prepare`] with its last lines.
+///
+/// # Cancel safety
+/// As [`install`].
+// long because: the order of the steps is the content
+pub(crate) async fn run(host: &Host, function: &FunctionName, job: Job<'_>, progress: &Progress) -> Result<(), Error> {
     let config = &host.config.install;
     let processors = std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(1));
     let limits = Limits { memory: config.memory.0, cpu_millis: processors * 1000, pids: PIDS };
     let spec = ParkSpec { network: NetworkSpace::Own, temporary: config.space.0, limits };
     let spawner = host.spawner();
     let Parked { control, listener, stdout, stderr, layout, life } = spawner.park(&spec).await.map_err(failed)?;
-    let lease = host.join(Policy::Open, &life).await.map_err(failed)?;
-    let tree = spawner.tree(&code.path()).await.map_err(failed)?;
+    let lease = host.join(job.policy, &life).await.map_err(failed)?;
+    let tree = spawner.tree(job.code).await.map_err(failed)?;
     let mut binding = Binding { code: Some(tree), pids: Some(PIDS), ..Binding::default() };
     lease.bind(&mut binding);
     let channel = Channel::new(control).map_err(failed)?;
     let descriptors = binding.into_descriptors().map_err(failed)?;
     let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
-    let order = Order::Claim(Box::new(claim(function, &layout, &host.languages.path(), recipe)));
+    let order = Order::Claim(Box::new((job.claim)(&layout)));
     channel.send(&order, &borrowed).await.map_err(failed)?;
     drop(descriptors);
     match timeout(CLAIM, channel.receive::<Report>()).await {
@@ -103,17 +138,17 @@ pub(crate) async fn install(
 
     let life = Arc::new(life);
     let witness = life.clone();
-    let fate = Arc::new(Fate::new(Memory(limits.memory), move || witness.out_of_memory()));
+    let fate = Arc::new(Fate::new(Memory(limits.memory), Processes::PerCall, move || witness.memory_kills()));
     let connect: Connect = Arc::new(move || {
         let listener = listener.clone();
         Box::pin(async move { Ok(UnixStream::connect(&listener).await?.into_std()?.into()) })
     });
     let way = Way::Framed(Framed::new(connect, fate, host.runtime.clone()));
-    let run = Run { way, slots: Arc::new(Semaphore::new(1)) };
+    let run = Run { way, slots: Arc::new(Semaphore::new(1)), calls: None };
     let call = Call {
         id: CallId::given(ID).map_err(failed)?,
         revision: RevisionId::new(function.clone(), 0),
-        deadline: Instant::now() + config.timeout.0,
+        deadline: Instant::now() + job.timeout.0,
         request: ::http::Request::post("/").body(call::empty()).map_err(failed)?,
     };
     let bounds = Bounds { bytes: config.space.0, entries: MAX_ENTRIES };
@@ -121,9 +156,9 @@ pub(crate) async fn install(
     let last = Arc::new(Mutex::new(VecDeque::new()));
     let told = tokio::spawn(read_lines(stderr, tell(progress.clone(), last.clone())));
     let done = match run.invoke(call).await {
-        Ok(reply) => {
-            take_out(reply.into_body(), draft, bounds).await.map_err(|e| Fault::new(Stage::Respond, Cause::Died, e))
-        }
+        Ok(reply) => take_out(reply.into_body(), job.into, job.draft, bounds)
+            .await
+            .map_err(|e| Fault::new(Stage::Respond, Cause::Died, e)),
         Err(fault) => Err(fault),
     };
     life.kill();
@@ -136,7 +171,7 @@ pub(crate) async fn install(
         let why = match fault.cause {
             Cause::OutOfMemory => format!("{fault}; the operator can raise `local.install.memory`"),
             Cause::Deadline => {
-                format!("it was not done within {}; the operator can raise `local.install.timeout`", config.timeout)
+                format!("it was not done within {}; the operator can raise `local.install.timeout`", job.timeout)
             }
             _ => fault.to_string(),
         };
@@ -146,7 +181,7 @@ pub(crate) async fn install(
 
 /// The claim of a sandbox in which the tool runs as a classic call.
 fn claim(function: &FunctionName, layout: &Layout, path: &str, recipe: &Recipe) -> Claim {
-    let shown = |path: &std::path::Path| path.display().to_string();
+    let shown = |path: &Path| path.display().to_string();
     let (code, temporary) = (shown(&layout.code), shown(&layout.temporary));
     let out = format!("{temporary}/out");
     // Recipes say where things are in a sandbox; without isolation they are elsewhere.
@@ -172,20 +207,33 @@ fn claim(function: &FunctionName, layout: &Layout, path: &str, recipe: &Recipe) 
         ("PRODUCED", recipe.produced.to_owned()),
         ("COPY", recipe.copy.join(" ")),
     ];
+    let command = shell.into_iter().chain(recipe.command.iter().map(place)).collect();
+    let env = env.map(|(name, value)| (name.to_owned(), value)).into();
+    plain_claim(function, layout, command, env)
+}
+
+/// The claim of a command that runs once, as a classic call in the folder for temporary files.
+pub(crate) fn plain_claim(
+    function: &FunctionName,
+    layout: &Layout,
+    command: Vec<String>,
+    env: BTreeMap<String, String>,
+) -> Claim {
     Claim {
         instance: ID.into(),
         function: function.name.to_string(),
         namespace: function.namespace.to_string(),
         revision: String::new(),
         mode: Mode::Classic,
-        command: shell.into_iter().chain(recipe.command.iter().map(place)).collect(),
-        cwd: temporary,
-        env: env.map(|(name, value)| (name.to_owned(), value)).into(),
+        command,
+        cwd: layout.temporary.display().to_string(),
+        env,
         handler: None,
         concurrency: 1,
         port: None,
         socket: None,
-        ready_path: None,
+        readiness: None,
+        liveness: None,
         start_timeout_ms: 10_000,
         max_reply_hold: 1 << 20,
         max_early_hold: 64 << 20,
@@ -194,16 +242,18 @@ fn claim(function: &FunctionName, layout: &Layout, path: &str, recipe: &Recipe) 
 }
 
 /// Unpacks a body that is a tar archive, while it arrives.
-async fn take_out(mut body: Body, draft: Arc<Draft>, bounds: Bounds) -> Result<(), String> {
+async fn take_out(mut body: Body, into: PathBuf, draft: Arc<Draft>, bounds: Bounds) -> Result<(), String> {
     let (tx, rx) = mpsc::channel(16);
     let unpacked = blocking(move || {
         let archive = Pieces { rx, rest: Bytes::new() };
-        code::unpack_tar(archive, &draft.content(), bounds)?;
+        code::unpack_tar(archive, &into, bounds)?;
         // What is kept must survive a power cut: it cannot always be made again.
-        let folder = std::fs::File::open(draft.content());
-        folder
+        let folder = std::fs::File::open(&into);
+        let kept = folder
             .and_then(|folder| Ok(rustix::fs::syncfs(folder)?))
-            .map_err(|source| Error::Host { what: "keep the dependencies on disk".to_owned(), source })
+            .map_err(|source| Error::Host { what: "keep the dependencies on disk".to_owned(), source });
+        drop(draft);
+        kept
     });
     let feed = async {
         while let Some(frame) = body.frame().await {
@@ -244,8 +294,6 @@ impl Read for Pieces {
 /// Passes the tool's lines on, without what the watchdog puts around them, and remembers the last.
 fn tell(progress: Progress, last: Arc<Mutex<VecDeque<String>>>) -> impl FnMut(String) + Send {
     move |line| {
-        let prefix = format!("[{ID}] ");
-        let line = line.strip_prefix(&prefix).unwrap_or(&line);
         if line == "Forking fprocess." || line.starts_with("Wrote ") && line.contains("Bytes - Duration: ") {
             return;
         }
@@ -262,11 +310,11 @@ fn tell(progress: Progress, last: Arc<Mutex<VecDeque<String>>>) -> impl FnMut(St
 /// Reads a pipe to its end.
 async fn read_lines(pipe: OwnedFd, mut each: impl FnMut(String) + Send) {
     let Ok(mut pipe) = pipe::Receiver::from_owned_fd(pipe) else { return };
-    let mut lines = Lines::new(ID.to_owned(), true);
+    let mut lines = Lines::new(Labels::All);
     let mut buffer = vec![0; 16 << 10];
     loop {
         let n = pipe.read(&mut buffer).await.unwrap_or(0);
-        lines.split(&buffer[..n], n == 0).into_iter().for_each(|line| each(line.text));
+        lines.split(&buffer[..n], n == 0, |_, text| each(text.into_owned()));
         if n == 0 {
             return;
         }
@@ -301,16 +349,11 @@ mod tests {
         let (progress, mut rx) = Progress::channel();
         let last = Arc::new(Mutex::new(VecDeque::new()));
         let mut each = tell(progress, last.clone());
-        for line in [
-            "[install] Forking fprocess.",
-            "[install] Collecting six",
-            "plain",
-            "[install] Wrote 5 Bytes - Duration: 1s",
-        ] {
+        for line in ["Forking fprocess.", "Collecting six", "plain", "Wrote 5 Bytes - Duration: 1s"] {
             each(line.to_owned());
         }
         for n in 0..100 {
-            each(format!("[install] {n}"));
+            each(n.to_string());
         }
         assert_eq!(rx.try_recv().unwrap(), "Collecting six");
         assert_eq!(rx.try_recv().unwrap(), "plain");

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use taper_model::{Cause, InstanceId, Mode, Name, Revision, call::Start, quantity::Memory};
+use taper_model::{Cause, InstanceId, Mode, Name, Revision, Runtime, call::Start, quantity::Memory};
 use taper_provider::{Error, Usage};
 use taper_watchdog::control::{Channel, FailedKind, Order, Report};
 use tokio::{
@@ -25,10 +25,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    call::{Connect, End, Fate, Run, Way, framed::Framed, http::Http},
+    call::{Connect, End, Fate, Processes, Run, Way, framed::Framed, http::Http},
     claim,
     host::{Host, Prepared},
-    logs::Collector,
+    logs::{Calls, Collector, Source},
     network::Lease,
     sandbox::{Binding, Exit, Life, Parked, Secret},
 };
@@ -58,6 +58,8 @@ pub(crate) struct Keeper {
     channel: Arc<Channel>,
     /// Ends with the control channel; gives the watchdog's last word.
     reports: JoinHandle<Option<Report>>,
+    /// Why its liveness probe has failed for good.
+    unwell: oneshot::Receiver<String>,
     collector: Collector,
     _lease: Lease,
     /// Code and dependencies stay while the instance lives.
@@ -138,7 +140,10 @@ pub(crate) async fn start(
         binding.runtime = Some(spawner.tree(host.languages.folder()).await?);
     }
 
-    let mut collector = host.logs.collect(function, &id, stdout, stderr);
+    let calls = Arc::new(Calls::default());
+    let mode = revision.spec.mode();
+    let source = Source { instance: id.clone(), revision: revision.id.name(), mode, calls: calls.clone() };
+    let mut collector = host.logs.collect(function, &source, stdout, stderr);
     let channel = Arc::new(Channel::new(control).map_err(Failure::internal)?);
     let descriptors = binding.into_descriptors()?;
     let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
@@ -158,11 +163,13 @@ pub(crate) async fn start(
 
     let life = Arc::new(life);
     let witness = life.clone();
-    let fate = Arc::new(Fate::new(Memory(limits.memory), move || witness.out_of_memory()));
+    let kills = move || witness.memory_kills();
+    let fate = Arc::new(Fate::new(Memory(limits.memory), processes(revision), kills));
     let pending = Arc::new(Pending::default());
-    let reports = tokio::spawn(listen(channel.clone(), pending.clone()));
+    let (tell, unwell) = oneshot::channel();
+    let reports = tokio::spawn(listen(channel.clone(), pending.clone(), tell));
     let slots = revision.spec.concurrency();
-    let way = match revision.spec.mode() {
+    let way = match mode {
         Mode::Http => Way::Http(Http::new(pending.connect(channel.clone()), fate.clone())),
         Mode::Classic | Mode::Handler => {
             let connect: Connect = Arc::new(move || {
@@ -172,7 +179,9 @@ pub(crate) async fn start(
             Way::Framed(Framed::new(connect, fate.clone(), host.runtime.clone()))
         }
     };
-    let run = Arc::new(Run { way, slots: Arc::new(Semaphore::new(slots as usize)) });
+    // Only a runtime of ours writes lines of its calls among those of the function.
+    let calls = (mode == Mode::Handler).then_some(calls);
+    let run = Arc::new(Run { way, slots: Arc::new(Semaphore::new(slots as usize)), calls });
     let stop = CancellationToken::new();
     let instance =
         Arc::new(Instance { id, revision: revision.clone(), start, run, life, slots, secrets: versions, stop });
@@ -182,11 +191,20 @@ pub(crate) async fn start(
         fate,
         channel,
         reports,
+        unwell,
         collector,
         _lease: lease,
         _prepared: prepared,
     };
     Ok((instance, keeper))
+}
+
+/// What the death of a process means to the calls of an instance of this revision.
+fn processes(revision: &Revision) -> Processes {
+    match (revision.spec.mode(), revision.spec.runtime()) {
+        (Mode::Classic, _) | (Mode::Handler, Runtime::Python3) => Processes::PerCall,
+        _ => Processes::Shared,
+    }
 }
 
 /// What the control channel gave first.
@@ -218,12 +236,12 @@ async fn unready(word: Result<FirstWord, Elapsed>, life: Life, collector: &mut C
             return Failure::internal("the instance did not answer in time");
         }
     };
-    let killed = life.out_of_memory();
+    let killed = life.memory_kills() > 0;
     life.kill();
     let exit = life.gone().await;
     let _ = timeout(LAST_LINES, collector.finish()).await;
     match said {
-        _ if killed || exit.out_of_memory => {
+        _ if killed || exit.memory_kills > 0 => {
             Failure { cause: Cause::OutOfMemory, why: format!("out of memory (limit {memory}) while it started") }
         }
         Some(failed) if failed.what == FailedKind::Confine => Failure { cause: Cause::Internal, why: failed.message },
@@ -235,8 +253,8 @@ async fn unready(word: Result<FirstWord, Elapsed>, life: Life, collector: &mut C
 }
 
 /// Reads the control channel to its end. Gives what the watchdog said of the runtime's end, if it said anything.
-async fn listen(channel: Arc<Channel>, pending: Arc<Pending>) -> Option<Report> {
-    let mut last = None;
+async fn listen(channel: Arc<Channel>, pending: Arc<Pending>, unwell: oneshot::Sender<String>) -> Option<Report> {
+    let (mut last, mut unwell) = (None, Some(unwell));
     loop {
         match channel.receive::<Report>().await {
             Ok(Some((Report::Connected(tag), fds))) => {
@@ -248,6 +266,7 @@ async fn listen(channel: Arc<Channel>, pending: Arc<Pending>) -> Option<Report> 
                 let kind = if refused { io::ErrorKind::ConnectionRefused } else { io::ErrorKind::TimedOut };
                 pending.answer(tag, Err(io::Error::new(kind, message)));
             }
+            Ok(Some((Report::Unwell(why), _))) => drop(unwell.take().map(|tell| tell.send(why))),
             Ok(Some((report @ Report::Exited { .. }, _))) => last = Some(report),
             Ok(Some((other, _))) => tracing::warn!(?other, "an unexpected report of a watchdog"),
             Ok(None) => break,
@@ -357,19 +376,32 @@ impl Instance {
             instance: self.id.as_str().to_owned(),
             revision: self.revision.id.name(),
             memory_bytes: self.life.memory(),
-            cpu_nanos: None,
+            cpu_nanos: self.life.cpu_nanos(),
         }
     }
 }
 
 impl Keeper {
-    /// Sees the instance to its end. Why it ended, when nobody asked for it. Nothing of it is left then.
-    pub(crate) async fn keep(mut self) -> Option<String> {
+    /// Sees the instance to its end, and says so before when it is to have no more calls although nobody asked for it. Why it
+    /// ended, when nobody asked for it. Nothing of it is left then.
+    pub(crate) async fn keep(mut self, leaving: impl FnOnce()) -> Option<String> {
         let stop = self.instance.stop.clone();
         let (ending, asked) = tokio::select! {
             last = &mut self.reports => (Ending::Died(last.ok().flatten()), false),
             why = self.fate.condemned() => (Ending::Condemned(why), false),
-            () = stop.cancelled() => (self.drain().await, true),
+            () = stop.cancelled() => {
+                if self.instance.revision.spec.liveness.is_some() {
+                    // What ends need not be well. That it is gone is noticed below.
+                    let _ = self.channel.send(&Order::Rest, &[]).await;
+                }
+                (self.drain(self.instance.revision.spec.timeout()).await, true)
+            }
+            Ok(why) = &mut self.unwell => {
+                leaving();
+                // Its calls get the time that a process gets to end: it does not look as if they would need it.
+                self.drain(self.host.config.grace.0).await;
+                (Ending::Condemned(format!("liveness probe failed: {why}")), false)
+            }
         };
         self.fate.ending();
         // From here on calls go elsewhere, with nothing sent.
@@ -382,7 +414,7 @@ impl Keeper {
             Ending::Condemned(why) => (why, false),
             Ending::Died(report) => {
                 let (words, by_kill) = last_words(report.as_ref(), exit);
-                let out_of_memory = exit.out_of_memory && by_kill;
+                let out_of_memory = by_kill && self.fate.ended_by_memory(exit.memory_kills);
                 (if out_of_memory { self.fate.out_of_memory() } else { words }, out_of_memory)
             }
         };
@@ -392,15 +424,16 @@ impl Keeper {
             return None;
         }
         let instance = &self.instance;
-        self.host.logs.note(instance.revision.id.function(), &instance.id, format!("the instance ended: {why}"));
+        let (id, text) = (&instance.revision.id, format!("the instance ended: {why}"));
+        self.host.logs.note(id.function(), &instance.id, &id.name(), &text);
         Some(why)
     }
 
-    /// Lets what runs end, then asks the function to end.
-    async fn drain(&mut self) -> Ending {
+    /// Lets what runs end, for as long as this, then asks the function to end.
+    async fn drain(&mut self, patience: Duration) -> Ending {
         let slots = self.instance.run.slots.clone();
         // Calls that come now queue up behind this, and are given back when the slots close.
-        let rest = timeout(self.instance.revision.spec.timeout(), slots.acquire_many(self.instance.slots));
+        let rest = timeout(patience, slots.acquire_many(self.instance.slots));
         tokio::select! {
             _ = rest => {}
             last = &mut self.reports => return Ending::Died(last.ok().flatten()),
@@ -433,7 +466,7 @@ fn last_words(report: Option<&Report>, exit: Exit) -> (String, bool) {
         _ => (exit.code, exit.signal),
     };
     let by_kill = signal == Some(libc::SIGKILL) || code == Some(128 + libc::SIGKILL) || (code, signal) == (None, None);
-    (in_words(Exit { code, signal, out_of_memory: false }), by_kill)
+    (in_words(Exit { code, signal, memory_kills: 0 }), by_kill)
 }
 
 fn in_words(exit: Exit) -> String {

@@ -28,6 +28,7 @@ mod cache;
 mod call;
 mod claim;
 mod code;
+mod compile;
 mod config;
 mod error;
 mod host;

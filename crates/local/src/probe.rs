@@ -83,7 +83,10 @@ pub fn host(data: &Path, search: &[PathBuf]) -> Report {
         items.push(id_range());
     }
     items.push(overlay());
-    items.extend(["python3", "node"].map(|name| found_interpreter(name, search)));
+    let [python, node] = ["python3", "node"].map(|name| interpreter(name, search));
+    items.extend([found_interpreter("python3", python.as_ref()), found_interpreter("node", node.as_ref())]);
+    items.extend(python.as_ref().map(pip));
+    items.extend(node.as_ref().map(npm));
     items.push(traces(data));
     Report { isolation, items }
 }
@@ -285,8 +288,7 @@ fn overlay() -> Item {
     }
 }
 
-fn found_interpreter(name: &'static str, search: &[PathBuf]) -> Item {
-    let found = interpreter(name, search);
+fn found_interpreter(name: &'static str, found: Option<&Interpreter>) -> Item {
     let describe = |found: &Interpreter| match &found.folder {
         None => found.program.display().to_string(),
         Some(folder) => format!("{} (bound: {})", found.program.display(), folder.display()),
@@ -294,9 +296,55 @@ fn found_interpreter(name: &'static str, search: &[PathBuf]) -> Item {
     Item {
         name,
         status: if found.is_some() { Status::Ok } else { Status::Missing },
-        found: found.as_ref().map_or_else(|| "not found".to_owned(), describe),
+        found: found.map_or_else(|| "not found".to_owned(), describe),
         means: "functions of this runtime can be started",
         mend: found.is_none().then(|| format!("apt-get install {}", if name == "node" { "nodejs" } else { name })),
+    }
+}
+
+/// Whether this Python installs packages.
+fn pip(python: &Interpreter) -> Item {
+    let asked = Command::new(&python.program).args(["-m", "pip", "--version"]).stdin(Stdio::null()).output();
+    let version = asked.ok().filter(|output| output.status.success()).map(|output| {
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        text.split_whitespace().take(2).collect::<Vec<_>>().join(" ")
+    });
+    installer(
+        "pip",
+        version,
+        match python.folder {
+            None => "apt-get install python3-pip".to_owned(),
+            Some(_) => format!("{} -m ensurepip", python.program.display()),
+        },
+    )
+}
+
+/// Whether npm is where an instance of this Node would look for it.
+fn npm(node: &Interpreter) -> Item {
+    let own = node.folder.as_ref().and_then(|_| node.program.parent()).map(Path::to_owned);
+    let folders = own.into_iter().chain(["/usr/local/bin", "/usr/bin", "/bin"].map(PathBuf::from));
+    let found = folders.map(|folder| folder.join("npm")).find(|path| executable(path));
+    installer(
+        "npm",
+        found.map(|path| path.display().to_string()),
+        match &node.folder {
+            None => "apt-get install npm".to_owned(),
+            Some(folder) => format!("install npm into {}, beside this Node", folder.display()),
+        },
+    )
+}
+
+fn installer(name: &'static str, found: Option<String>, mend: String) -> Item {
+    Item {
+        name,
+        status: if found.is_some() { Status::Ok } else { Status::Weaker },
+        means: if found.is_some() {
+            "dependencies that functions declare are installed"
+        } else {
+            "functions that declare dependencies cannot be deployed; others can"
+        },
+        mend: found.is_none().then_some(mend),
+        found: found.unwrap_or_else(|| "not found".to_owned()),
     }
 }
 
@@ -441,6 +489,21 @@ mod tests {
         // The program is under /usr by its real path, or its folder is the top: never is more bound than a version.
         let found = interpreter("python9", &[home.path().join("shims")]);
         assert!(found.is_none_or(|found| found.folder.is_none()));
+    }
+
+    #[test]
+    fn an_interpreter_without_its_installer_is_told_the_mend() {
+        let home = tempfile::tempdir().expect("makes");
+        let bin = home.path().join("versions/3.99/bin");
+        shim(&bin, "python9", "pip 99.1 from here\\n");
+        let found =
+            |program: &str| Interpreter { program: bin.join(program), folder: Some(home.path().join("versions/3.99")) };
+        assert_eq!((pip(&found("python9")).status, pip(&found("python9")).found), (Status::Ok, "pip 99.1".to_owned()));
+        let without = pip(&found("missing"));
+        assert_eq!(without.status, Status::Weaker);
+        assert!(without.mend.is_some_and(|mend| mend.ends_with("missing -m ensurepip")));
+        shim(&bin, "npm", "");
+        assert_eq!(npm(&found("node")).found, bin.join("npm").display().to_string());
     }
 
     #[test]

@@ -9,11 +9,11 @@ use std::{
 
 use futures_util::StreamExt;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use taper_model::{BoxFuture, BoxStream, FunctionName, InstanceId, Revision, RevisionId, clock};
+use taper_model::{BoxFuture, BoxStream, Cause, FunctionName, InstanceId, Revision, RevisionId, clock};
 use taper_provider::{Error, Event, LogLine, LogQuery, Progress, Provider, Supply, Usage};
 use tokio::{
     sync::{Semaphore, mpsc},
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -30,6 +30,10 @@ use crate::{
 const START: Duration = Duration::from_secs(1);
 /// How long a spawner that died is left alone before it is started again; doubled each time, up to the second.
 const REVIVE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+/// How long a start waits for a spawner that is being started again.
+const REVIVAL: Duration = Duration::from_secs(10);
+/// How long a start that failed waits for the news that the spawner has died.
+const NEWS: Duration = Duration::from_millis(250);
 /// How much longer than its grace an instance may take to end when the platform stops.
 const MARGIN: Duration = Duration::from_secs(5);
 
@@ -216,7 +220,7 @@ impl Shared {
     async fn begin(self: Arc<Self>, revision: Arc<Revision>, id: InstanceId, cancel: CancellationToken) {
         let turn = async {
             let Ok(permit) = self.starts.clone().acquire_owned().await else { return Err(stopping()) };
-            let start = instance::start(&self.host, &revision, id.clone());
+            let start = self.start(&revision, &id);
             tokio::pin!(start);
             match timeout(START, &mut start).await {
                 Ok(started) => started,
@@ -243,6 +247,24 @@ impl Shared {
         }
     }
 
+    /// A start that fails because the spawner has died waits for the next one, as long as that does not take too long.
+    async fn start(&self, revision: &Arc<Revision>, id: &InstanceId) -> Result<(Arc<Instance>, Keeper), Failure> {
+        let until = Instant::now() + REVIVAL;
+        loop {
+            let spawner = self.host.spawner();
+            match instance::start(&self.host, revision, id.clone()).await {
+                Err(failure) if failure.cause == Cause::Internal => {
+                    let dead = timeout(NEWS, spawner.lost()).await.is_ok();
+                    if !dead || timeout_at(until, self.host.another(&spawner)).await.is_err() {
+                        return Err(failure);
+                    }
+                    tracing::info!(instance = %id, "the start is made again with the new spawner");
+                }
+                started => return started,
+            }
+        }
+    }
+
     fn ready(self: &Arc<Self>, instance: &Arc<Instance>, keeper: Keeper) {
         let mut state = self.lock();
         let revision = &instance.revision.id;
@@ -258,7 +280,15 @@ impl Shared {
         drop(state);
         let (shared, instance) = (self.clone(), instance.clone());
         self.tasks.spawn(async move {
-            let why = keeper.keep().await;
+            let leaving = || {
+                let mut state = shared.lock();
+                // Another may take its place while it ends.
+                if let Some(applied) = state.revisions.get_mut(&instance.revision.id) {
+                    applied.ready.retain(|other| other.id != instance.id);
+                }
+                state.tell(&draining(&instance));
+            };
+            let why = keeper.keep(leaving).await;
             let mut state = shared.lock();
             let revision = instance.revision.id.clone();
             if let Some(applied) = state.revisions.get_mut(&revision) {

@@ -18,7 +18,10 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use serde_json::Value;
 use support::{Data, Outcome, STAND_IN, claim, installed, job, root, run, run_in};
 use taper_local::Error;
-use taper_local::sandbox::{Binding, Isolation, Limits, NetworkSpace, ParkSpec, Secret, Tree, cgroup::Hierarchy};
+use taper_local::sandbox::{
+    Binding, Isolation, Limits, NetworkSpace, ParkSpec, Secret, Tree,
+    cgroup::{Cgroups, Hierarchy},
+};
 use taper_local::spawner::Spawner;
 
 const PYTHON: &str = "/usr/bin/python3";
@@ -253,7 +256,7 @@ async fn the_control_group_alone_bounds_processes() {
     let data = Data::new();
     let spawner = data.spawner().await;
     if matches!(spawner.cgroups().hierarchy(), Hierarchy::Absent { .. }) || !installed("forking", PYTHON) {
-        println!("skipped: no control group may be written");
+        support::skipped(format_args!("no control group may be written"));
         return;
     }
     let spec = ParkSpec { limits: Limits { pids: 30, ..Limits::default() }, ..ParkSpec::default() };
@@ -269,7 +272,7 @@ async fn memory_beyond_the_limit_ends_this_instance_alone() {
     let data = Data::new();
     let spawner = data.spawner().await;
     if matches!(spawner.cgroups().hierarchy(), Hierarchy::Absent { .. }) || !installed("memory", PYTHON) {
-        println!("skipped: no control group may be written");
+        support::skipped(format_args!("no control group may be written"));
         return;
     }
     let neighbour = spawner.park(&ParkSpec::default()).await.expect("parks");
@@ -277,19 +280,40 @@ async fn memory_beyond_the_limit_ends_this_instance_alone() {
         claim(neighbour, Binding::default(), &job(&["/bin/sh", "-c", "sleep 0.2; echo alive"])).await.expect("claims");
     let parked = spawner.park(&ParkSpec::default()).await.expect("parks");
     parked.life.set_limits(&Limits { memory: 48 << 20, ..Limits::default() }).expect("limits");
-    assert!(!parked.life.out_of_memory());
+    assert_eq!(parked.life.memory_kills(), 0);
     assert!(parked.life.memory().is_some_and(|bytes| bytes < 48 << 20));
     let greedy = job(&[PYTHON, "-c", "x = bytearray(b'x') * (400 << 20); print(len(x))"]);
     let (ran, exit) = run_in(parked, Binding::default(), &greedy).await.expect("runs");
     assert!(matches!(ran.outcome, Outcome::Ended { signal: Some(9), .. }), "{ran:?}");
     assert_eq!(ran.stdout, "");
-    assert!(exit.out_of_memory);
+    assert!(exit.memory_kills > 0);
 
     assert_eq!(neighbour.next().await, Some(SUCCESS));
     rustix::net::shutdown(&neighbour.control, rustix::net::Shutdown::Both).expect("ends");
-    assert!(!neighbour.life.gone().await.out_of_memory);
+    assert_eq!(neighbour.life.gone().await.memory_kills, 0);
     assert_eq!(neighbour.finish().await.0, "alive\n");
     spawner.stop().await;
+}
+
+#[tokio::test]
+async fn processor_time_is_told_with_and_without_control_groups() {
+    let mut data = Data::new();
+    for groups in [None, Some(Cgroups::at(Hierarchy::Absent { why: String::new() }))] {
+        data.config.cgroups = groups;
+        let spawner = data.spawner().await;
+        let parked = spawner.park(&ParkSpec::default()).await.expect("parks");
+        let burn = "i=0; while [ $i -lt 400000 ]; do i=$((i+1)); done";
+        let before = parked.life.cpu_nanos().expect("is counted");
+        let mut running = claim(parked, Binding::default(), &job(&["/bin/sh", "-c", burn])).await.expect("claims");
+        assert_eq!(running.next().await, Some(SUCCESS));
+        // The process has ended, the instance has not.
+        let used = running.life.cpu_nanos().expect("is counted") - before;
+        assert!((50_000_000..60_000_000_000).contains(&used), "{used}");
+        rustix::net::shutdown(&running.control, rustix::net::Shutdown::Both).expect("ends");
+        running.finish().await;
+        assert_eq!(running.life.cpu_nanos(), None, "nothing is told of what is gone");
+        spawner.stop().await;
+    }
 }
 
 #[tokio::test]
@@ -297,7 +321,7 @@ async fn what_fills_tmp_counts_as_memory() {
     let data = Data::new();
     let spawner = data.spawner().await;
     if matches!(spawner.cgroups().hierarchy(), Hierarchy::Absent { .. }) {
-        println!("skipped: no control group may be written");
+        support::skipped(format_args!("no control group may be written"));
         return;
     }
     let limits = Limits { memory: 24 << 20, ..Limits::default() };
@@ -306,7 +330,7 @@ async fn what_fills_tmp_counts_as_memory() {
     let fill = job(&["/bin/sh", "-c", "head -c 50000000 /dev/zero > /tmp/fill"]);
     let (ran, exit) = run_in(parked, Binding::default(), &fill).await.expect("runs");
     assert_ne!(ran.outcome, SUCCESS);
-    assert!(exit.out_of_memory);
+    assert!(exit.memory_kills > 0);
     spawner.stop().await;
 }
 
@@ -380,7 +404,7 @@ async fn nothing_is_left_of_an_instance_or_of_the_platform() {
     assert!(!family.is_empty());
     running.life.kill();
     let exit = running.life.gone().await;
-    assert_eq!((exit.code, exit.signal, exit.out_of_memory), (None, Some(9), false));
+    assert_eq!((exit.code, exit.signal, exit.memory_kills), (None, Some(9), 0));
     family.iter().for_each(wait_for_end);
     assert_eq!((run_folder(&data), instance_groups(&data)), (BTreeSet::new(), 0));
 
@@ -506,7 +530,7 @@ async fn processes_left_in_a_group_are_ended_by_the_next_start() {
     let data = Data::new();
     let spawner = data.spawner().await;
     let Hierarchy::V1 { memory: Some(memory), pids: Some(pids), .. } = spawner.cgroups().hierarchy().clone() else {
-        println!("skipped: control groups of version 1 are needed");
+        support::skipped(format_args!("control groups of version 1 are needed"));
         return;
     };
     spawner.stop().await;
@@ -573,7 +597,7 @@ async fn the_hosts_network_is_there_only_when_asked_for() {
 #[tokio::test]
 async fn abstract_sockets_of_the_host_are_out_of_reach_even_on_its_network() {
     if taper_local::sandbox::landlock_abi().is_none_or(|abi| abi < 6) || !installed("connecting", PYTHON) {
-        println!("skipped: this kernel's landlock does not scope abstract sockets");
+        support::skipped(format_args!("this kernel's landlock does not scope abstract sockets"));
         return;
     }
     let data = Data::new();
@@ -622,7 +646,7 @@ async fn an_interpreter_outside_usr_is_seen_at_its_own_path_and_nothing_around_i
     let mut data = Data::new();
     // Not in /tmp, which every instance has for itself.
     let Ok(home) = tempfile::tempdir_in("/opt") else {
-        println!("skipped: a folder in /opt is needed");
+        support::skipped(format_args!("a folder in /opt is needed"));
         return;
     };
     fs::set_permissions(home.path(), fs::Permissions::from_mode(0o755)).expect("sets");

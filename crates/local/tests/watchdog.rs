@@ -30,7 +30,8 @@ fn claim(parked: &Parked, command: &[&str], mode: Mode) -> Claim {
         concurrency: 4,
         port: (mode == Mode::Http).then_some(8080),
         socket: None,
-        ready_path: None,
+        readiness: None,
+        liveness: None,
         start_timeout_ms: 20_000,
         max_reply_hold: 1 << 20,
         max_early_hold: 64 << 20,
@@ -94,7 +95,7 @@ async fn a_classic_function_is_called_and_goes() {
         assert_eq!(answer(&parked, body.clone()).await, (Some(200), body, String::new()));
         drop(channel);
         let exit = parked.life.gone().await;
-        assert_eq!((exit.signal, exit.out_of_memory), (None, false), "{exit:?}");
+        assert_eq!((exit.signal, exit.memory_kills), (None, 0), "{exit:?}");
         spawner.stop().await;
     }
 }

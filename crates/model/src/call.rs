@@ -53,8 +53,15 @@ impl CallId {
         let mut b: [u8; 16] = rand::rng().random();
         b[6] = b[6] & 0x0f | 0x40;
         b[8] = b[8] & 0x3f | 0x80;
-        let hex = |range: std::ops::Range<usize>| b[range].iter().map(|x| format!("{x:02x}")).collect::<String>();
-        Self(format!("{}-{}-{}-{}-{}", hex(0..4), hex(4..6), hex(6..8), hex(8..10), hex(10..16)).into())
+        // Digit by digit: every call has one, and formatting costs ten times as much.
+        const HEX: &[u8; 16] = b"0123456789abcdef";
+        let mut text = [b'-'; 36];
+        let places = (0..36).filter(|at| ![8, 13, 18, 23].contains(at));
+        let digits = b.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+        for (place, digit) in places.zip(digits) {
+            text[place] = HEX[usize::from(digit)];
+        }
+        Self(std::str::from_utf8(&text).expect("hexadecimal digits and dashes").into())
     }
 
     /// A caller's own id: 1 to 128 visible ASCII characters.
@@ -138,6 +145,9 @@ mod tests {
         let id = CallId::random();
         assert_eq!(id.as_str().len(), 36);
         assert_eq!(id.as_str().as_bytes()[14], b'4');
+        let groups: Vec<usize> = id.as_str().split('-').map(str::len).collect();
+        assert_eq!(groups, [8, 4, 4, 4, 12]);
+        assert!(id.as_str().bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f' | b'-')), "{id}");
         assert_ne!(id, CallId::random());
         assert!(CallId::given("abc-1").is_ok());
         for bad in ["", "a b", "a\r\nX: y", &"a".repeat(129), "ä"] {

@@ -22,12 +22,13 @@ pub struct Demand {
 /// Where demand is measured and calls are held: the dispatcher, as the control plane sees it.
 ///
 /// *Flow.* The control plane awaits [`Load::knock`], samples each active revision on its tick, and decides. Before it lets a
-/// provider stop instances it asks [`Load::retire`] which ones are idle; those get no further call. When a revision cannot start,
-/// [`Load::refuse`] fails the calls that wait for it.
+/// provider stop instances it asks [`Load::retire`] which ones are idle; those get no further call. Instances that others have come to
+/// replace leave by [`Load::withdraw`]. When a revision cannot start, [`Load::refuse`] fails the calls that wait for it.
 ///
 /// *Guarantees.* No method blocks; each is cheap enough for a tick over every active revision.
 pub trait Load: Send + Sync {
-    /// The next revision whose waiting calls found no instance. Each revision is reported once until it is sampled or served.
+    /// The next revision whose calls wait: for a first instance, or because every slot is taken. The first is reported once until the
+    /// revision is sampled or served; the second once, and again whenever twice as many wait, until it is sampled.
     ///
     /// # Cancel safety
     /// Cancel safe: a knock that was not returned is returned by the next call.
@@ -36,9 +37,17 @@ pub trait Load: Send + Sync {
     /// The demand of every revision that has calls or instances, or had calls since the last sample. Starts the next sample.
     fn sample(&self) -> Vec<(RevisionId, Demand)>;
 
+    /// How one revision stands now, without beginning the next sample: what is counted over time is 0.
+    fn glance(&self, revision: &RevisionId) -> Demand;
+
     /// Takes up to `count` instances of a revision out of service, idle ones first, then those with the fewest calls, and names them.
     /// They get no new call; what runs on them runs on.
     fn retire(&self, revision: &RevisionId, count: u32) -> Vec<InstanceId>;
+
+    /// Takes those of `among` out of service that can be spared, as long as at least `keep` instances stay in service, and names them;
+    /// in the order of [`Load::retire`]. Only whoever measures knows what is in service, so here none can leave before those that
+    /// replace it take calls.
+    fn withdraw(&self, revision: &RevisionId, among: &[InstanceId], keep: u32) -> Vec<InstanceId>;
 
     /// Fails every call that waits for this revision with a copy of the fault.
     fn refuse(&self, revision: &RevisionId, fault: &Fault);

@@ -6,11 +6,11 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::Invalid;
 
-/// An amount of memory in bytes; reads Kubernetes quantities (`128Mi`, `1Gi`, `500M`, `1048576`).
+/// An amount of memory in bytes; reads every Kubernetes quantity (`128Mi`, `1Gi`, `500M`, `1e6`, `1048576`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Memory(pub u64);
 
-/// An amount of CPU in thousandths of a core; reads Kubernetes quantities (`500m`, `2`, `0.5`).
+/// An amount of CPU in thousandths of a core; reads every Kubernetes quantity (`500m`, `2`, `0.5`, `250000u`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Cpu(pub u32);
 
@@ -18,18 +18,34 @@ pub struct Cpu(pub u32);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Span(pub Duration);
 
-const MEMORY_UNITS: [(&str, u64); 10] = [
-    ("Ki", 1 << 10),
-    ("Mi", 1 << 20),
-    ("Gi", 1 << 30),
-    ("Ti", 1 << 40),
-    ("k", 1_000),
-    ("K", 1_000),
-    ("M", 1_000_000),
-    ("G", 1_000_000_000),
-    ("T", 1_000_000_000_000),
-    ("", 1),
-];
+const BINARY: [(&str, u64); 6] =
+    [("Ki", 1 << 10), ("Mi", 1 << 20), ("Gi", 1 << 30), ("Ti", 1 << 40), ("Pi", 1 << 50), ("Ei", 1 << 60)];
+
+/// Decimal suffixes, as powers of ten.
+const DECIMAL: [(&str, i32); 11] =
+    [("n", -9), ("u", -6), ("m", -3), ("", 0), ("k", 3), ("K", 3), ("M", 6), ("G", 9), ("T", 12), ("P", 15), ("E", 18)];
+
+/// A Kubernetes quantity without sign, in parts of one: rounded up, as there. `None` when it is not one or does not fit.
+fn quantity(text: &str, parts: u64) -> Option<u64> {
+    let (number, suffix) = text.split_at(text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len()));
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
+    let fraction = if fraction.len() > 1 { fraction.trim_end_matches('0') } else { fraction };
+    if whole.is_empty() || whole.len() > 20 || fraction.len() > 18 || number.ends_with('.') || fraction.contains('.') {
+        return None;
+    }
+    let (scale, power) = match BINARY.iter().find(|(unit, _)| *unit == suffix) {
+        Some((_, scale)) => (*scale, 0),
+        None => match DECIMAL.iter().find(|(unit, _)| *unit == suffix) {
+            Some((_, power)) => (1, *power),
+            None => (1, suffix.strip_prefix(['e', 'E'])?.parse().ok().filter(|e| (-18..=18).contains(e))?),
+        },
+    };
+    let digits = format!("{whole}{fraction}").parse::<u128>().ok()?;
+    let power = power - i32::try_from(fraction.len()).ok()?;
+    let value = digits.checked_mul(u128::from(scale))?.checked_mul(u128::from(parts))?;
+    let ten = 10_u128.checked_pow(power.unsigned_abs())?;
+    u64::try_from(if power < 0 { value.div_ceil(ten) } else { value.checked_mul(ten)? }).ok()
+}
 
 /// A decimal number without sign or exponent, scaled; `None` when it is not one or does not fit.
 fn scaled(number: &str, scale: u64) -> Option<u64> {
@@ -48,13 +64,7 @@ impl FromStr for Memory {
     type Err = Invalid;
     fn from_str(text: &str) -> Result<Self, Invalid> {
         let text = text.trim();
-        MEMORY_UNITS
-            .iter()
-            .find_map(|(unit, scale)| {
-                text.strip_suffix(unit)
-                    .filter(|n| n.ends_with(|c: char| c.is_ascii_digit()))
-                    .and_then(|n| scaled(n, *scale))
-            })
+        quantity(text, 1)
             .map(Self)
             .ok_or_else(|| Invalid(format!("`{text}` is not an amount of memory; write `128Mi`, `1Gi` or bytes")))
     }
@@ -62,7 +72,7 @@ impl FromStr for Memory {
 
 impl fmt::Display for Memory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match MEMORY_UNITS[..4].iter().rev().find(|(_, s)| self.0 != 0 && self.0.is_multiple_of(*s)) {
+        match BINARY.iter().rev().find(|(_, s)| self.0 != 0 && self.0.is_multiple_of(*s)) {
             Some((unit, scale)) => write!(f, "{}{unit}", self.0 / scale),
             None => write!(f, "{}", self.0),
         }
@@ -73,11 +83,7 @@ impl FromStr for Cpu {
     type Err = Invalid;
     fn from_str(text: &str) -> Result<Self, Invalid> {
         let text = text.trim();
-        let milli = match text.strip_suffix('m') {
-            Some(n) => scaled(n, 1),
-            None => scaled(text, 1000),
-        };
-        milli
+        quantity(text, 1000)
             .and_then(|m| u32::try_from(m).ok())
             .filter(|m| *m > 0)
             .map(Self)
@@ -194,14 +200,69 @@ mod tests {
         assert_eq!("1m30s".parse(), Ok(Span(Duration::from_secs(90))));
         assert_eq!("300ms".parse(), Ok(Span(Duration::from_millis(300))));
         assert_eq!("2".parse(), Ok(Span(Duration::from_secs(2))));
-        for bad in ["", "Mi", "-1Mi", "1e3", "1 Mi", "99999999999999999999", "0x10", "1Qi", "ä"] {
+        for bad in [
+            "",
+            "Mi",
+            "-1Mi",
+            "1 Mi",
+            "99999999999999999999",
+            "0x10",
+            "1Qi",
+            "ä",
+            "1.",
+            ".5",
+            "1..2",
+            "1e",
+            "1e99",
+            "1e+",
+            "16Ei",
+            "1mi",
+        ] {
             assert!(bad.parse::<Memory>().is_err(), "{bad}");
         }
-        for bad in ["", "0", "m", "-1", "1.2.3", "9999999999"] {
+        for bad in ["", "0", "m", "-1", "1.2.3", "9999999999", "1e10", "0m"] {
             assert!(bad.parse::<Cpu>().is_err(), "{bad}");
         }
         for bad in ["s", "1x", "1.s", "-3s", "1s2", "99999999999999999999h"] {
             assert!(bad.parse::<Span>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn quantities_are_those_of_kubernetes() {
+        for (text, bytes) in [
+            ("1k", 1000),
+            ("2G", 2_000_000_000),
+            ("1T", 1_000_000_000_000),
+            ("3P", 3_000_000_000_000_000),
+            ("1E", 1_000_000_000_000_000_000),
+            ("1Ki", 1 << 10),
+            ("2Ti", 2 << 40),
+            ("1Pi", 1 << 50),
+            ("15Ei", 15 << 60),
+            ("0.5Gi", 1 << 29),
+            ("1e3", 1000),
+            ("1.5E3", 1500),
+            ("1E+2", 100),
+            ("25e-1", 3),
+            ("128974848000m", 128_974_848),
+            ("1500m", 2),
+            ("0", 0),
+        ] {
+            assert_eq!(text.parse(), Ok(Memory(bytes)), "{text}");
+        }
+        for (text, milli) in [
+            ("100m", 100),
+            ("0.1", 100),
+            ("1.500", 1500),
+            ("250000u", 250),
+            ("1n", 1),
+            ("0.0001", 1),
+            ("1e-1", 100),
+            ("2e0", 2000),
+            ("1k", 1_000_000),
+        ] {
+            assert_eq!(text.parse(), Ok(Cpu(milli)), "{text}");
         }
     }
 

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use http_body::{Frame, SizeHint};
 use taper_model::{
-    Body, BoxError, BoxFuture, BoxStream, Call, Cause, Fault, FunctionName, InstanceId, Invoke, Reply, Revision,
+    Body, BoxError, BoxFuture, BoxStream, Call, Cause, Fault, FunctionName, InstanceId, Invoke, Name, Reply, Revision,
     RevisionId, Stage, call::Start,
 };
 use tokio::sync::mpsc;
@@ -34,6 +34,8 @@ pub struct Script {
     pub start_delay: Duration,
     /// When set, every start fails with these words.
     pub fail: Option<String>,
+    /// The versions of the secrets that instances are given: as they are when the start begins.
+    pub secrets: BTreeMap<Name, u64>,
 }
 
 /// A provider without processes. Clones share their state.
@@ -67,6 +69,8 @@ struct Applied {
 struct Held {
     instance: Instance,
     life: Life,
+    /// The CPU time that it says it has used.
+    cpu: Duration,
 }
 
 /// What an instance's calls hang on. Clones share it.
@@ -112,6 +116,13 @@ impl Fake {
     /// Kills an instance as a crash would. False when it is not there.
     pub fn kill(&self, id: &InstanceId) -> bool {
         self.end(id, Some("killed"))
+    }
+
+    /// Lets an instance say that it has used so much more CPU time. False when it is not there.
+    pub fn work(&self, id: &InstanceId, cpu: Duration) -> bool {
+        let mut state = self.lock();
+        let mut all = state.revisions.values_mut().flat_map(|a| a.ready.iter_mut().chain(&mut a.draining));
+        all.find(|h| h.instance.id == *id).map(|h| h.cpu += cpu).is_some()
     }
 
     /// Every ready instance, by revision, the oldest first.
@@ -160,9 +171,15 @@ impl Fake {
         }
         let (id, life) = (InstanceId::new(&format!("{}-{start:04x}", revision.name())), Life::default());
         let run = Arc::new(Run { id: id.clone(), behaviour: self.behaviour.clone(), life: life.clone() });
-        let instance =
-            Instance { id, revision: revision.clone(), slots, start: Start::Cold, secrets: BTreeMap::new(), run };
-        applied.ready.push(Held { instance: instance.clone(), life });
+        let instance = Instance {
+            id,
+            revision: revision.clone(),
+            slots,
+            start: Start::Cold,
+            secrets: script.secrets.clone(),
+            run,
+        };
+        applied.ready.push(Held { instance: instance.clone(), life, cpu: Duration::ZERO });
         state.tell(&Event::Ready(instance));
     }
 
@@ -173,7 +190,7 @@ impl Fake {
             let at = held.iter().position(|h| h.instance.id == *id)?;
             Some(held.remove(at))
         });
-        let Some(Held { instance, life }) = found else { return false };
+        let Some(Held { instance, life, .. }) = found else { return false };
         life.calls.close();
         life.killed.cancel();
         state.tell(&Event::Gone { id: instance.id, revision: instance.revision, why: why.map(Into::into) });
@@ -261,8 +278,17 @@ impl Provider for Fake {
         futures_util::stream::empty().boxed()
     }
 
-    fn usage(&self, _function: &FunctionName) -> Vec<Usage> {
-        Vec::new()
+    fn usage(&self, function: &FunctionName) -> Vec<Usage> {
+        let state = self.lock();
+        let mine = state.revisions.iter().filter(|(id, _)| id.function() == function);
+        mine.flat_map(|(_, a)| a.ready.iter().chain(&a.draining))
+            .map(|h| Usage {
+                instance: h.instance.id.to_string(),
+                revision: h.instance.revision.name(),
+                memory_bytes: None,
+                cpu_nanos: Some(u64::try_from(h.cpu.as_nanos()).unwrap_or(u64::MAX)),
+            })
+            .collect()
     }
 
     fn forget(&self, function: &FunctionName) {
@@ -340,8 +366,8 @@ mod tests {
     async fn the_fake_keeps_the_contract() {
         let fake = Fake::echo();
         let (echo, broken) = (revision("echo"), revision("broken"));
-        fake.script(&echo.id, Script { start_delay: Duration::from_millis(20), fail: None });
-        fake.script(&broken.id, Script { start_delay: Duration::ZERO, fail: Some("no such file".into()) });
+        fake.script(&echo.id, Script { start_delay: Duration::from_millis(20), ..Script::default() });
+        fake.script(&broken.id, Script { fail: Some("no such file".into()), ..Script::default() });
         let left = fake.clone();
         run(&Fixture {
             provider: Arc::new(fake),
@@ -409,7 +435,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_start_that_is_wanted_no_more_is_given_up() {
         let (fake, hello) = (Fake::echo(), revision("hello"));
-        fake.script(&hello.id, Script { start_delay: Duration::from_millis(500), fail: None });
+        fake.script(&hello.id, Script { start_delay: Duration::from_millis(500), ..Script::default() });
         fake.apply(&hello, 2, &[]).await.unwrap();
         fake.apply(&hello, 0, &[]).await.unwrap();
         assert!(fake.left().is_empty());

@@ -7,6 +7,8 @@ use anyhow::{Context as _, Result, anyhow};
 use serde::Deserialize;
 use taper_model::Invalid;
 
+use crate::credentials::Source;
+
 pub use taper_gateway::AccessLog;
 pub use taper_local::Isolation;
 
@@ -18,6 +20,9 @@ pub struct Config {
     pub data: PathBuf,
     /// The form of the platform's own log.
     pub log: LogFormat,
+    /// A folder with the administrator's name and password, in the files `basic-auth-user` and `basic-auth-password`, as OpenFaaS
+    /// mounts them. Default none, or what the environment says in `secret_mount_path`.
+    pub secret_mount_path: Option<PathBuf>,
     /// HTTP in and out.
     pub gateway: taper_gateway::Config,
     /// Queues and slots.
@@ -26,6 +31,8 @@ pub struct Config {
     pub control: taper_control::Config,
     /// What is kept.
     pub store: taper_store::Config,
+    /// Asynchronous calls.
+    pub queue: taper_queue::Config,
     /// Instances on this host.
     pub local: taper_local::Config,
 }
@@ -35,10 +42,12 @@ impl Default for Config {
         Self {
             data: default_data(),
             log: LogFormat::default(),
+            secret_mount_path: None,
             gateway: Default::default(),
             dispatch: Default::default(),
             control: Default::default(),
             store: Default::default(),
+            queue: Default::default(),
             local: taper_local::Config { search: search(), ..Default::default() },
         }
     }
@@ -49,6 +58,23 @@ impl Config {
     pub(crate) fn instances(&self) -> taper_local::Config {
         let dir = self.data.join("local");
         taper_local::Config { dir: std::path::absolute(&dir).unwrap_or(dir), ..self.local.clone() }
+    }
+
+    /// Where the administrator's credentials come from.
+    pub(crate) fn credentials(&self) -> Result<Source> {
+        let mounted = self.secret_mount_path.clone().or_else(|| env("secret_mount_path").map(PathBuf::from));
+        Source::choose((env("TAPER_USER"), env("TAPER_PASSWORD")), mounted.as_deref(), &self.data)
+    }
+
+    /// What is set about the store, with the keys for secrets that the environment may hold.
+    pub(crate) fn store(&self) -> Result<taper_store::Config> {
+        self.store_with(env("TAPER_SECRET_KEY"))
+    }
+
+    fn store_with(&self, keys: Option<String>) -> Result<taper_store::Config> {
+        let keys = keys.map(|text| taper_store::KeyRing::parse(&text)).transpose();
+        let secret_keys = keys.map_err(|e| anyhow!("TAPER_SECRET_KEY: {e}"))?;
+        Ok(taper_store::Config { secret_keys, ..self.store.clone() })
     }
 
     /// The defaults, or what a file says.
@@ -66,6 +92,7 @@ impl Config {
             config.local.search = search();
         }
         config.gateway.validate().map_err(|e| anyhow!("{}: {e}", file.display()))?;
+        config.queue.validate().map_err(|e| anyhow!("{}: {e}", file.display()))?;
         Ok(config)
     }
 }
@@ -152,6 +179,23 @@ mod tests {
     fn instances_have_a_folder_that_does_not_depend_on_where_one_stands() {
         let config = Config { data: PathBuf::from("here"), ..Config::default() };
         assert_eq!(config.instances().dir, std::env::current_dir().unwrap().join("here/local"));
+    }
+
+    #[test]
+    fn keys_for_secrets_come_from_the_environment_or_a_file_and_are_never_shown() {
+        let config = load("store: {secretKeyFile: /run/keys}").unwrap();
+        let file = Some(PathBuf::from("/run/keys"));
+        assert_eq!(
+            config.store_with(None).unwrap(),
+            taper_store::Config { secret_key_file: file, ..Default::default() }
+        );
+        let key = "5eed".repeat(16);
+        let store = config.store_with(Some(key.clone())).unwrap();
+        assert_eq!(store.secret_keys, taper_store::KeyRing::parse(&key).ok());
+        assert!(!format!("{store:?}").contains("5eed"), "{store:?}");
+        let said = config.store_with(Some("hunter2".into())).unwrap_err().to_string();
+        assert!(said.contains("TAPER_SECRET_KEY: key 1 is not 64") && !said.contains("hunter2"), "{said}");
+        assert!(load("store: {secretKeys: x}").is_err(), "never from a configuration file");
     }
 
     #[test]

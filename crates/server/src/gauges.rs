@@ -13,6 +13,7 @@ pub(crate) fn collect(control: Handle, dispatcher: Dispatcher) -> Box<dyn Fn() -
         let mut all: BTreeMap<FunctionName, Gauges> = BTreeMap::new();
         let empty = |function: &FunctionName| Gauges {
             function: function.clone(),
+            want: 0,
             queued: 0,
             starting: 0,
             ready: 0,
@@ -21,6 +22,7 @@ pub(crate) fn collect(control: Handle, dispatcher: Dispatcher) -> Box<dyn Fn() -
         for gauge in control.gauges() {
             let function = gauge.revision.function();
             let sum = all.entry(function.clone()).or_insert_with(|| empty(function));
+            sum.want += u64::from(gauge.want);
             sum.starting += u64::from(gauge.starting);
             sum.ready += u64::from(gauge.ready);
             sum.draining += u64::from(gauge.draining);

@@ -7,6 +7,7 @@ mod config;
 mod credentials;
 mod doctor;
 mod gauges;
+mod later;
 mod logging;
 mod run;
 mod supply;

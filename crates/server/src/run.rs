@@ -13,14 +13,21 @@ use taper_dispatch::Dispatcher;
 use taper_gateway::{Credentials, Gateway};
 use taper_local::Local;
 use taper_provider::Provider;
+use taper_queue::{Journal, Observed, Queue};
 use taper_store::{Artifacts, Disk, Store};
 use tokio::{
     signal::unix::{SignalKind, signal},
+    sync::watch,
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{Config, credentials, gauges, logging, supply::FromStore};
+use crate::{
+    Config, gauges,
+    later::{self, Later},
+    logging,
+    supply::FromStore,
+};
 
 /// After a second signal: longest wait for what was changed on the host to be undone.
 const KILL: Duration = Duration::from_secs(5);
@@ -52,9 +59,11 @@ pub fn up(config: Config, on_ready: impl FnOnce(Ready) + Send + 'static) -> Resu
 // long because: the order of building and of taking down is the content, and reads best in one place
 async fn run(config: Config, on_ready: impl FnOnce(Ready) + Send + 'static) -> Result<()> {
     let (first, second) = signals()?;
-    let disk = Disk::open(&config.data, config.store.clone())?;
+    let disk = Disk::open(&config.data, config.store()?)?;
     let artifacts = Artifacts::open(&config.data)?;
-    let password = credentials::password(&config.data)?;
+    let source = config.credentials()?;
+    let (changes, credentials) = watch::channel(source.read()?);
+    let following = tokio::spawn(source.follow(changes));
     let store: Arc<dyn Store> = Arc::new(disk);
     if let Err(error) = artifacts.sweep(&store.snapshot().borrow().clone()).await {
         tracing::warn!(%error, "code that nothing names any more could not be removed");
@@ -86,14 +95,16 @@ async fn run(config: Config, on_ready: impl FnOnce(Ready) + Send + 'static) -> R
             },
         },
     );
+    let queue: Arc<dyn Queue> = Arc::new(Journal::open(&config.data.join("queue"), config.queue.clone())?);
     let replacing = tokio::spawn(replace(dispatcher.clone(), handle.clone()));
     let gateway = Gateway::bind(
         config.gateway.clone(),
         taper_gateway::Parts {
             snapshot: store.snapshot(),
             invoke: Arc::new(dispatcher.clone()),
+            queue: Some(Arc::clone(&queue)),
             api: handle.router(),
-            credentials: Credentials { user: credentials::USER.into(), password: password.clone() },
+            credentials: credentials.clone(),
             gauges: gauges::collect(handle.clone(), dispatcher.clone()),
             ready: Box::new(|| true),
             log: Box::new(std::io::stderr()),
@@ -107,9 +118,34 @@ async fn run(config: Config, on_ready: impl FnOnce(Ready) + Send + 'static) -> R
         tracing::warn!(%address, "functions are open to whoever reaches this port; /system, /v1 and /ui want the password");
     }
 
+    let (worker, workers) = taper_queue::Service::build(
+        config.queue.clone(),
+        taper_queue::Parts {
+            queue,
+            run: Arc::new(Later { snapshot: store.snapshot(), invoke: Arc::new(dispatcher.clone()) }),
+            policy: {
+                let snapshot = store.snapshot();
+                Box::new(move |name| later::policy(&snapshot, name))
+            },
+            status: taper_gateway::status,
+            observe: {
+                let counts = gateway.invocations();
+                Box::new(move |name, observed| match observed {
+                    Observed::Began => counts.began(name),
+                    Observed::Ended { status, took } => counts.ended(name, status, took),
+                })
+            },
+        },
+    );
+    let mut worker = tokio::spawn(worker.run(first.clone().cancelled_owned()));
+
     let stop = CancellationToken::new();
     let control = tokio::spawn(service.run(stop.clone().cancelled_owned()));
-    let ready = Ready { urls, user: credentials::USER.into(), password };
+    if let Some(address) = gateway.metrics_addr() {
+        tracing::info!(%address, "metrics are open to whoever reaches this port");
+    }
+    let Credentials { user, password } = credentials.borrow().clone();
+    let ready = Ready { urls, user, password };
     std::thread::Builder::new().name("ready".into()).spawn(move || on_ready(ready))?;
 
     let drained = gateway.run(async {
@@ -119,7 +155,14 @@ async fn run(config: Config, on_ready: impl FnOnce(Ready) + Send + 'static) -> R
         handle.close();
     });
     let down = async {
-        let drained = drained.await;
+        // What runs of the queue's calls may end as well, within the same time; the rest runs when the platform is back.
+        let later = async {
+            if timeout(config.gateway.drain, &mut worker).await.is_err() {
+                workers.end();
+                let _ = worker.await;
+            }
+        };
+        let (drained, ()) = tokio::join!(drained, later);
         if drained.cut > 0 {
             tracing::warn!(cut = drained.cut, "calls were cut: they did not end within --drain");
         }
@@ -130,6 +173,7 @@ async fn run(config: Config, on_ready: impl FnOnce(Ready) + Send + 'static) -> R
         local.stop().await;
         feed.abort();
         replacing.abort();
+        following.abort();
     };
     tokio::select! {
         () = down => {}

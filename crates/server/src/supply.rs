@@ -21,13 +21,14 @@ impl Supply for FromStore {
 
     fn secret<'a>(&'a self, namespace: &'a Name, name: &'a Name) -> BoxFuture<'a, Result<Secret, Error>> {
         Box::pin(async move {
-            let value = self.store.secret(namespace, name).await.map_err(|e| match e {
+            self.store.secret(namespace, name).await.map_err(|e| match e {
                 taper_store::Error::NotFound(_) => Error::Missing(format!(
                     "secret `{name}` is not in namespace `{namespace}`; create it with `taper secret create {name}`"
                 )),
+                // Says which, and the mend.
+                sealed @ taper_store::Error::Sealed { .. } => Error::Missing(sealed.to_string()),
                 other => Error::Missing(format!("secret `{name}` cannot be read: {other}")),
-            })?;
-            Ok(Secret { value, version: 0 })
+            })
         })
     }
 }

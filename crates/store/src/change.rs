@@ -5,11 +5,11 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 use taper_model::{
-    Digest, Function, FunctionName, FunctionSpec, Name, Revision, RevisionId, RevisionState, function::Source,
-    revision::Entry,
+    Digest, Function, FunctionName, FunctionSpec, Name, Namespace, Revision, RevisionId, RevisionState,
+    function::Source, revision::Entry,
 };
 
-use crate::{Deploy, Error, MAX_REASON, MAX_REVISION, MAX_SECRET, Published, Put};
+use crate::{Deploy, Error, MAX_NAMESPACE, MAX_REASON, MAX_REVISION, MAX_SECRET, Published, Put, Snapshot};
 
 /// What becomes of a function.
 pub(crate) enum Change {
@@ -53,11 +53,13 @@ impl Record {
 
 /// [`Store::publish`](crate::Store::publish).
 pub(crate) fn publish(
+    all: &Snapshot,
     before: Option<&Function>,
     deploy: Deploy,
     keep: usize,
     now_ms: u64,
 ) -> Result<(Change, Published), Error> {
+    must_exist(all, &deploy.function.namespace)?;
     let newest = before.map(Function::latest);
     let number = newest.map_or(Some(1), |e| e.revision.id.number().checked_add(1));
     let number = number.ok_or_else(|| Error::Exhausted(deploy.function.clone()))?;
@@ -122,15 +124,89 @@ pub(crate) fn delete(before: Option<&Function>, name: &FunctionName) -> Result<(
     Ok((Change::Remove, function.revisions.iter().map(|e| e.revision.id.clone()).collect()))
 }
 
-/// Whether [`Store::put_secret`](crate::Store::put_secret) may go ahead.
-pub(crate) fn put_secret(namespace: &Name, name: &Name, exists: bool, size: usize, put: Put) -> Result<(), Error> {
-    if size > MAX_SECRET {
-        let what = format!("secret `{name}` in namespace `{namespace}`");
-        return Err(Error::TooLarge { what, limit: MAX_SECRET as u64 });
+/// A namespace as it is written down; its name stands beside it.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct Attached {
+    labels: BTreeMap<String, String>,
+    annotations: BTreeMap<String, String>,
+}
+
+impl Attached {
+    /// A namespace's text.
+    pub(crate) fn write(namespace: &Namespace) -> Result<String, serde_json::Error> {
+        let Namespace { labels, annotations, .. } = namespace.clone();
+        serde_json::to_string(&Self { labels, annotations })
     }
-    match (put, exists) {
-        (Put::Create, true) => Err(Error::Exists(format!("secret `{name}` in namespace `{namespace}`"))),
-        (Put::Update, false) => Err(no_secret(namespace, name)),
+
+    /// The namespace that a text was made of.
+    pub(crate) fn read(name: Name, text: &str) -> Result<Namespace, serde_json::Error> {
+        let Self { labels, annotations } = serde_json::from_str(text)?;
+        Ok(Namespace { name, labels, annotations })
+    }
+}
+
+/// [`Store::put_namespace`](crate::Store::put_namespace): whether it changes anything.
+pub(crate) fn put_namespace(before: &Snapshot, namespace: &Namespace, put: Put) -> Result<bool, Error> {
+    let what = || named(&namespace.name);
+    let refuse = |e: serde_json::Error| Error::Refused(format!("{}: {e}", what()));
+    if Attached::write(namespace).map_err(refuse)?.len() > MAX_NAMESPACE {
+        return Err(Error::TooLarge { what: what(), limit: MAX_NAMESPACE as u64 });
+    }
+    match (put, before.namespaces.get(&namespace.name)) {
+        (Put::Create, Some(_)) => Err(Error::Exists(what())),
+        (Put::Update, None) => Err(Error::NotFound(what())),
+        (_, same) => Ok(same.is_none_or(|n| **n != *namespace)),
+    }
+}
+
+/// Whether [`Store::delete_namespace`](crate::Store::delete_namespace) may go ahead.
+pub(crate) fn delete_namespace(before: &Snapshot, name: &Name) -> Result<(), Error> {
+    if *name == Name::default_namespace() {
+        return Err(Error::Refused(format!("{} is always there and cannot be deleted", named(name))));
+    }
+    must_exist(before, name)?;
+    let functions = before.functions.keys().filter(|f| f.namespace == *name).map(|f| &f.name);
+    let secrets = before.secrets.keys().filter(|(ns, _)| ns == name).map(|(_, secret)| secret);
+    let held = [some("function", functions.collect()), some("secret", secrets.collect())];
+    let held: Vec<_> = held.into_iter().flatten().collect();
+    match held.is_empty() {
+        true => Ok(()),
+        false => Err(Error::InUse(format!("{} holds {}", named(name), held.join(" and ")))),
+    }
+}
+
+/// The first few names of one kind, as people say them; nothing when there is none.
+fn some(kind: &str, mut names: Vec<&Name>) -> Option<String> {
+    const SHOWN: usize = 5;
+    names.sort_unstable();
+    let shown: Vec<_> = names.iter().take(SHOWN).map(|n| format!("`{n}`")).collect();
+    let plural = if names.len() > 1 { "s" } else { "" };
+    let more = names.len().saturating_sub(SHOWN);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    (!names.is_empty()).then(|| format!("the {kind}{plural} {}{more}", shown.join(", ")))
+}
+
+/// Refuses what goes into a namespace that is not there.
+pub(crate) fn must_exist(before: &Snapshot, namespace: &Name) -> Result<(), Error> {
+    let there = before.namespaces.contains_key(namespace);
+    there.then_some(()).ok_or_else(|| Error::NotFound(named(namespace)))
+}
+
+fn named(namespace: &Name) -> String {
+    format!("namespace `{namespace}`")
+}
+
+/// Whether [`Store::put_secret`](crate::Store::put_secret) may go ahead.
+pub(crate) fn put_secret(before: &Snapshot, namespace: &Name, name: &Name, size: usize, put: Put) -> Result<(), Error> {
+    must_exist(before, namespace)?;
+    let what = || format!("secret `{name}` in namespace `{namespace}`");
+    if size > MAX_SECRET {
+        return Err(Error::TooLarge { what: what(), limit: MAX_SECRET as u64 });
+    }
+    match (put, before.secret_version(namespace, name)) {
+        (Put::Create, Some(_)) => Err(Error::Exists(what())),
+        (Put::Update, None) => Err(Error::NotFound(what())),
         _ => Ok(()),
     }
 }
@@ -206,7 +282,9 @@ mod tests {
     /// A function with revisions in these states (`p`, `r`, `f`), after one more publish: `number state`.
     fn kept(states: &str, keep: usize) -> String {
         let mut function: Option<Function> = None;
+        let all = Snapshot::default();
         let step = |function: &Option<Function>, i: usize, keep| match publish(
+            &all,
             function.as_ref(),
             deploy(&i.to_string()),
             keep,
@@ -249,13 +327,14 @@ mod tests {
 
     #[test]
     fn numbers_end() {
-        let Ok((Change::Put(mut function), _)) = publish(None, deploy("a"), 20, 0) else { panic!("made") };
+        let all = Snapshot::default();
+        let Ok((Change::Put(mut function), _)) = publish(&all, None, deploy("a"), 20, 0) else { panic!("made") };
         let last = Revision {
             id: RevisionId::new(function.name.clone(), u32::MAX),
             ..Revision::clone(&function.latest().revision)
         };
         function.revisions[0].revision = Arc::new(last);
-        let refused = publish(Some(&function), deploy("b"), 20, 0).map(drop).unwrap_err();
+        let refused = publish(&all, Some(&function), deploy("b"), 20, 0).map(drop).unwrap_err();
         assert!(matches!(refused, Error::Exhausted(_)), "{refused}");
     }
 }

@@ -5,11 +5,11 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
 use taper_model::{
-    Digest, Function, FunctionName, FunctionSpec, Name, Revision, RevisionId, RevisionState, function::Source,
-    quantity::Cpu, revision::Traffic,
+    Digest, Function, FunctionName, FunctionSpec, Name, Namespace, Revision, RevisionId, RevisionState,
+    function::Source, quantity::Cpu, revision::Traffic,
 };
 
-use crate::{Deploy, Error, MAX_REASON, MAX_REVISION, MAX_SECRET, Put, Snapshot, Store};
+use crate::{Deploy, Error, MAX_NAMESPACE, MAX_REASON, MAX_REVISION, MAX_SECRET, Put, Snapshot, Store};
 
 /// Runs every promise, one after another. `make` gives an empty store with the default [`Config`](crate::Config) each time.
 ///
@@ -32,8 +32,14 @@ pub async fn run(make: impl Fn() -> Arc<dyn Store>) {
     what_changes_nothing_wakes_nobody(&*make()).await;
     commands_at_once_lose_nothing(make()).await;
     a_command_whose_caller_left_is_whole(&*make()).await;
+    namespaces_are_made_changed_and_removed(&*make()).await;
+    nothing_is_without_its_namespace(&*make()).await;
+    a_namespace_goes_empty_or_stays(make()).await;
     secrets_are_kept_by_namespace(&*make()).await;
     secrets_are_created_and_updated_as_asked(&*make()).await;
+    every_change_of_a_secret_has_its_own_version(&*make()).await;
+    a_new_key_changes_nothing_else(&*make()).await;
+    a_new_key_and_commands_at_once(make()).await;
     errors_hold_no_secret(&*make()).await;
 }
 
@@ -53,6 +59,14 @@ fn named(function: &str) -> FunctionName {
 
 fn name(text: &str) -> Name {
     Name::new(text).expect("a name")
+}
+
+fn bare(name: &Name) -> Namespace {
+    Namespace { name: name.clone(), labels: BTreeMap::new(), annotations: BTreeMap::new() }
+}
+
+async fn value_of(store: &dyn Store, namespace: &Name, name: &Name) -> Bytes {
+    store.secret(namespace, name).await.expect("secret").value
 }
 
 async fn published(store: &dyn Store, deploy: Deploy) -> (Arc<Revision>, bool) {
@@ -79,6 +93,7 @@ fn failed() -> RevisionState {
 async fn begins_empty(store: &dyn Store) {
     let snapshot = now(store);
     assert!(snapshot.functions.is_empty() && snapshot.version == 0, "a new store is empty: {snapshot:?}");
+    assert!(snapshot.secrets.is_empty() && snapshot.namespaces.keys().eq([&name("default")]), "{snapshot:?}");
     assert_eq!(store.secrets(&name("default")).await.expect("secrets"), []);
 }
 
@@ -101,6 +116,7 @@ async fn numbers_revisions_from_one(store: &dyn Store) {
         assert_eq!(kept.latest().state, RevisionState::Pending, "a new revision is pending");
         assert_eq!(numbers(&kept), (1..=number).collect::<Vec<_>>(), "oldest first");
     }
+    store.put_namespace(bare(&name("elsewhere")), Put::Create).await.expect("create");
     let (other, _) = published(store, deploy("hello.elsewhere", "1")).await;
     assert_eq!(other.id.number(), 1, "each function counts for itself");
     assert_eq!(now(store).functions.len(), 2);
@@ -207,6 +223,7 @@ async fn a_deleted_function_begins_anew(store: &dyn Store) {
     for text in ["1", "2", "3"] {
         published(store, deploy("hello", text)).await;
     }
+    store.put_namespace(bare(&name("elsewhere")), Put::Create).await.expect("create");
     published(store, deploy("hello.elsewhere", "1")).await;
     let gone = store.delete(&named("hello")).await.expect("delete");
     assert_eq!(gone, (1..=3).map(|n| RevisionId::new(named("hello"), n)).collect::<Vec<_>>());
@@ -287,7 +304,8 @@ async fn what_changes_nothing_wakes_nobody(store: &dyn Store) {
     store.settle(&first.id, RevisionState::Ready).await.expect("settle");
     store.scale(&named("hello"), None).await.expect("scale");
     store.delete(&named("nobody")).await.expect_err("not found");
-    store.put_secret(&name("default"), &name("key"), Bytes::new(), Put::Either).await.expect("put");
+    store.put_namespace(bare(&name("default")), Put::Either).await.expect("put");
+    store.rotate_key().await.expect("rotate");
     assert!(!seen(&watch) && !seen(&store.snapshot()), "no change, no snapshot");
 }
 
@@ -325,20 +343,106 @@ async fn a_command_whose_caller_left_is_whole(store: &dyn Store) {
     }
 }
 
+async fn namespaces_are_made_changed_and_removed(store: &dyn Store) {
+    let (team, default) = (name("team"), name("default"));
+    let labelled = |of: &Name, text: &str| Namespace {
+        labels: BTreeMap::from([("l".into(), text.into())]),
+        annotations: BTreeMap::from([("a".into(), "\"\\\0ä".into())]),
+        ..bare(of)
+    };
+    assert!(matches!(store.put_namespace(bare(&team), Put::Update).await, Err(Error::NotFound(_))));
+    store.put_namespace(bare(&team), Put::Create).await.expect("create");
+    assert!(matches!(store.put_namespace(labelled(&team, "0"), Put::Create).await, Err(Error::Exists(_))));
+    assert!(matches!(store.put_namespace(bare(&default), Put::Create).await, Err(Error::Exists(_))));
+    assert_eq!(*now(store).namespaces[&team], bare(&team), "what is refused changes nothing");
+    for (of, put) in [(&team, Put::Update), (&default, Put::Update), (&default, Put::Either)] {
+        store.put_namespace(labelled(of, "1"), put).await.expect("put");
+        assert_eq!(*now(store).namespaces[of], labelled(of, "1"));
+    }
+    let large = store.put_namespace(labelled(&team, &"x".repeat(MAX_NAMESPACE)), Put::Either).await;
+    assert!(matches!(large, Err(Error::TooLarge { .. })), "{large:?}");
+    assert_eq!(now(store).namespaces.keys().collect::<Vec<_>>(), [&default, &team]);
+    store.delete_namespace(&team).await.expect("delete");
+    assert!(matches!(store.delete_namespace(&team).await, Err(Error::NotFound(_))));
+    assert!(matches!(store.delete_namespace(&default).await, Err(Error::Refused(_))), "the default one stays");
+    assert_eq!(now(store).namespaces.keys().collect::<Vec<_>>(), [&default]);
+}
+
+async fn nothing_is_without_its_namespace(store: &dyn Store) {
+    let (team, key) = (name("team"), name("key"));
+    let refused = [
+        store.publish(deploy("hello.team", "1")).await.map(drop),
+        store.put_secret(&team, &key, Bytes::new(), Put::Either).await,
+        store.put_secret(&team, &key, Bytes::new(), Put::Create).await,
+    ];
+    for refused in refused {
+        let text = match refused {
+            Err(e @ Error::NotFound(_)) => e.to_string(),
+            other => panic!("there is no such namespace: {other:?}"),
+        };
+        assert!(text.contains("namespace `team`") && text.contains("taper namespace create team"), "{text}");
+    }
+    assert_eq!(now(store).version, 0, "nothing was changed");
+    store.put_namespace(bare(&team), Put::Create).await.expect("create");
+    for i in 0..7 {
+        published(store, deploy(&format!("f{i}.team"), "1")).await;
+    }
+    store.put_secret(&team, &key, Bytes::new(), Put::Create).await.expect("put");
+    let held = |result| match result {
+        Err(e @ Error::InUse(_)) => e.to_string(),
+        other => panic!("the namespace is in use: {other:?}"),
+    };
+    let text = held(store.delete_namespace(&team).await);
+    assert!(["`team`", "`f0`", "`f4` and 2 more", "`key`"].iter().all(|part| text.contains(part)), "{text}");
+    for i in 0..7 {
+        store.delete(&named(&format!("f{i}.team"))).await.expect("delete");
+    }
+    let text = held(store.delete_namespace(&team).await);
+    assert!(text.contains("`key`") && !text.contains("function"), "{text}");
+    store.delete_secret(&team, &key).await.expect("delete");
+    store.delete_namespace(&team).await.expect("it is empty now");
+}
+
+/// A namespace goes while others come into it: in the end nothing is in a namespace that is not there.
+async fn a_namespace_goes_empty_or_stays(store: Arc<dyn Store>) {
+    let team = name("team");
+    let mut tasks = tokio::task::JoinSet::new();
+    for i in 0..40 {
+        let (store, team) = (Arc::clone(&store), team.clone());
+        tasks.spawn(async move {
+            let function = named(&format!("f{}.team", i % 4));
+            let done = match i % 5 {
+                0 => store.put_namespace(bare(&team), Put::Either).await,
+                1 => store.delete_namespace(&team).await,
+                2 => store.publish(Deploy { function, ..deploy("x", "1") }).await.map(drop),
+                3 => store.delete(&function).await.map(drop),
+                _ => store.put_secret(&team, &name("key"), Bytes::new(), Put::Either).await,
+            };
+            assert!(matches!(done, Ok(()) | Err(Error::NotFound(_) | Error::InUse(_))), "{done:?}");
+            let seen = now(&*store);
+            let used = seen.functions.keys().map(|f| &f.namespace).chain(seen.secrets.keys().map(|(ns, _)| ns));
+            assert!(used.into_iter().all(|ns| seen.namespaces.contains_key(ns)), "{seen:?}");
+        });
+    }
+    tasks.join_all().await;
+}
+
 async fn secrets_are_kept_by_namespace(store: &dyn Store) {
     let (here, there) = (name("default"), name("elsewhere"));
+    store.put_namespace(bare(&there), Put::Create).await.expect("create");
     let all = Bytes::from_iter(0..=255);
     let most = Bytes::from(vec![7; MAX_SECRET]);
     for (namespace, key, value) in
         [(&here, "b", &all), (&here, "a", &Bytes::new()), (&there, "b", &most), (&there, "c", &all)]
     {
         store.put_secret(namespace, &name(key), value.clone(), Put::Either).await.expect("put");
-        assert_eq!(store.secret(namespace, &name(key)).await.expect("secret"), value);
+        assert_eq!(value_of(store, namespace, &name(key)).await, value);
     }
     assert_eq!(store.secrets(&here).await.expect("secrets"), [name("a"), name("b")], "sorted");
+    assert_eq!(store.secrets(&name("nowhere")).await.expect("secrets"), []);
     store.delete_secret(&here, &name("b")).await.expect("delete");
     assert_eq!(store.secrets(&here).await.expect("secrets"), [name("a")]);
-    assert_eq!(store.secret(&there, &name("b")).await.expect("the other namespace's stays"), most);
+    assert_eq!(value_of(store, &there, &name("b")).await, most, "the other namespace's stays");
     store.secret(&here, &name("b")).await.expect_err("it is gone");
 }
 
@@ -348,23 +452,102 @@ async fn secrets_are_created_and_updated_as_asked(store: &dyn Store) {
     assert!(matches!(put("1", Put::Update).await, Err(Error::NotFound(_))));
     put("2", Put::Create).await.expect("create");
     assert!(matches!(put("3", Put::Create).await, Err(Error::Exists(_))));
-    assert_eq!(store.secret(&default, &key).await.expect("secret"), "2", "a refused put changes nothing");
+    assert_eq!(value_of(store, &default, &key).await, "2", "a refused put changes nothing");
     put("4", Put::Update).await.expect("update");
-    assert_eq!(store.secret(&default, &key).await.expect("secret"), "4");
+    assert_eq!(value_of(store, &default, &key).await, "4");
     put("5", Put::Either).await.expect("either");
-    assert_eq!(store.secret(&default, &key).await.expect("secret"), "5");
+    assert_eq!(value_of(store, &default, &key).await, "5");
     let large = store.put_secret(&default, &key, Bytes::from(vec![0; MAX_SECRET + 1]), Put::Either).await;
     assert!(matches!(large, Err(Error::TooLarge { .. })), "{large:?}");
-    assert_eq!(store.secret(&default, &key).await.expect("secret"), "5");
+    assert_eq!(value_of(store, &default, &key).await, "5");
+}
+
+async fn every_change_of_a_secret_has_its_own_version(store: &dyn Store) {
+    let default = name("default");
+    let mut versions = Vec::new();
+    let mut watch = store.snapshot();
+    for (key, value) in [("a", "1"), ("b", "1"), ("a", "2"), ("a", "1"), ("b", ""), ("c", "")] {
+        let key = name(key);
+        store.put_secret(&default, &key, Bytes::from_static(value.as_bytes()), Put::Either).await.expect("put");
+        assert!(watch.has_changed().expect("the store lives"), "a changed secret is told");
+        watch.mark_unchanged();
+        let secret = store.secret(&default, &key).await.expect("secret");
+        assert_eq!(now(store).secret_version(&default, &key), Some(secret.version));
+        versions.push(secret.version);
+        store.put_secret(&default, &key, secret.value, Put::Either).await.expect("the same again");
+        assert!(!watch.has_changed().expect("the store lives"), "the same value is no change");
+    }
+    let held = now(store);
+    store.delete_secret(&default, &name("c")).await.expect("delete");
+    assert!(watch.has_changed().expect("the store lives"));
+    assert_eq!(now(store).secret_version(&default, &name("c")), None);
+    assert_eq!(held.secret_version(&default, &name("c")), versions.last().copied(), "a held snapshot stays");
+    store.put_secret(&default, &name("c"), Bytes::new(), Put::Create).await.expect("create");
+    versions.extend(now(store).secret_version(&default, &name("c")));
+    assert!(versions.is_sorted_by(|a, b| a < b) && versions.len() == 7, "never the same twice: {versions:?}");
+    assert_eq!(held.secret_version(&name("elsewhere"), &name("a")), None);
+}
+
+async fn a_new_key_changes_nothing_else(store: &dyn Store) {
+    let default = name("default");
+    store.rotate_key().await.expect("without secrets");
+    for i in 0..20 {
+        let value = Bytes::from(vec![i; usize::from(i) * 997]);
+        store.put_secret(&default, &name(&format!("s{i}")), value, Put::Create).await.expect("put");
+    }
+    let before = now(store);
+    for _again in 0..3 {
+        let count = store.rotate_key().await.expect("rotate");
+        assert!(count == 20 || count == 0, "all, or there is no key: {count}");
+        assert_eq!(now(store), before, "neither a version nor a snapshot");
+        for i in 0..20 {
+            let value = value_of(store, &default, &name(&format!("s{i}"))).await;
+            assert_eq!(value, vec![i; usize::from(i) * 997]);
+        }
+    }
+}
+
+async fn a_new_key_and_commands_at_once(store: Arc<dyn Store>) {
+    let default = name("default");
+    let mut tasks = tokio::task::JoinSet::new();
+    for i in 0..8_u8 {
+        let (store, default, key) = (Arc::clone(&store), default.clone(), name(&format!("s{i}")));
+        tasks.spawn(async move {
+            for round in 0..20 {
+                let value = Bytes::from(vec![i ^ round; 100]);
+                store.put_secret(&default, &key, value.clone(), Put::Either).await.expect("put");
+                let read = store.secret(&default, &key).await.expect("secret");
+                assert_eq!(read.value, value);
+                assert!(now(&*store).secret_version(&default, &key) == Some(read.version));
+            }
+        });
+    }
+    let rotating = Arc::clone(&store);
+    tasks.spawn(async move {
+        for _again in 0..10 {
+            rotating.rotate_key().await.expect("rotate");
+        }
+    });
+    tasks.join_all().await;
 }
 
 async fn errors_hold_no_secret(store: &dyn Store) {
     let (default, key) = (name("default"), name("key"));
     let value = "hunter2-hunter2-";
-    let put = |times, put| store.put_secret(&default, &key, Bytes::from(value.repeat(times)), put);
-    put(1, Put::Create).await.expect("create");
-    for result in [put(1, Put::Create).await, put(1 << 20, Put::Either).await] {
+    let put = |namespace, times, put| {
+        let value = Bytes::from(value.repeat(times));
+        store.put_secret(namespace, &key, value, put)
+    };
+    put(&default, 1, Put::Create).await.expect("create");
+    let nowhere = name("nowhere");
+    for result in [
+        put(&default, 1, Put::Create).await,
+        put(&default, 1 << 20, Put::Either).await,
+        put(&nowhere, 1, Put::Either).await,
+    ] {
         let error = result.expect_err("refused");
         assert!(!format!("{error} {error:?}").contains("hunter2"), "{error}");
     }
+    let shown = format!("{:?} {:?}", now(store), store.secret(&default, &key).await);
+    assert!(!shown.contains("hunter2"), "{shown}");
 }

@@ -4,30 +4,33 @@
 //! ```text
 //! DIR/lock          held for as long as the store is open; holds the process's id
 //! DIR/taper.db      functions, revisions, secrets (and SQLite's -wal and -shm beside it)
+//! DIR/secret-key    the keys that secrets are encrypted with, unless the operator keeps them elsewhere
 //! DIR/artifacts/    see `Artifacts`
 //! ```
 
+mod dir;
 mod rows;
 mod schema;
+mod secrets;
+mod source;
 
 use std::{
     fmt,
-    fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError},
-    io::{Read, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread::{self, JoinHandle},
     time::Duration,
 };
 
 use bytes::Bytes;
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
-use taper_model::{BoxFuture, Function, FunctionName, Name, RevisionId, RevisionState, clock};
+use taper_model::{BoxFuture, Function, FunctionName, Name, Namespace, RevisionId, RevisionState, Secret, clock};
 use tokio::sync::{mpsc, oneshot, watch};
 
+pub(crate) use self::dir::{make_private_dir, sync_dir};
+use self::source::Source;
 use crate::{
-    Config, Deploy, Error, Published, Put, Snapshot, Store,
+    Config, Deploy, Error, KeyRing, Published, Put, Snapshot, Store,
     change::{self, Change},
 };
 
@@ -47,7 +50,7 @@ pub struct Disk {
     writer: Option<JoinHandle<()>>,
     reader: Arc<Reader>,
     /// Last, so that the directory is free only when nothing uses it.
-    _lock: Lock,
+    _lock: dir::Lock,
 }
 
 type Command = Box<dyn FnOnce(&mut Writer) + Send>;
@@ -57,12 +60,24 @@ struct Writer {
     path: PathBuf,
     db: Connection,
     snapshots: Arc<watch::Sender<Arc<Snapshot>>>,
+    source: Source,
+    /// As the reader's, or with less behind the first key.
+    ring: KeyRing,
+    reader: Arc<Reader>,
 }
 
 /// Reads secrets beside the writer: an instance that starts does not wait for somebody's deploy.
 struct Reader {
     path: PathBuf,
-    db: Mutex<Connection>,
+    /// Both under one lock: when a key goes, nobody is about to read what it had encrypted.
+    reading: Mutex<(Connection, KeyRing)>,
+}
+
+impl Reader {
+    fn lock(&self) -> MutexGuard<'_, (Connection, KeyRing)> {
+        // A query that panicked has left nothing behind: reading has no state.
+        self.reading.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Disk {
@@ -70,24 +85,34 @@ impl Disk {
     /// schema forward. Blocks; meant for the start.
     ///
     /// # Errors
-    /// [`Error::Locked`], [`Error::Newer`], [`Error::NotWritable`], [`Error::Full`], [`Error::Corrupt`], each with the path and
+    /// [`Error::Locked`], [`Error::Newer`], [`Error::Key`], [`Error::NotWritable`], [`Error::Full`], [`Error::Corrupt`], each with the path and
     /// the mend; then nothing was changed but what making the files needs.
     pub fn open(dir: &Path, config: Config) -> Result<Self, Error> {
         make_private_dir(dir)?;
-        let lock = lock(dir)?;
+        let lock = dir::lock(dir)?;
         let path = dir.join("taper.db");
-        private_file(&path).and_then(|file| file.sync_all().map_err(Error::io("write", &path)))?;
+        dir::private_file(&path).and_then(|file| file.sync_all().map_err(Error::io("write", &path)))?;
         sync_dir(dir)?;
         let mut db = connect(&path)?;
-        schema::migrate(&mut db, &path, schema::MIGRATIONS)?;
-        let functions = rows::load(&db, &path)?;
-        tracing::debug!(path = %path.display(), functions = functions.len(), "store opened");
+        schema::version(&db, &path, schema::MIGRATIONS.len())?;
+        let source = Source::choose(&config, dir);
+        let ring = source.begin(&secrets::used(&db, &path)?)?;
+        schema::migrate(&mut db, &path, schema::MIGRATIONS, &ring)?;
+        let snapshot = Snapshot {
+            version: 0,
+            functions: rows::load(&db, &path)?,
+            namespaces: Arc::new(rows::namespaces(&db, &path)?),
+            secrets: secrets::versions(&db, &path)?,
+        };
+        tracing::debug!(path = %path.display(), functions = snapshot.functions.len(), "store opened");
         let reader = connect(&path)?;
         reader.pragma_update(None, "query_only", true).map_err(Error::sql(&path))?;
 
-        let snapshots = Arc::new(watch::Sender::new(Arc::new(Snapshot { version: 0, functions })));
+        let snapshots = Arc::new(watch::Sender::new(Arc::new(snapshot)));
         let (commands, mut waiting) = mpsc::channel::<Command>(WAITING);
-        let mut writer = Writer { path: path.clone(), db, snapshots: Arc::clone(&snapshots) };
+        let reader = Arc::new(Reader { path: path.clone(), reading: Mutex::new((reader, ring.clone())) });
+        let mut writer =
+            Writer { path, db, snapshots: Arc::clone(&snapshots), source, ring, reader: Arc::clone(&reader) };
         let work = move || {
             while let Some(command) = waiting.blocking_recv() {
                 command(&mut writer);
@@ -99,7 +124,7 @@ impl Disk {
             snapshots,
             commands: Some(commands),
             writer: Some(thread.map_err(Error::io("start a thread for", dir))?),
-            reader: Arc::new(Reader { path, db: Mutex::new(reader) }),
+            reader,
             _lock: lock,
         })
     }
@@ -120,22 +145,9 @@ impl Disk {
     async fn change<T: Send + 'static>(
         &self,
         name: FunctionName,
-        decide: impl FnOnce(Option<&Function>) -> Result<(Change, T), Error> + Send + 'static,
+        decide: impl FnOnce(&Snapshot, Option<&Function>) -> Result<(Change, T), Error> + Send + 'static,
     ) -> Result<T, Error> {
         self.write(move |writer| writer.change(&name, decide)).await
-    }
-
-    async fn read<T: Send + 'static>(
-        &self,
-        query: impl FnOnce(&Connection, &Path) -> Result<T, Error> + Send + 'static,
-    ) -> Result<T, Error> {
-        let reader = Arc::clone(&self.reader);
-        let job = move || {
-            // A query that panicked has left nothing behind: reading has no state.
-            let db = reader.db.lock().unwrap_or_else(PoisonError::into_inner);
-            query(&db, &reader.path)
-        };
-        tokio::task::spawn_blocking(job).await.map_err(|_| Error::Stopped)?
     }
 }
 
@@ -160,19 +172,95 @@ impl Writer {
     fn change<T>(
         &mut self,
         name: &FunctionName,
-        decide: impl FnOnce(Option<&Function>) -> Result<(Change, T), Error>,
+        decide: impl FnOnce(&Snapshot, Option<&Function>) -> Result<(Change, T), Error>,
     ) -> Result<T, Error> {
-        let snapshot = Arc::clone(&self.snapshots.borrow());
+        let snapshot = self.now();
         let before = snapshot.function(name).map(AsRef::as_ref);
-        let (change, answer) = decide(before)?;
+        let (change, answer) = decide(&snapshot, before)?;
         let after = match change {
             Change::Nothing => return Ok(answer),
             Change::Put(function) => Some(Arc::new(function)),
             Change::Remove => None,
         };
         self.commit(|db, path| rows::write(db, path, name, before, after.as_deref()))?;
-        self.snapshots.send_replace(Arc::new(snapshot.with(name, after)));
+        self.show(snapshot.with(name, after));
         Ok(answer)
+    }
+
+    fn put_namespace(&mut self, namespace: Namespace, put: Put) -> Result<(), Error> {
+        let before = self.now();
+        if !change::put_namespace(&before, &namespace, put)? {
+            return Ok(());
+        }
+        self.commit(|db, path| rows::put_namespace(db, path, &namespace))?;
+        self.show(before.with_namespace(&namespace.name.clone(), Some(namespace)));
+        Ok(())
+    }
+
+    fn delete_namespace(&mut self, name: &Name) -> Result<(), Error> {
+        let before = self.now();
+        change::delete_namespace(&before, name)?;
+        self.commit(|db, path| rows::delete_namespace(db, path, name))?;
+        self.show(before.with_namespace(name, None));
+        Ok(())
+    }
+
+    fn put_secret(&mut self, key: (Name, Name), value: &[u8], put: Put) -> Result<(), Error> {
+        let before = self.now();
+        change::put_secret(&before, &key.0, &key.1, value.len(), put)?;
+        let mut version = None;
+        let ring = self.ring.clone();
+        self.commit(|db, path| {
+            version = secrets::put(db, path, &key, value, &ring)?;
+            Ok(())
+        })?;
+        if version.is_some() {
+            self.show(before.with_secret(key, version));
+        }
+        Ok(())
+    }
+
+    fn delete_secret(&mut self, key: (Name, Name)) -> Result<(), Error> {
+        let before = self.now();
+        before.secret_version(&key.0, &key.1).ok_or_else(|| change::no_secret(&key.0, &key.1))?;
+        self.commit(|db, path| secrets::delete(db, path, &key))?;
+        self.show(before.with_secret(key, None));
+        Ok(())
+    }
+
+    /// Whatever happens in between, every secret can be read: the keys are written before what they encrypt, and go after it.
+    fn rotate_key(&mut self) -> Result<usize, Error> {
+        let next = match &self.source {
+            Source::Own(_) => self.ring.with_new(),
+            // The operator may have written a new one in front.
+            given => given.read()?,
+        };
+        self.source.must_hold(&next, &secrets::used(&self.db, &self.path)?)?;
+        let sql = Error::sql(&self.path);
+        let transaction = self.db.transaction_with_behavior(TransactionBehavior::Immediate).map_err(&sql)?;
+        let count = secrets::reseal(&transaction, &self.path, &next)?;
+        self.source.write(&next)?;
+        // From here on new secrets use it, even if the rest fails: it is in its file.
+        self.reader.lock().1 = next.clone();
+        self.ring = next;
+        transaction.commit().map_err(&sql)?;
+        schema::empty_log(&self.db, &self.path)?;
+        if let Source::Own(_) = self.source {
+            let current = self.ring.current();
+            self.source.write(&current)?;
+            self.reader.lock().1 = current.clone();
+            self.ring = current;
+        }
+        tracing::info!(secrets = count, "encrypted anew");
+        Ok(count)
+    }
+
+    fn now(&self) -> Arc<Snapshot> {
+        Arc::clone(&self.snapshots.borrow())
+    }
+
+    fn show(&self, next: Snapshot) {
+        self.snapshots.send_replace(Arc::new(next));
     }
 
     /// One transaction: when this returns `Ok` it is on the medium; else it is undone.
@@ -187,24 +275,33 @@ impl Writer {
 impl Store for Disk {
     fn publish(&self, deploy: Deploy) -> BoxFuture<'_, Result<Published, Error>> {
         let keep = self.config.revisions;
-        Box::pin(
-            self.change(deploy.function.clone(), move |before| change::publish(before, deploy, keep, clock::unix_ms())),
-        )
+        Box::pin(self.change(deploy.function.clone(), move |all, before| {
+            change::publish(all, before, deploy, keep, clock::unix_ms())
+        }))
     }
 
     fn settle<'a>(&'a self, id: &'a RevisionId, state: RevisionState) -> BoxFuture<'a, Result<(), Error>> {
         let id = id.clone();
-        Box::pin(self.change(id.function().clone(), move |before| change::settle(before, &id, state)))
+        Box::pin(self.change(id.function().clone(), move |_, before| change::settle(before, &id, state)))
     }
 
     fn scale<'a>(&'a self, function: &'a FunctionName, wanted: Option<u32>) -> BoxFuture<'a, Result<(), Error>> {
         let name = function.clone();
-        Box::pin(self.change(name.clone(), move |before| change::scale(before, &name, wanted)))
+        Box::pin(self.change(name.clone(), move |_, before| change::scale(before, &name, wanted)))
     }
 
     fn delete<'a>(&'a self, function: &'a FunctionName) -> BoxFuture<'a, Result<Vec<RevisionId>, Error>> {
         let name = function.clone();
-        Box::pin(self.change(name.clone(), move |before| change::delete(before, &name)))
+        Box::pin(self.change(name.clone(), move |_, before| change::delete(before, &name)))
+    }
+
+    fn put_namespace(&self, namespace: Namespace, put: Put) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(self.write(move |writer| writer.put_namespace(namespace, put)))
+    }
+
+    fn delete_namespace<'a>(&'a self, name: &'a Name) -> BoxFuture<'a, Result<(), Error>> {
+        let name = name.clone();
+        Box::pin(self.write(move |writer| writer.delete_namespace(&name)))
     }
 
     fn put_secret<'a>(
@@ -214,100 +311,43 @@ impl Store for Disk {
         value: Bytes,
         put: Put,
     ) -> BoxFuture<'a, Result<(), Error>> {
-        let (namespace, name) = (namespace.clone(), name.clone());
-        let job = move |db: &Connection, path: &Path| {
-            let exists = rows::has_secret(db, path, &namespace, &name)?;
-            change::put_secret(&namespace, &name, exists, value.len(), put)?;
-            rows::put_secret(db, path, &namespace, &name, &value)
-        };
-        Box::pin(self.write(move |writer| writer.commit(job)))
+        let key = (namespace.clone(), name.clone());
+        Box::pin(self.write(move |writer| writer.put_secret(key, &value, put)))
     }
 
     fn delete_secret<'a>(&'a self, namespace: &'a Name, name: &'a Name) -> BoxFuture<'a, Result<(), Error>> {
-        let (namespace, name) = (namespace.clone(), name.clone());
-        let job = move |db: &Connection, path: &Path| match rows::delete_secret(db, path, &namespace, &name)? {
-            true => Ok(()),
-            false => Err(change::no_secret(&namespace, &name)),
-        };
-        Box::pin(self.write(move |writer| writer.commit(job)))
+        let key = (namespace.clone(), name.clone());
+        Box::pin(self.write(move |writer| writer.delete_secret(key)))
     }
 
     fn secrets<'a>(&'a self, namespace: &'a Name) -> BoxFuture<'a, Result<Vec<Name>, Error>> {
-        let namespace = namespace.clone();
-        Box::pin(self.read(move |db, path| rows::secrets(db, path, &namespace)))
+        Box::pin(async move {
+            let snapshot = Arc::clone(&self.snapshots.borrow());
+            let here = snapshot.secrets.keys().filter(|(ns, _)| ns == namespace);
+            let mut names: Vec<_> = here.map(|(_, name)| name.clone()).collect();
+            names.sort_unstable();
+            Ok(names)
+        })
     }
 
-    fn secret<'a>(&'a self, namespace: &'a Name, name: &'a Name) -> BoxFuture<'a, Result<Bytes, Error>> {
-        let (namespace, name) = (namespace.clone(), name.clone());
-        Box::pin(self.read(move |db, path| {
-            rows::secret(db, path, &namespace, &name)?.ok_or_else(|| change::no_secret(&namespace, &name))
-        }))
+    fn secret<'a>(&'a self, namespace: &'a Name, name: &'a Name) -> BoxFuture<'a, Result<Secret, Error>> {
+        let key = (namespace.clone(), name.clone());
+        let reader = Arc::clone(&self.reader);
+        let job = move || {
+            let reading = reader.lock();
+            let found = secrets::get(&reading.0, &reader.path, &key, &reading.1)?;
+            found.ok_or_else(|| change::no_secret(&key.0, &key.1))
+        };
+        Box::pin(async { tokio::task::spawn_blocking(job).await.map_err(|_| Error::Stopped)? })
+    }
+
+    fn rotate_key(&self) -> BoxFuture<'_, Result<usize, Error>> {
+        Box::pin(self.write(Writer::rotate_key))
     }
 
     fn snapshot(&self) -> watch::Receiver<Arc<Snapshot>> {
         self.snapshots.subscribe()
     }
-}
-
-/// Makes a directory that only its owner may enter. One that is there is left as it is: `--data /tmp` must not close `/tmp`.
-pub(crate) fn make_private_dir(dir: &Path) -> Result<(), Error> {
-    let missing: Vec<_> = dir.ancestors().take_while(|d| !d.as_os_str().is_empty() && !d.exists()).collect();
-    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(Error::io("make the directory", dir))?;
-    for parent in missing.into_iter().filter_map(Path::parent) {
-        sync_dir(if parent.as_os_str().is_empty() { Path::new(".") } else { parent })?;
-    }
-    let mode = fs::metadata(dir).map_err(Error::io("look at", dir))?.permissions().mode();
-    if mode & 0o022 != 0 {
-        let dir = dir.display();
-        tracing::warn!(%dir, "other users can write here and could replace Taper's files; run: chmod go-w {dir}");
-    }
-    Ok(())
-}
-
-/// What is in a directory survives the machine's end only once the directory itself is written.
-pub(crate) fn sync_dir(dir: &Path) -> Result<(), Error> {
-    File::open(dir).and_then(|d| d.sync_all()).map_err(Error::io("write the directory", dir))
-}
-
-/// Opens a file that only its owner may read, and makes it when it is missing.
-fn private_file(path: &Path) -> Result<File, Error> {
-    let mut options = OpenOptions::new();
-    let options = options.read(true).write(true).create(true).truncate(false).mode(0o600);
-    let file = options.open(path).map_err(Error::io("open", path))?;
-    file.set_permissions(Permissions::from_mode(0o600)).map_err(Error::io("close to others the file", path))?;
-    Ok(file)
-}
-
-/// The data directory is ours.
-struct Lock(File);
-
-impl Drop for Lock {
-    fn drop(&mut self) {
-        // Closing is not enough: a process that another thread is about to start has a copy of the file until its exec.
-        drop(self.0.unlock());
-    }
-}
-
-/// Takes the data directory for this process. The file stays when the process ends; the lock on it does not.
-fn lock(dir: &Path) -> Result<Lock, Error> {
-    let path = dir.join("lock");
-    let mut file = private_file(&path)?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            let mut text = String::new();
-            let pid = file.read_to_string(&mut text).ok().and_then(|_| text.trim().parse().ok());
-            return Err(Error::Locked { dir: dir.to_owned(), pid });
-        }
-        Err(TryLockError::Error(e)) => return Err(Error::io("lock", &path)(e)),
-    }
-    let write = |file: &mut File| {
-        file.set_len(0)?;
-        writeln!(file, "{}", std::process::id())
-    };
-    let mut lock = Lock(file);
-    write(&mut lock.0).map_err(Error::io("write", &path))?;
-    Ok(lock)
 }
 
 /// A connection to a file that is there. Its settings change nothing in a database that is not ours yet.
@@ -322,6 +362,8 @@ fn connect(path: &Path) -> Result<Connection, Error> {
         // What a removed secret was is overwritten.
         ("secure_delete", "ON"),
         ("trusted_schema", "OFF"),
+        // No page is ever written into another directory.
+        ("temp_store", "MEMORY"),
         ("journal_size_limit", "16777216"),
     ] {
         db.pragma_update(None, name, value).map_err(&sql)?;
@@ -369,7 +411,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let disk = Disk::open(dir.path(), Config::default()).unwrap();
         let hello = deploy("1".into()).function;
-        let bug = disk.change::<()>(hello, |_| panic!("a bug, on purpose")).await;
+        let bug = disk.change::<()>(hello, |_, _| panic!("a bug, on purpose")).await;
         assert!(matches!(bug, Err(Error::Stopped)));
         assert!(matches!(disk.publish(deploy("1".into())).await, Err(Error::Stopped)));
         drop(disk);

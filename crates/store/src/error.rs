@@ -6,17 +6,20 @@ use std::{
 };
 
 use rusqlite::{ErrorCode, ffi};
-use taper_model::{Digest, FunctionName, RevisionId, RevisionState};
+use taper_model::{Digest, FunctionName, Name, RevisionId, RevisionState};
 
 /// Why the store did not do as it was told.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The function, revision or secret does not exist.
-    #[error("{0} does not exist")]
+    /// The function, revision, secret or namespace does not exist.
+    #[error("{0} does not exist{mend}", mend = mend(.0))]
     NotFound(String),
-    /// A secret of that name is there already.
+    /// A secret or namespace of that name is there already.
     #[error("{0} exists already; update it, or choose another name")]
     Exists(String),
+    /// A namespace that is not empty cannot be removed.
+    #[error("{0}; delete that first")]
+    InUse(String),
     /// A revision that has its verdict was given another.
     #[error("revision {id} is {} already and stays so; deploy again for a new one", word(state))]
     Settled {
@@ -64,9 +67,9 @@ pub enum Error {
         /// The database.
         path: PathBuf,
         /// Its schema.
-        found: u32,
+        found: usize,
         /// The newest schema known here.
-        known: u32,
+        known: usize,
     },
     /// The data directory, or a file in it, cannot be written.
     #[error("cannot write {}: {why}; make it writable for this user, or use another --data", .path.display())]
@@ -89,6 +92,21 @@ pub enum Error {
         path: PathBuf,
         /// What is wrong with it.
         detail: String,
+    },
+    /// A key for secrets is not there, or is none.
+    #[error("{0}")]
+    Key(String),
+    /// A secret was changed by somebody else, or damaged. The others are not affected.
+    #[error("secret `{name}` in namespace `{namespace}` cannot be decrypted: {}: {why}; set it again", .path.display())]
+    Sealed {
+        /// The database.
+        path: PathBuf,
+        /// The secret's namespace.
+        namespace: Name,
+        /// The secret's name.
+        name: Name,
+        /// What is wrong with it.
+        why: &'static str,
     },
     /// The system refused something else.
     #[error("cannot {doing} {}: {source}", .path.display())]
@@ -155,6 +173,12 @@ pub(crate) fn word(state: &RevisionState) -> &'static str {
         RevisionState::Ready => "ready",
         RevisionState::Failed(_) => "failed",
     }
+}
+
+/// How to make what is missing, where that takes one command.
+fn mend(what: &str) -> String {
+    let name = what.strip_prefix("namespace `").and_then(|rest| rest.strip_suffix('`'));
+    name.map(|name| format!("; create it: taper namespace create {name}")).unwrap_or_default()
 }
 
 fn process(pid: Option<u32>) -> String {

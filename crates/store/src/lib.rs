@@ -12,26 +12,34 @@ mod change;
 pub mod conformance;
 mod disk;
 mod error;
+mod keyring;
 mod memory;
+mod shared;
 mod snapshot;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use taper_model::{BoxFuture, Digest, FunctionName, FunctionSpec, Name, Revision, RevisionId, RevisionState};
+use taper_model::{
+    BoxFuture, Digest, FunctionName, FunctionSpec, Name, Namespace, Revision, RevisionId, RevisionState, Secret,
+};
 use tokio::sync::watch;
 
 pub use artifacts::{Artifacts, GRACE, Stored, Upload};
 pub use disk::Disk;
 pub use error::Error;
+pub use keyring::KeyRing;
 pub use memory::Memory;
-pub use snapshot::{Functions, Snapshot};
+pub use shared::Shared;
+pub use snapshot::{Functions, Secrets, Snapshot};
 
 /// Largest secret, in bytes.
 pub const MAX_SECRET: usize = 1 << 20;
 /// Largest revision without its code, in bytes of JSON: the spec, the labels and the annotations.
 pub const MAX_REVISION: usize = 1 << 20;
+/// Largest namespace, in bytes of JSON: the labels and the annotations.
+pub const MAX_NAMESPACE: usize = 256 << 10;
 /// Longest reason that is kept for a failed revision, in bytes; the end of a longer one is cut off.
 pub const MAX_REASON: usize = 16 << 10;
 
@@ -41,11 +49,17 @@ pub const MAX_REASON: usize = 16 << 10;
 pub struct Config {
     /// Revisions kept per function. The newest and the latest ready one stay whatever this says. Default 20.
     pub revisions: usize,
+    /// A file with the keys that secrets are encrypted with: 64 hexadecimal digits a line, the current key first. It is only read.
+    /// When absent, the keys are in `secret-key` in the data directory, and made there.
+    pub secret_key_file: Option<PathBuf>,
+    /// The keys themselves, instead of any file; never from a configuration file.
+    #[serde(skip)]
+    pub secret_keys: Option<KeyRing>,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { revisions: 20 }
+        Self { revisions: 20, secret_key_file: None, secret_keys: None }
     }
 }
 
@@ -73,7 +87,7 @@ pub struct Published {
     pub changed: bool,
 }
 
-/// Whether a secret may be there before it is put.
+/// Whether a secret or a namespace may be there before it is put.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Put {
     /// It must be new.
@@ -107,7 +121,8 @@ pub trait Store: Send + Sync {
     /// the oldest that did; never the newest, never the latest ready one.
     ///
     /// # Errors
-    /// [`Error::TooLarge`], [`Error::Refused`] when the spec has values that cannot be written down, and those of the medium.
+    /// [`Error::NotFound`] when there is no such namespace, [`Error::TooLarge`], [`Error::Refused`] when the spec has values that
+    /// cannot be written down, and those of the medium.
     fn publish(&self, deploy: Deploy) -> BoxFuture<'_, Result<Published, Error>>;
 
     /// Says what became of a pending revision: ready, or failed and why. The first verdict holds: giving the same one
@@ -129,10 +144,23 @@ pub trait Store: Send + Sync {
     /// [`Error::NotFound`], and those of the medium.
     fn delete<'a>(&'a self, function: &'a FunctionName) -> BoxFuture<'a, Result<Vec<RevisionId>, Error>>;
 
-    /// Keeps a secret of at most [`MAX_SECRET`] bytes.
+    /// Keeps a namespace, or what is attached to one. The default one exists always.
     ///
     /// # Errors
-    /// [`Error::Exists`] and [`Error::NotFound`] as `put` says, [`Error::TooLarge`], and those of the medium.
+    /// [`Error::Exists`] and [`Error::NotFound`] as `put` says, [`Error::TooLarge`] beyond [`MAX_NAMESPACE`], and those of the medium.
+    fn put_namespace(&self, namespace: Namespace, put: Put) -> BoxFuture<'_, Result<(), Error>>;
+
+    /// Removes an empty namespace.
+    ///
+    /// # Errors
+    /// [`Error::InUse`] while it holds functions or secrets, naming some; [`Error::Refused`] for the default one,
+    /// [`Error::NotFound`], and those of the medium.
+    fn delete_namespace<'a>(&'a self, name: &'a Name) -> BoxFuture<'a, Result<(), Error>>;
+
+    /// Keeps a secret of at most [`MAX_SECRET`] bytes, under a new version. The value that is there already changes nothing.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when there is no such namespace, [`Error::Exists`] and [`Error::NotFound`] as `put` says, [`Error::TooLarge`], and those of the medium.
     /// None of them holds a byte of the value.
     fn put_secret<'a>(
         &'a self,
@@ -154,12 +182,19 @@ pub trait Store: Send + Sync {
     /// Those of the medium.
     fn secrets<'a>(&'a self, namespace: &'a Name) -> BoxFuture<'a, Result<Vec<Name>, Error>>;
 
-    /// A secret's value. Does not wait for writes that are under way.
+    /// A secret's value and version. Does not wait for writes that are under way.
     ///
     /// # Errors
     /// [`Error::NotFound`], and those of the medium.
-    fn secret<'a>(&'a self, namespace: &'a Name, name: &'a Name) -> BoxFuture<'a, Result<Bytes, Error>>;
+    fn secret<'a>(&'a self, namespace: &'a Name, name: &'a Name) -> BoxFuture<'a, Result<Secret, Error>>;
 
-    /// All functions, now and after every change. The current snapshot counts as seen.
+    /// Encrypts every secret anew under a new key, or under the first one of those that the operator gave; says how many there are.
+    /// Values, versions and the snapshot stay as they are. A store that writes nothing down has no key, and says 0.
+    ///
+    /// # Errors
+    /// Those of the medium, [`Error::Key`], and [`Error::Sealed`] when a secret cannot be read.
+    fn rotate_key(&self) -> BoxFuture<'_, Result<usize, Error>>;
+
+    /// Functions, namespaces and versions of secrets, now and after every change. The current snapshot counts as seen.
     fn snapshot(&self) -> watch::Receiver<Arc<Snapshot>>;
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use taper_model::{BoxFuture, Function, FunctionName, Name, RevisionId, RevisionState, clock};
+use taper_model::{BoxFuture, Function, FunctionName, Name, Namespace, RevisionId, RevisionState, Secret, clock};
 use tokio::sync::watch;
 
 use crate::{
@@ -20,8 +20,15 @@ use crate::{
 pub struct Memory {
     config: Config,
     snapshots: watch::Sender<Arc<Snapshot>>,
-    /// Also held while a function changes: commands take effect one after another.
-    secrets: Mutex<BTreeMap<(Name, Name), Bytes>>,
+    /// Also held while something else changes: commands take effect one after another.
+    secrets: Mutex<Secrets>,
+}
+
+#[derive(Default)]
+struct Secrets {
+    /// The last version that was given.
+    last: u64,
+    values: BTreeMap<(Name, Name), Secret>,
 }
 
 impl Memory {
@@ -30,24 +37,32 @@ impl Memory {
         Self { config, ..Self::default() }
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<(Name, Name), Bytes>> {
+    fn lock(&self) -> MutexGuard<'_, Secrets> {
         self.secrets.lock().expect("nothing panics while it holds the lock")
+    }
+
+    fn now(&self) -> Arc<Snapshot> {
+        Arc::clone(&self.snapshots.borrow())
+    }
+
+    fn show(&self, next: Snapshot) {
+        self.snapshots.send_replace(Arc::new(next));
     }
 
     fn change<T>(
         &self,
         name: &FunctionName,
-        decide: impl FnOnce(Option<&Function>) -> Result<(Change, T), Error>,
+        decide: impl FnOnce(&Snapshot, Option<&Function>) -> Result<(Change, T), Error>,
     ) -> Result<T, Error> {
         let _one_at_a_time = self.lock();
-        let before = Arc::clone(&self.snapshots.borrow());
-        let (change, answer) = decide(before.function(name).map(AsRef::as_ref))?;
+        let before = self.now();
+        let (change, answer) = decide(&before, before.function(name).map(AsRef::as_ref))?;
         let after = match change {
             Change::Nothing => return Ok(answer),
             Change::Put(function) => Some(Arc::new(function)),
             Change::Remove => None,
         };
-        self.snapshots.send_replace(Arc::new(before.with(name, after)));
+        self.show(before.with(name, after));
         Ok(answer)
     }
 }
@@ -61,22 +76,43 @@ impl fmt::Debug for Memory {
 
 impl Store for Memory {
     fn publish(&self, deploy: Deploy) -> BoxFuture<'_, Result<Published, Error>> {
+        let (name, keep) = (deploy.function.clone(), self.config.revisions);
         Box::pin(async move {
-            let name = deploy.function.clone();
-            self.change(&name, |before| change::publish(before, deploy, self.config.revisions, clock::unix_ms()))
+            self.change(&name, |all, before| change::publish(all, before, deploy, keep, clock::unix_ms()))
         })
     }
 
     fn settle<'a>(&'a self, id: &'a RevisionId, state: RevisionState) -> BoxFuture<'a, Result<(), Error>> {
-        Box::pin(async move { self.change(id.function(), |before| change::settle(before, id, state)) })
+        Box::pin(async move { self.change(id.function(), |_, before| change::settle(before, id, state)) })
     }
 
     fn scale<'a>(&'a self, function: &'a FunctionName, wanted: Option<u32>) -> BoxFuture<'a, Result<(), Error>> {
-        Box::pin(async move { self.change(function, |before| change::scale(before, function, wanted)) })
+        Box::pin(async move { self.change(function, |_, before| change::scale(before, function, wanted)) })
     }
 
     fn delete<'a>(&'a self, function: &'a FunctionName) -> BoxFuture<'a, Result<Vec<RevisionId>, Error>> {
-        Box::pin(async move { self.change(function, |before| change::delete(before, function)) })
+        Box::pin(async move { self.change(function, |_, before| change::delete(before, function)) })
+    }
+
+    fn put_namespace(&self, namespace: Namespace, put: Put) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(async move {
+            let _one_at_a_time = self.lock();
+            let before = self.now();
+            if change::put_namespace(&before, &namespace, put)? {
+                self.show(before.with_namespace(&namespace.name.clone(), Some(namespace)));
+            }
+            Ok(())
+        })
+    }
+
+    fn delete_namespace<'a>(&'a self, name: &'a Name) -> BoxFuture<'a, Result<(), Error>> {
+        Box::pin(async move {
+            let _one_at_a_time = self.lock();
+            let before = self.now();
+            change::delete_namespace(&before, name)?;
+            self.show(before.with_namespace(name, None));
+            Ok(())
+        })
     }
 
     fn put_secret<'a>(
@@ -88,31 +124,45 @@ impl Store for Memory {
     ) -> BoxFuture<'a, Result<(), Error>> {
         Box::pin(async move {
             let mut secrets = self.lock();
+            let before = self.now();
+            change::put_secret(&before, namespace, name, value.len(), put)?;
             let key = (namespace.clone(), name.clone());
-            change::put_secret(namespace, name, secrets.contains_key(&key), value.len(), put)?;
-            secrets.insert(key, value);
+            if secrets.values.get(&key).is_some_and(|s| s.value == value) {
+                return Ok(());
+            }
+            secrets.last += 1;
+            let version = secrets.last;
+            secrets.values.insert(key.clone(), Secret { value, version });
+            self.show(before.with_secret(key, Some(version)));
             Ok(())
         })
     }
 
     fn delete_secret<'a>(&'a self, namespace: &'a Name, name: &'a Name) -> BoxFuture<'a, Result<(), Error>> {
         Box::pin(async move {
-            let removed = self.lock().remove(&(namespace.clone(), name.clone()));
-            removed.map(drop).ok_or_else(|| change::no_secret(namespace, name))
+            let key = (namespace.clone(), name.clone());
+            let mut secrets = self.lock();
+            secrets.values.remove(&key).ok_or_else(|| change::no_secret(namespace, name))?;
+            self.show(self.now().with_secret(key, None));
+            Ok(())
         })
     }
 
     fn secrets<'a>(&'a self, namespace: &'a Name) -> BoxFuture<'a, Result<Vec<Name>, Error>> {
         Box::pin(async move {
-            Ok(self.lock().keys().filter(|(ns, _)| ns == namespace).map(|(_, name)| name.clone()).collect())
+            Ok(self.lock().values.keys().filter(|(ns, _)| ns == namespace).map(|(_, name)| name.clone()).collect())
         })
     }
 
-    fn secret<'a>(&'a self, namespace: &'a Name, name: &'a Name) -> BoxFuture<'a, Result<Bytes, Error>> {
+    fn secret<'a>(&'a self, namespace: &'a Name, name: &'a Name) -> BoxFuture<'a, Result<Secret, Error>> {
         Box::pin(async move {
-            let value = self.lock().get(&(namespace.clone(), name.clone())).cloned();
+            let value = self.lock().values.get(&(namespace.clone(), name.clone())).cloned();
             value.ok_or_else(|| change::no_secret(namespace, name))
         })
+    }
+
+    fn rotate_key(&self) -> BoxFuture<'_, Result<usize, Error>> {
+        Box::pin(std::future::ready(Ok(0)))
     }
 
     fn snapshot(&self) -> watch::Receiver<Arc<Snapshot>> {

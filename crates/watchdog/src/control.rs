@@ -18,7 +18,7 @@ use rustix::{
     },
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use taper_model::Mode;
+use taper_model::{Mode, function::Probe};
 use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::Error;
@@ -37,6 +37,8 @@ pub enum Order {
     Claim(Box<Claim>),
     /// Mode `http`: connect to the function's server and send the stream. The number is echoed.
     Connect(u64),
+    /// No call will come any more: the liveness probe rests.
+    Rest,
     /// Take no new work, end the runtime, and exit.
     Drain {
         /// Milliseconds until what still runs is killed.
@@ -65,6 +67,8 @@ pub enum Report {
         /// Why, in the system's words.
         message: String,
     },
+    /// The liveness probe has failed for good: why. Once; the watchdog goes on and leaves the rest to the platform.
+    Unwell(String),
     /// The runtime ended by itself after it was ready; the watchdog then exits.
     Exited {
         /// Its exit status, if it exited.
@@ -143,9 +147,12 @@ pub struct Claim {
     /// Mode `http`: a Unix socket it may listen on instead, and `TAPER_SOCKET` in its environment.
     #[serde(default)]
     pub socket: Option<String>,
-    /// Mode `http`: a path that answers 2xx when the function is ready. Without it, listening is being ready.
+    /// Mode `http`: how the function is asked whether it is ready. Without it, listening is being ready.
     #[serde(default)]
-    pub ready_path: Option<String>,
+    pub readiness: Option<Probe>,
+    /// Mode `http`: how it is asked, once it is ready, whether it still is well. Without it, it is not asked.
+    #[serde(default)]
+    pub liveness: Option<Probe>,
     /// Milliseconds from start to readiness.
     pub start_timeout_ms: u64,
     /// Mode `classic`: bytes of the reply held back until the exit status is known.
@@ -318,7 +325,8 @@ mod tests {
             concurrency: 1,
             port: None,
             socket: None,
-            ready_path: None,
+            readiness: None,
+            liveness: None,
             start_timeout_ms: 1000,
             max_reply_hold: 1 << 20,
             max_early_hold: 64 << 20,

@@ -1,15 +1,19 @@
 //! The small program inside an instance: it starts the function, says when it is ready, passes calls, holds deadlines,
-//! drains, and takes every process with it when it ends. Also the two protocols it speaks, for both of their ends.
+//! drains, and takes every process with it when it ends. Also the two protocols it speaks, for both of their ends; and
+//! [`standalone`], the same behind HTTP, as a program of its own for images.
 //!
-//! Never here: what a sandbox is made of (`local` hands in a closure), HTTP (the platform maps calls to frames), and any
-//! decision about how many instances there are. `docs/runtime-contract.md` is this crate in prose.
+//! Never here: what a sandbox is made of (`local` hands in a closure) and any decision about how many instances there
+//! are. `docs/runtime-contract.md` and `docs/watchdog.md` are this crate in prose.
 
 #![allow(unsafe_code, reason = "posix_spawn, the SIGCHLD handler and descriptors by number have no safe form")]
 
 pub mod control;
+pub mod standalone;
 pub mod wire;
 
 mod classic;
+mod environment;
+mod forked;
 mod handler;
 mod http;
 mod log;
@@ -43,6 +47,14 @@ pub enum Error {
     TooLarge {
         /// Its size.
         size: usize,
+    },
+    /// The stand-alone watchdog cannot be what its environment says.
+    #[error("the environment variable `{variable}`: {what}")]
+    Setting {
+        /// Its name.
+        variable: &'static str,
+        /// What is wrong with it, and what to do.
+        what: String,
     },
     /// The system refused an operation on a socket or pipe.
     #[error("{what}: {source}")]

@@ -36,7 +36,12 @@ enum Sink {
 impl Log {
     /// Over a copy of standard error.
     pub(crate) fn stderr() -> io::Result<Self> {
-        let fd = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stderr(), 3)?;
+        Self::over(rustix::stdio::stderr())
+    }
+
+    /// Over a copy of this descriptor.
+    pub(crate) fn over(fd: BorrowedFd<'_>) -> io::Result<Self> {
+        let fd = rustix::io::fcntl_dupfd_cloexec(fd, 3)?;
         // SAFETY: the `OwnedFd` is moved in and stays open, at its number, until the `AsyncFd` is dropped.
         let sink = match unsafe { AsyncFd::register_with_interest(fd, Interest::WRITABLE) } {
             Ok(fd) => Sink::Waits(fd),
@@ -94,26 +99,53 @@ fn write(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
     Ok(rustix::io::write(fd, bytes)?)
 }
 
-/// Puts a call's id before each line of what the call's process writes.
+/// Puts a prefix (a call's id, a time) before each line of what a process writes.
 #[derive(Debug)]
 pub(crate) struct Lines {
     prefix: String,
+    /// The longest line that is held together; 0 holds nothing.
+    most: usize,
     open: Vec<u8>,
+    /// With `most` 0: the last bytes that were given did not end a line.
+    inside: bool,
 }
 
 impl Lines {
     pub(crate) fn of(call: &str) -> Self {
-        Self { prefix: format!("[{call}] "), open: Vec::new() }
+        Self { prefix: format!("[{call}] "), ..Self::cut_at(LINE) }
+    }
+
+    /// Without a prefix so far. With 0, bytes are passed on as they come.
+    pub(crate) fn cut_at(most: usize) -> Self {
+        Self { prefix: String::new(), most, open: Vec::new(), inside: false }
+    }
+
+    /// What comes before the lines that end from now on.
+    pub(crate) fn set_prefix(&mut self, prefix: String) {
+        self.prefix = prefix;
     }
 
     /// The whole lines in `bytes` (with what was left before), each with its prefix.
     pub(crate) fn push(&mut self, bytes: &[u8]) -> Vec<u8> {
         let mut out = Vec::with_capacity(bytes.len() + 64);
         for piece in bytes.split_inclusive(|b| *b == b'\n') {
-            for part in piece.chunks(LINE) {
+            if self.most == 0 {
+                if !self.inside {
+                    out.extend_from_slice(self.prefix.as_bytes());
+                }
+                out.extend_from_slice(piece);
+                self.inside = !piece.ends_with(b"\n");
+                continue;
+            }
+            let mut rest = piece;
+            while !rest.is_empty() {
+                let (part, later) = rest.split_at(rest.len().min(self.most - self.open.len()));
+                rest = later;
                 self.open.extend_from_slice(part);
-                if part.ends_with(b"\n") || self.open.len() >= LINE {
+                if part.ends_with(b"\n") || self.open.len() == self.most {
                     self.take(&mut out);
+                    // The end of a line that just fits is not a line of its own.
+                    rest = if rest == b"\n" { b"" } else { rest };
                 }
             }
         }
@@ -125,6 +157,9 @@ impl Lines {
         let mut out = Vec::new();
         if !self.open.is_empty() {
             self.take(&mut out);
+        }
+        if std::mem::take(&mut self.inside) {
+            out.push(b'\n');
         }
         out
     }
@@ -178,6 +213,15 @@ mod tests {
         let out = lines.push(&vec![b'x'; 20 * 1024]);
         assert_eq!(out.iter().filter(|b| **b == b'\n').count(), 2);
         assert!(lines.open.len() <= 4 * 1024);
+    }
+
+    #[test]
+    fn without_a_buffer_bytes_pass_as_they_come() {
+        let mut lines = Lines::cut_at(0);
+        lines.set_prefix("> ".into());
+        let out = [&b"a"[..], b"b\nc\n", b"d"].map(|bytes| String::from_utf8(lines.push(bytes)).unwrap());
+        assert_eq!(out, ["> a", "b\n> c\n", "> d"]);
+        assert_eq!((lines.finish(), lines.finish()), (b"\n".to_vec(), Vec::new()));
     }
 
     #[test]

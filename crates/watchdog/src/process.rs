@@ -52,21 +52,35 @@ impl Process {
         children: &Children,
     ) -> Result<Self, Failed> {
         let program = Program::find(&claim.command, &claim.env)?;
-        let failed = |e: std::io::Error| Failed::new(FailedKind::Missing, e.to_string());
         let more: Vec<CString> = more
             .iter()
             .map(|(k, v)| CString::new(format!("{k}={v}")))
             .collect::<Result<_, _>>()
             .map_err(|_| Failed::new(FailedKind::Config, "a NUL byte in the claim"))?;
+        Self::launch(claim.command.join(" "), &program, &more, places, children, |stderr, tail| {
+            spawn_local(relay(stderr, log, tail))
+        })
+    }
+
+    /// Starts a program that was found; `relay` takes its standard error, and keeps the last of it where it can.
+    pub(crate) fn launch(
+        name: String,
+        program: &Program,
+        more: &[CString],
+        places: &[(BorrowedFd<'_>, RawFd)],
+        children: &Children,
+        relay: impl FnOnce(pipe::Receiver, Arc<Mutex<Tail>>) -> JoinHandle<()>,
+    ) -> Result<Self, Failed> {
+        let failed = |e: std::io::Error| Failed::new(FailedKind::Missing, e.to_string());
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| failed(e.into()))?;
         // Standard error first: its pipe may have a number that one of the places is about to take.
         let places: Vec<_> = [(writer.as_fd(), 2)].into_iter().chain(places.iter().copied()).collect();
-        let pid = program.spawn(&more, &places).map_err(failed)?;
+        let pid = program.spawn(more, &places).map_err(failed)?;
         let exit = children.expect(pid);
         let reader = pipe::Receiver::from_owned_fd(reader).map_err(failed)?;
         let tail = Arc::new(Mutex::new(Tail::default()));
-        let relay = spawn_local(relay(reader, log, Arc::clone(&tail)));
-        Ok(Self { name: claim.command.join(" "), pid, exit, tail, relay })
+        let relay = relay(reader, Arc::clone(&tail));
+        Ok(Self { name, pid, exit, tail, relay })
     }
 
     /// How it ended; waits for that. Not to be called again afterwards.

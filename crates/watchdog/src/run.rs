@@ -4,7 +4,7 @@
 
 use std::{
     fs::File,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     process::ExitCode,
 };
 
@@ -53,7 +53,7 @@ fn live(
     listener: OwnedFd,
     confine: impl FnOnce(&Claim, Vec<OwnedFd>) -> Result<(), String>,
 ) -> Result<(), Error> {
-    keep_to_itself(&control, &listener)?;
+    keep_to_itself(&[control.as_fd(), listener.as_fd()])?;
     // Made before the claim, so that a claim does not wait for it.
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::io("the event loop"))?;
@@ -77,11 +77,11 @@ fn live(
 
 /// No descriptor but the standard three reaches a child, orphans come to this process, a reader that left is an error and
 /// not a signal, and a function cannot read what the platform's standard input is.
-fn keep_to_itself(control: &OwnedFd, listener: &OwnedFd) -> Result<(), Error> {
+pub(crate) fn keep_to_itself(own: &[BorrowedFd<'_>]) -> Result<(), Error> {
     // SAFETY: close_range with CLOEXEC only sets a flag on descriptors; it closes none. Kernels before 5.11 refuse it.
     let all = unsafe { libc::syscall(libc::SYS_close_range, 3_u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
     if all != 0 {
-        for fd in [control.as_fd(), listener.as_fd()] {
+        for fd in own {
             fcntl_setfd(fd, FdFlags::CLOEXEC).map_err(|e| Error::io("a descriptor's flags")(e.into()))?;
         }
     }

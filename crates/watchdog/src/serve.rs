@@ -52,12 +52,16 @@ pub(crate) async fn serve(claim: &Claim, claimed: Instant, control: OwnedFd, lis
             order = control.receive::<Order>() => match order?.map(|(order, _)| order) {
                 None => return Ok(()),
                 Some(Order::Connect(tag)) => function.connect(tag, &control),
+                Some(Order::Rest) => function.rest(),
                 Some(Order::Drain { ms }) => return function.drain(Duration::from_millis(ms), &control).await,
                 Some(Order::Claim(_)) => return Err(Error::Malformed { channel: "control", what: "a second claim".into() }),
             },
-            exit = function.ended() => {
-                let report = function.exited(exit).await;
-                return last(&control, &report).await;
+            news = function.news() => match news {
+                Ok(exit) => {
+                    let report = function.exited(exit).await;
+                    return last(&control, &report).await;
+                }
+                Err(why) => control.send(&Report::Unwell(why), &[]).await?,
             }
         }
     }
@@ -71,7 +75,7 @@ async fn last(control: &Channel, report: &Report) -> Result<(), Error> {
 enum Function {
     Classic { stop: watch::Sender<bool>, server: JoinHandle<()> },
     Handler(Process),
-    Http(Process, http::Target),
+    Http(http::Server),
 }
 
 impl Function {
@@ -85,15 +89,24 @@ impl Function {
                 Ok(Self::Classic { stop, server: spawn_local(classic.serve(listener, stopped)) })
             }
             Mode::Handler => handler::start(claim, listener, log, children).await.map(Self::Handler),
-            Mode::Http => http::start(claim, log, children).await.map(|(process, target)| Self::Http(process, target)),
+            Mode::Http => http::start(claim, log, children).await.map(Self::Http),
         }
     }
 
-    /// Waits for the function's process to end; a classic function has none.
-    async fn ended(&mut self) -> Exit {
+    /// Waits for the function's process to end, which a classic function does not have, or for the news that it is not well
+    /// any more.
+    async fn news(&mut self) -> Result<Exit, String> {
         match self {
             Self::Classic { .. } => std::future::pending().await,
-            Self::Handler(process) | Self::Http(process, _) => process.ended().await,
+            Self::Handler(process) => Ok(process.ended().await),
+            Self::Http(server) => server.news().await,
+        }
+    }
+
+    /// Probes it no more: what ends may say so.
+    fn rest(&mut self) {
+        if let Self::Http(server) = self {
+            server.rest();
         }
     }
 
@@ -102,13 +115,13 @@ impl Function {
             Self::Classic { .. } => {
                 Report::Exited { exit: exit.status(), signal: exit.signal(), message: String::new() }
             }
-            Self::Handler(process) | Self::Http(process, _) => process.exited(exit).await,
+            Self::Handler(process) | Self::Http(http::Server { process, .. }) => process.exited(exit).await,
         }
     }
 
     /// Answers a `connect` beside everything else.
     fn connect(&self, tag: u64, control: &Arc<Channel>) {
-        let target = if let Self::Http(_, target) = self { Some(target.clone()) } else { None };
+        let target = if let Self::Http(server) = self { Some(server.target.clone()) } else { None };
         let control = Arc::clone(control);
         spawn_local(async move {
             let refused = |message: String| Report::Refused { tag, message };
@@ -127,13 +140,14 @@ impl Function {
     /// Lets calls end where the watchdog sees them, asks the process to end where it does not, and waits no longer than
     /// `grace`. What is left is killed on the way out.
     async fn drain(mut self, grace: Duration, control: &Channel) -> Result<(), Error> {
+        self.rest();
         let done = async {
             match &mut self {
                 Self::Classic { stop, server } => {
                     stop.send_replace(true);
                     let _ = server.await;
                 }
-                Self::Handler(process) | Self::Http(process, _) => {
+                Self::Handler(process) | Self::Http(http::Server { process, .. }) => {
                     process.signal(Signal::TERM);
                     process.ended().await;
                 }

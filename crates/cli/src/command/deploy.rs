@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use clap::Args;
+use clap::{ArgAction, Args};
 use http::Method;
 use serde_json::Value;
 use taper_model::{
@@ -15,14 +15,37 @@ use taper_model::{
     quantity::{Cpu, Memory, Span},
 };
 
-use taper_runtimes::{Candidate, Wish};
+use taper_runtimes::Wish;
 
 use crate::{
     client::Client,
-    context::Global,
+    command::pairs,
+    context::{self, Global},
     output::{self, note, progress},
     pack::{self, Package},
+    stack::{self, Chosen, Overlay, Planned},
 };
+
+/// The annotation of a deployment that says which code runs and how: the platform takes it out again.
+const CODE: &str = "taper.dev/code";
+
+/// Flags that describe one function, and so mean nothing beside a file that describes its own.
+const OF_ONE: [&str; 14] = [
+    "path",
+    "name",
+    "runtime",
+    "mode",
+    "handler",
+    "command",
+    "concurrency",
+    "timeout",
+    "min",
+    "max",
+    "memory",
+    "cpu",
+    "network",
+    "debug",
+];
 
 /// What to deploy.
 #[derive(Args, Default)]
@@ -30,13 +53,23 @@ use crate::{
                         taper deploy ./resize --memory 512Mi                a folder, with its dependencies\n  \
                         taper deploy --name upper --command 'tr a-z A-Z'    any command, a process per call\n  \
                         taper deploy ./site --mode http --command 'python3 -u server.py'\n  \
-                        taper deploy -f functions.yaml                      a manifest")]
+                        taper deploy -f functions.yaml                      a manifest\n  \
+                        taper deploy -f stack.yml --filter 'mail-*'         some functions of an OpenFaaS stack file")]
 pub(crate) struct Deploy {
     /// A file or a folder; may be left out with --command
     path: Option<PathBuf>,
-    /// A manifest, or - for standard input
-    #[arg(short = 'f', long = "file", value_name = "FILE", conflicts_with = "path")]
+    /// A manifest or an OpenFaaS stack file, or - for standard input
+    #[arg(short = 'f', long = "file", value_name = "FILE", conflicts_with_all = OF_ONE)]
     file: Option<PathBuf>,
+    /// Of the file, only functions whose name fits, with * for anything
+    #[arg(long, value_name = "PATTERN", requires = "file")]
+    filter: Option<String>,
+    /// Of the file, only functions whose name has a match
+    #[arg(long, value_name = "REGEX", requires = "file", conflicts_with = "filter")]
+    regex: Option<String>,
+    /// Whether ${NAME} and its like are replaced in a stack file [default: true]
+    #[arg(long, value_name = "true|false", default_value_t = true, hide_default_value = true, action = ArgAction::Set, requires = "file")]
+    envsubst: bool,
     /// The function's name [default: the file's or the folder's name]
     #[arg(long)]
     name: Option<String>,
@@ -97,30 +130,73 @@ impl Deploy {
     }
 
     pub(crate) fn run(&self, global: &Global) -> Result<()> {
-        let client = Client::new(global)?;
         match &self.file {
-            Some(file) => self.apply(file, global, &client),
+            Some(file) => {
+                let (text, base) = (stack::read(file)?, file.parent().map(Path::to_owned).unwrap_or_default());
+                let shown = file.display().to_string();
+                if stack::is_stack(&text) {
+                    return self.apply_stack(&text, &shown, &base, global);
+                }
+                self.apply(&text, &shown, &base, global)
+            }
             None => {
                 let (manifest, package) = self.read(global)?;
-                push(&client, manifest, package)
+                push(&Client::new(global)?, manifest, package)
             }
         }
     }
 
-    /// Deploys every function of a manifest, in its order.
-    fn apply(&self, file: &Path, global: &Global, client: &Client) -> Result<()> {
-        let (text, base) = if file.as_os_str() == "-" {
-            (std::io::read_to_string(std::io::stdin())?, PathBuf::from("."))
-        } else {
-            let text = fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-            (text, file.parent().map(Path::to_owned).unwrap_or_default())
+    fn chosen(&self) -> Result<Chosen> {
+        match (&self.filter, &self.regex) {
+            (Some(pattern), _) => Ok(Chosen::Glob(pattern.clone())),
+            (None, Some(expression)) => Chosen::regex(expression),
+            (None, None) => Ok(Chosen::All),
+        }
+    }
+
+    /// Deploys every function of a stack file, in its order. One that fails does not keep the others.
+    fn apply_stack(&self, text: &str, shown: &str, base: &Path, global: &Global) -> Result<()> {
+        let overlay = Overlay {
+            namespace: global.said_namespace()?,
+            env: pairs("--env", &self.env)?,
+            secrets: self.secret.clone(),
+            labels: pairs("--label", &self.label)?,
+            annotations: pairs("--annotation", &self.annotation)?,
         };
-        let shown = file.display();
-        let all = Manifest::parse_all(&text).map_err(|e| anyhow!("{shown}: {e}"))?;
+        let source = stack::Source { shown, base, lookup: if self.envsubst { Some(&context::env) } else { None } };
+        let stack = stack::plan(text, &source, &self.chosen()?, &overlay)?;
+        stack.notes.iter().for_each(|text| note(text));
+        let client = Client::new(&global.else_at(stack.gateway.as_deref()))?;
+        let (all, mut failed) = (stack.functions.len(), Vec::new());
+        for planned in stack.functions {
+            let name = planned.name.clone();
+            if let Err(error) = push_planned(&client, planned) {
+                note(&format!("taper: {}", output::chain(&error.context(format!("{name} was not deployed")))));
+                failed.push(name.to_string());
+            }
+        }
+        if failed.is_empty() {
+            return Ok(());
+        }
+        bail!("{} of {all} functions of {shown} were not deployed: {}", failed.len(), failed.join(", "))
+    }
+
+    /// Deploys every function of a manifest, in its order.
+    fn apply(&self, text: &str, shown: &str, base: &Path, global: &Global) -> Result<()> {
+        let (client, chosen) = (Client::new(global)?, self.chosen()?);
+        let mut all = Manifest::parse_all(text).map_err(|e| anyhow!("{shown}: {e}"))?;
+        all.retain(|manifest| chosen.has(manifest.metadata.name.as_str()));
+        if all.is_empty() {
+            bail!("{shown}: no function's name fits --filter or --regex");
+        }
         // Everything is read and checked before anything is changed.
         let mut ready = Vec::with_capacity(all.len());
         for mut manifest in all {
             let name = manifest.metadata.name.clone();
+            manifest.spec.env.extend(pairs("--env", &self.env)?);
+            manifest.spec.secrets.extend(self.secret.iter().cloned());
+            manifest.metadata.labels.extend(pairs("--label", &self.label)?);
+            manifest.metadata.annotations.extend(pairs("--annotation", &self.annotation)?);
             if manifest.metadata.namespace.is_none() {
                 manifest.metadata.namespace = Some(global.namespace()?.to_string());
             }
@@ -139,13 +215,16 @@ impl Deploy {
             manifest.spec.validate().map_err(|e| anyhow!("{shown}: {name}: {e}"))?;
             ready.push((manifest, package));
         }
-        ready.into_iter().try_for_each(|(manifest, package)| push(client, manifest, package))
+        ready.into_iter().try_for_each(|(manifest, package)| push(&client, manifest, package))
     }
 
     /// Makes the manifest that these flags mean.
     pub(crate) fn read(&self, global: &Global) -> Result<(Manifest, Option<Package>)> {
         let mut spec = self.spec()?;
         let package = match &self.path {
+            Some(path) if path.extension().is_some_and(|e| e == "yml" || e == "yaml") => {
+                bail!("{0} says what to deploy and is no code itself: write `taper deploy -f {0}`", path.display())
+            }
             Some(path) => {
                 let package = pack::pack(path)?;
                 detect(&mut spec, &package)?;
@@ -159,8 +238,8 @@ impl Deploy {
         let name = self.name(global)?;
         spec.validate().map_err(|e| anyhow!("{}: {e}", name.name))?;
         let mut manifest = Manifest::function(&name, spec);
-        manifest.metadata.labels = pairs("--label", &self.label)?.into_iter().collect();
-        manifest.metadata.annotations = pairs("--annotation", &self.annotation)?.into_iter().collect();
+        manifest.metadata.labels = pairs("--label", &self.label)?;
+        manifest.metadata.annotations = pairs("--annotation", &self.annotation)?;
         Ok((manifest, package))
     }
 
@@ -171,7 +250,7 @@ impl Deploy {
             handler: self.handler.clone(),
             timeout: self.timeout,
             concurrency: self.concurrency,
-            env: pairs("--env", &self.env)?.into_iter().collect(),
+            env: pairs("--env", &self.env)?,
             secrets: self.secret.clone(),
             network: self.network,
             debug: self.debug,
@@ -206,24 +285,14 @@ impl Deploy {
     }
 }
 
-fn pairs(flag: &str, given: &[String]) -> Result<Vec<(String, String)>> {
-    let split = |text: &String| match text.split_once('=') {
-        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
-        _ => Err(anyhow!("{flag} {text}: write NAME=VALUE")),
-    };
-    given.iter().map(split).collect()
-}
-
 /// Fills in what was not said from what is in the package.
 fn detect(spec: &mut FunctionSpec, package: &Package) -> Result<()> {
     if !spec.command.is_empty() {
         return Ok(());
     }
-    let files: Vec<_> =
-        package.files.iter().map(|f| Candidate { name: &f.name, executable: f.executable, head: &f.head }).collect();
     let found = taper_runtimes::detect(
         &package.place,
-        &files,
+        &package.candidates(),
         Wish { runtime: spec.runtime, handler: spec.handler.as_deref() },
     )?;
     let mode = spec.mode.unwrap_or(found.mode);
@@ -259,14 +328,35 @@ pub(crate) fn push(client: &Client, mut manifest: Manifest, package: Option<Pack
         spec.source = Some(Source::Digest { digest });
     }
     let body = serde_json::to_value(&manifest)?;
-    for event in client.lines(Method::PUT, &Client::function_path(&name), Some(&body))? {
+    follow(&name, client.lines(Method::PUT, &Client::function_path(&name), Some(&body))?)
+}
+
+/// Uploads the code of a stack file's function, sends its deployment, and follows the deploy to its end.
+fn push_planned(client: &Client, planned: Planned) -> Result<()> {
+    let Planned { name, mut deployment, code } = planned;
+    if let Some((mut spec, package)) = code {
+        progress(&format!("{name}: {} in mode {}", spec.runtime(), spec.mode()));
+        client.upload(package.archive, &package.digest.to_string())?;
+        spec.source = Some(Source::Digest { digest: package.digest });
+        deployment["annotations"][CODE] = serde_json::to_string(&spec)?.into();
+    }
+    match client.deploy(&deployment)? {
+        Some(lines) => follow(&name, lines),
+        // Another platform than ours: it says nothing of what becomes of it.
+        None => output::line(&format!("{}/function/{}", client.url(), name.openfaas())),
+    }
+}
+
+/// Tells of a deploy until its verdict.
+fn follow(name: &FunctionName, events: impl Iterator<Item = Result<Value>>) -> Result<()> {
+    for event in events {
         let event = event?;
         if let Some(failed) = event.get("failed") {
             let message = output::text(failed, "/message");
             bail!("{name} did not become ready: {message}");
         }
         if let Some(ready) = event.get("ready") {
-            return finished(&name, ready);
+            return finished(name, ready);
         }
         match event["line"].as_str() {
             Some(line) => progress(&format!("  {line}")),

@@ -16,7 +16,8 @@ use crate::{client::Client, context::Global, output};
 #[derive(Args)]
 #[command(
     after_help = "Examples:\n  taper invoke hello -d world\n  taper invoke resize --file photo.jpg > small.jpg\n  \
-                        cat report.csv | taper invoke load/2026 -H 'Content-Type: text/csv'"
+                        cat report.csv | taper invoke load/2026 -H 'Content-Type: text/csv'\n  \
+                  taper invoke resize --async --file photo.jpg -H 'X-Callback-Url: http://me.lan/done'"
 )]
 pub(crate) struct Invoke {
     /// The function, with a path after it where it takes one: hello, hello/users/7
@@ -30,6 +31,9 @@ pub(crate) struct Invoke {
     /// The method
     #[arg(long, short = 'X', default_value = "POST")]
     method: Method,
+    /// Hand the call over and do not wait for its answer
+    #[arg(long = "async", conflicts_with = "method")]
+    deferred: bool,
     /// A header; may be given several times
     #[arg(long, short = 'H', value_name = "NAME: VALUE")]
     header: Vec<String>,
@@ -59,10 +63,16 @@ impl Invoke {
             (None, None) => Box::new(std::io::stdin()),
         };
         let body = (!matches!(self.method, Method::GET | Method::HEAD)).then_some(body);
-        let response = client.send(self.method, &format!("/function/{name}{path}"), &headers, body)?;
+        let route = if self.deferred { "async-function" } else { "function" };
+        let response = client.send(self.method, &format!("/{route}/{name}{path}"), &headers, body)?;
         let status = response.status();
         let header = |name: &str| response.headers().get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
         let (id, fault) = (header("x-call-id").unwrap_or_else(|| "-".into()), header("x-taper-fault"));
+        if self.deferred && status == 202 {
+            output::line(&id)?;
+            output::note(&format!("{name} takes the call on; what it writes is in `taper logs {name}`"));
+            return Ok(());
+        }
         let mut reader = response.into_body().into_reader();
         std::io::copy(&mut reader, &mut std::io::stdout()).context("the answer broke off")?;
         if !status.is_success() && !status.is_redirection() {

@@ -1,8 +1,11 @@
 //! `taper logs NAME`.
 
-use anyhow::{Context as _, Result};
+use std::io::IsTerminal;
+
+use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use http::Method;
+use serde_json::Value;
 use taper_model::{clock, quantity::Span};
 
 use crate::{client::Client, context::Global, context::Output, output};
@@ -22,10 +25,10 @@ pub(crate) struct Logs {
     /// Only lines younger than this (5m, 2h), or since a time (RFC 3339)
     #[arg(long, value_name = "AGE|TIME")]
     since: Option<String>,
-    /// Only one instance's
+    /// Only one instance's, as it is shown here
     #[arg(long)]
     instance: Option<String>,
-    /// Print when each line was written, and by which instance
+    /// Print when each line was written, and by which instance, also into a pipe
     #[arg(long, short)]
     timestamps: bool,
 }
@@ -40,24 +43,44 @@ impl Logs {
         if let Some(since) = &self.since {
             query.push_str(&format!("&since={}", clock::rfc3339(since_ms(since)?)));
         }
+        let prefix = format!("{}-", name.name);
         if let Some(instance) = &self.instance {
-            query.push_str(&format!("&instance={instance}"));
+            let known = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+            if instance.is_empty() || !instance.chars().all(known) {
+                bail!(
+                    "--instance {}: it is no instance's name; `taper logs {name}` on a terminal shows them",
+                    instance.escape_debug()
+                );
+            }
+            let full = if instance.starts_with(&prefix) { "" } else { &prefix };
+            query.push_str(&format!("&instance={full}{instance}"));
         }
+        // People are shown where a line comes from, and nothing that their terminal would obey; programs get what was written.
+        let person = std::io::stdout().is_terminal();
         let path = format!("{}/logs?{query}", Client::function_path(&name));
         for line in Client::new(global)?.lines(Method::GET, &path, None)? {
             let line = line?;
             let text = output::text(&line, "/text");
             match global.output {
                 Output::Json | Output::Yaml => output::line(&line.to_string())?,
-                Output::Table if self.timestamps => {
-                    let at = clock::rfc3339(line["atMs"].as_u64().unwrap_or_default());
-                    output::line(&format!("{at} {} {text}", output::text(&line, "/instance")))?;
+                Output::Table => {
+                    let call = line["call"].as_str().map_or(String::new(), |id| format!("[{id}] "));
+                    let said = call + &text;
+                    let said = if person { output::harmless(&said) } else { said };
+                    let from = if person || self.timestamps { origin(&line, &prefix) } else { String::new() };
+                    output::line(&format!("{from}{said}"))?;
                 }
-                Output::Table => output::line(&text)?,
             }
         }
         Ok(())
     }
+}
+
+/// When a line was written, and by which instance.
+fn origin(line: &Value, prefix: &str) -> String {
+    let at = clock::rfc3339(line["atMs"].as_u64().unwrap_or_default());
+    let instance = output::text(line, "/instance");
+    format!("{at} {} ", instance.strip_prefix(prefix).unwrap_or(&instance))
 }
 
 /// `5m` ago, or a time, in milliseconds since the Unix epoch.

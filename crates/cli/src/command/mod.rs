@@ -8,13 +8,17 @@ mod describe;
 mod doctor;
 mod invoke;
 mod list;
+mod login;
 mod logs;
+mod namespace;
 mod scale;
 mod secret;
 mod up;
 mod version;
 
-use anyhow::Result;
+use std::collections::BTreeMap;
+
+use anyhow::{Result, anyhow};
 use clap::Subcommand;
 
 use crate::context::Global;
@@ -40,9 +44,18 @@ pub(crate) enum Command {
     Delete(delete::Delete),
     /// Set how many instances a function has now
     Scale(scale::Scale),
+    /// Create, list, describe, update and delete namespaces
+    #[command(
+        subcommand,
+        visible_alias = "ns",
+        after_help = "Example:\n  taper namespace create staging --label owner=web"
+    )]
+    Namespace(namespace::Namespace),
     /// Create, update, list and delete secrets
     #[command(subcommand, after_help = "Example:\n  taper secret create api-key --from-file key.txt")]
     Secret(secret::Secret),
+    /// Remember the password of a platform
+    Login(login::Login),
     /// Look into the autoscaler's decisions
     #[command(subcommand, after_help = "Example:\n  taper autoscaler replay load.jsonl")]
     Autoscaler(autoscaler::Autoscaler),
@@ -66,11 +79,22 @@ impl Command {
             Self::Logs(c) => c.run(global),
             Self::Delete(c) => c.run(global),
             Self::Scale(c) => c.run(global),
+            Self::Namespace(c) => c.run(global),
             Self::Secret(c) => c.run(global),
+            Self::Login(c) => c.run(global),
             Self::Autoscaler(c) => c.run(),
             Self::Doctor(c) => c.run(global),
             Self::Completions(c) => c.run(),
             Self::Version(c) => c.run(global),
         }
     }
+}
+
+/// What a flag that is given several times says, as `NAME=VALUE` each.
+fn pairs(flag: &str, given: &[String]) -> Result<BTreeMap<String, String>> {
+    let split = |text: &String| match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err(anyhow!("{flag} {text}: write NAME=VALUE")),
+    };
+    given.iter().map(split).collect()
 }

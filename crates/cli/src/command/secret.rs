@@ -23,18 +23,24 @@ pub(crate) enum Secret {
         after_help = "Examples:\n  taper secret create api-key --from-file key.txt\n  pass show api | taper secret create api-key"
     )]
     Create(Value_),
-    /// Change a secret; new instances see the new value
+    /// Change a secret; running instances are replaced by ones that see it
     #[command(after_help = "Example:\n  taper secret update api-key --from-file key.txt")]
     Update(Value_),
     /// List the names
-    #[command(after_help = "Examples:\n  taper secret list\n  taper secret list -o json")]
+    #[command(
+        visible_alias = "ls",
+        after_help = "Examples:\n  taper secret list\n  taper secret list -n staging -o json"
+    )]
     List,
     /// Remove a secret
-    #[command(alias = "remove", after_help = "Example:\n  taper secret delete api-key")]
+    #[command(visible_aliases = ["remove", "rm"], after_help = "Example:\n  taper secret delete api-key")]
     Delete {
         /// The secret
         name: Name,
     },
+    /// Seal all secrets, of every namespace, with a new key
+    #[command(after_help = "Example:\n  taper secret rotate-key")]
+    RotateKey,
 }
 
 /// A secret's name and where its value comes from.
@@ -68,13 +74,19 @@ impl Secret {
                 client.json(Method::DELETE, &format!("{path}/{name}"), None)?;
                 output::line(&format!("secret {name} deleted"))
             }
+            Self::RotateKey => {
+                let answer = client.json(Method::POST, "/v1/secrets/rotate-key", None)?;
+                output::line(&format!("{} secrets are sealed with a new key", output::text(&answer, "/secrets")))
+            }
             Self::List => {
                 let list = client.json(Method::GET, &path, None)?;
                 if output::machine(&list, global.output)? {
                     return Ok(());
                 }
                 if list.as_array().is_some_and(Vec::is_empty) {
-                    output::note("no secrets yet; create one with `taper secret create NAME`");
+                    output::note(&format!(
+                        "no secrets in namespace {namespace} yet; create one with `taper secret create NAME`"
+                    ));
                     return Ok(());
                 }
                 let rows: Vec<_> =

@@ -13,14 +13,14 @@ use http::{StatusCode, header::CONTENT_TYPE};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use taper_model::{FunctionName, Manifest, Revision, RevisionId, RevisionState};
-use taper_store::Snapshot;
+use taper_store::{Deploy, Snapshot};
 use tokio::sync::{mpsc, watch};
 
 use crate::{
     Error, Shared,
     admit::admit,
     api::{
-        no_function,
+        known, no_function,
         read::{Asked, Space, Target, Told, flag},
         resource, set_scale,
     },
@@ -52,11 +52,12 @@ fn snapshot(shared: &Shared) -> Arc<Snapshot> {
     Arc::clone(&shared.parts.store.snapshot().borrow())
 }
 
-pub(crate) async fn list(State(shared): State<Arc<Shared>>, Space(namespace): Space) -> Json<Value> {
+pub(crate) async fn list(State(shared): State<Arc<Shared>>, Space(namespace): Space) -> Result<Json<Value>, Error> {
     let snapshot = snapshot(&shared);
+    known(&snapshot, &namespace)?;
     let mut functions: Vec<_> = snapshot.functions.values().filter(|f| f.name.namespace == namespace).collect();
     functions.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-    Json(functions.iter().map(|f| resource::resource(&shared, f, false)).collect())
+    Ok(Json(functions.iter().map(|f| resource::resource(&shared, f, false)).collect()))
 }
 
 pub(crate) async fn get(State(shared): State<Arc<Shared>>, Target(name): Target) -> Result<Json<Value>, Error> {
@@ -105,13 +106,22 @@ pub(crate) async fn put(
     let Manifest { metadata, spec, .. } = manifest;
     let deploy =
         admit(&shared.config, &shared.parts, name.clone(), spec, metadata.labels, metadata.annotations).await?;
-    let steps = shared.board.listen(name.clone());
-    let snapshots = shared.parts.store.snapshot();
-    let revision = shared.parts.store.publish(deploy).await?.revision;
     if !query.wait {
+        shared.parts.store.publish(deploy).await?;
         return Ok((StatusCode::ACCEPTED, Json(shown(&shared, &name)?)).into_response());
     }
-    let watch = Watch { shared, revision, steps, snapshots, over: false };
+    publish(&shared, deploy).await
+}
+
+/// Publishes, and answers with lines of JSON until the verdict. For both surfaces.
+///
+/// # Errors
+/// When it could not be published.
+pub(crate) async fn publish(shared: &Arc<Shared>, deploy: Deploy) -> Result<Response, Error> {
+    let steps = shared.board.listen(deploy.function.clone());
+    let snapshots = shared.parts.store.snapshot();
+    let revision = shared.parts.store.publish(deploy).await?.revision;
+    let watch = Watch { shared: Arc::clone(shared), revision, steps, snapshots, over: false };
     let lines = stream::unfold(watch, async |mut watch| {
         let line = watch.next().await?;
         Some((Ok::<_, Infallible>(format!("{line}\n")), watch))

@@ -4,6 +4,7 @@
 mod artifacts;
 mod functions;
 mod logs;
+mod namespaces;
 mod openapi;
 mod read;
 pub(crate) mod resource;
@@ -24,7 +25,9 @@ use tokio::sync::oneshot;
 
 use crate::{Error, Nudge, Shared, error, policy};
 
+pub(crate) use functions::{NDJSON, publish};
 pub(crate) use logs::{follow, since};
+pub(crate) use namespaces::{known, put as put_namespace};
 pub(crate) use read::body;
 pub(crate) use secrets::bytes as secret_bytes;
 
@@ -43,6 +46,7 @@ fn routes() -> Vec<Route> {
     let route = |method, path, on| Route { method, path, on };
     const FUNCTIONS: &str = "/v1/namespaces/{namespace}/functions";
     const FUNCTION: &str = "/v1/namespaces/{namespace}/functions/{name}";
+    const NAMESPACE: &str = "/v1/namespaces/{namespace}";
     const SECRETS: &str = "/v1/namespaces/{namespace}/secrets";
     const SECRET: &str = "/v1/namespaces/{namespace}/secrets/{name}";
     vec![
@@ -50,6 +54,11 @@ fn routes() -> Vec<Route> {
         route("get", "/v1/openapi.json", get(async || Json(openapi::document()))),
         route("put", "/v1/artifacts", put(artifacts::put)),
         route("head", "/v1/artifacts/{digest}", head(artifacts::head)),
+        route("get", "/v1/namespaces", get(namespaces::list)),
+        route("post", "/v1/namespaces", post(namespaces::create)),
+        route("get", NAMESPACE, get(namespaces::get)),
+        route("put", NAMESPACE, put(namespaces::update)),
+        route("delete", NAMESPACE, delete(namespaces::delete)),
         route("get", FUNCTIONS, get(functions::list)),
         route("get", FUNCTION, get(functions::get)),
         route("put", FUNCTION, put(functions::put)),
@@ -61,6 +70,7 @@ fn routes() -> Vec<Route> {
         route("post", SECRETS, post(secrets::create)),
         route("put", SECRET, put(secrets::update)),
         route("delete", SECRET, delete(secrets::delete)),
+        route("post", "/v1/secrets/rotate-key", post(secrets::rotate_key)),
     ]
 }
 

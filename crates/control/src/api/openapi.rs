@@ -54,6 +54,30 @@ fn paths() -> Value {
         "/v1/artifacts/{digest}": {
             "head": operation("Whether an artifact is there", &[path("digest", "Its digest.")], None, 200, None),
         },
+        "/v1/namespaces": {
+            "get": operation("List namespaces", &[], None, 200, Some((JSON, list("Namespace")))),
+            "post": operation("Create a namespace", &[], Some((JSON, named("Namespace"))), 201, Some((JSON, named("Namespace")))),
+        },
+        "/v1/namespaces/{namespace}": {
+            "get": operation("Show a namespace", &function[..1], None, 200, Some((JSON, named("Namespace")))),
+            "put": operation(
+                "Replace a namespace's labels and annotations",
+                &function[..1],
+                Some((JSON, named("Namespace"))),
+                200,
+                Some((JSON, named("Namespace"))),
+            ),
+            "delete": operation("Delete an empty namespace", &function[..1], None, 204, None),
+        },
+        "/v1/secrets/rotate-key": {
+            "post": operation(
+                "Encrypt every secret anew under a new key; says how many there are",
+                &[],
+                None,
+                200,
+                Some((JSON, object(&[("secrets", "integer")], &["secrets"]))),
+            ),
+        },
         "/v1/namespaces/{namespace}/functions": {
             "get": operation("List functions", &function[..1], None, 200, Some((JSON, list("Function")))),
         },
@@ -103,6 +127,7 @@ fn schemas() -> Value {
             &["version", "apiVersion", "provider", "isolation", "url"],
         ),
         "Artifact": object(&[("digest", "string")], &["digest"]),
+        "Namespace": object(&[("name", "string"), ("labels", "object"), ("annotations", "object")], &["name"]),
         "Secret": object(&[("name", "string"), ("namespace", "string")], &["name", "namespace"]),
         "SecretValue": {
             "description": "`value` is text, `rawValue` base64; `rawValue` wins.",
@@ -223,7 +248,7 @@ fn scale_properties() -> Value {
         "min": {"type": "integer", "default": 0},
         "max": {"type": "integer", "default": 100},
         "target": {"type": "number"},
-        "metric": {"type": "string", "enum": ["concurrency", "rps"]},
+        "metric": {"type": "string", "enum": ["concurrency", "rps", "cpu"]},
         "zeroAfter": {"type": "string", "default": "1m"},
         "window": {"type": "string", "default": "1m"},
         "utilization": {"type": "number", "default": 70},

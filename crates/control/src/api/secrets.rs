@@ -12,7 +12,10 @@ use taper_model::Name;
 
 use crate::{
     Error, Shared,
-    api::read::{Space, Target, Told},
+    api::{
+        known,
+        read::{Space, Target, Told},
+    },
 };
 
 /// A secret on its way in: `value` as text or `rawValue` as base64, as OpenFaaS has it.
@@ -37,6 +40,7 @@ pub(crate) fn bytes(value: Option<String>, raw: Option<String>) -> Result<Bytes,
 }
 
 pub(crate) async fn list(State(shared): State<Arc<Shared>>, Space(namespace): Space) -> Result<Json<Value>, Error> {
+    known(&shared.parts.store.snapshot().borrow(), &namespace)?;
     let names = shared.parts.store.secrets(&namespace).await?;
     Ok(Json(names.iter().map(|name| shown(&namespace, name)).collect()))
 }
@@ -70,6 +74,11 @@ pub(crate) async fn update(
 pub(crate) async fn delete(State(shared): State<Arc<Shared>>, Target(target): Target) -> Result<StatusCode, Error> {
     shared.parts.store.delete_secret(&target.namespace, &target.name).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Encrypts every secret anew.
+pub(crate) async fn rotate_key(State(shared): State<Arc<Shared>>) -> Result<Json<Value>, Error> {
+    Ok(Json(json!({"secrets": shared.parts.store.rotate_key().await?})))
 }
 
 fn shown(namespace: &Name, name: &Name) -> Value {

@@ -7,7 +7,7 @@ use axum::{
     extract::{Path, Request, State},
     response::{IntoResponse, Response},
 };
-use http::{StatusCode, Uri};
+use http::{StatusCode, Uri, header::ACCEPT};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use taper_model::FunctionName;
@@ -16,11 +16,7 @@ use crate::{
     Error, Shared,
     admit::admit,
     api,
-    openfaas::{
-        Asked, Text,
-        shape::{Deployment, Status},
-        target, told,
-    },
+    openfaas::{Asked, Text, deployment::Deployment, status::Status, target, told},
 };
 
 #[derive(Deserialize, Default)]
@@ -46,6 +42,7 @@ fn function(shared: &Shared, name: &FunctionName) -> Option<Arc<taper_model::Fun
 pub(super) async fn list(State(shared): State<Arc<Shared>>, uri: Uri) -> Result<Json<Value>, Text> {
     let namespace = Asked::of(&uri)?.space()?;
     let snapshot = Arc::clone(&shared.parts.store.snapshot().borrow());
+    api::known(&snapshot, &namespace)?;
     let mut functions: Vec<_> = snapshot.functions.values().filter(|f| f.name.namespace == namespace).collect();
     functions.sort_unstable_by(|a, b| a.name.cmp(&b.name));
     Ok(Json(functions.iter().map(|f| json!(Status::of(&shared, f, false))).collect()))
@@ -63,7 +60,7 @@ pub(super) async fn get(
     Ok(Json(json!(Status::of(&shared, &function, usage))).into_response())
 }
 
-pub(super) async fn create(State(shared): State<Arc<Shared>>, uri: Uri, body: Request) -> Result<StatusCode, Text> {
+pub(super) async fn create(State(shared): State<Arc<Shared>>, uri: Uri, body: Request) -> Result<Response, Text> {
     deploy(&shared, &uri, body, |name, exists| match exists {
         true => Err(Error::Invalid(format!("function {name} exists already; update it with PUT, or delete it first"))),
         false => Ok(()),
@@ -71,24 +68,30 @@ pub(super) async fn create(State(shared): State<Arc<Shared>>, uri: Uri, body: Re
     .await
 }
 
-pub(super) async fn update(State(shared): State<Arc<Shared>>, uri: Uri, body: Request) -> Result<StatusCode, Text> {
+pub(super) async fn update(State(shared): State<Arc<Shared>>, uri: Uri, body: Request) -> Result<Response, Text> {
     deploy(&shared, &uri, body, |name, exists| if exists { Ok(()) } else { Err(api::no_function(name)) }).await
 }
 
-/// Publishes and answers at once, as the original does; what becomes of it is seen in the replicas.
+/// Publishes and answers at once, as the original does; what becomes of it is seen in the replicas. Who accepts lines of JSON gets to
+/// see it as it happens.
 async fn deploy(
-    shared: &Shared,
+    shared: &Arc<Shared>,
     uri: &Uri,
     body: Request,
     fits: impl Fn(&FunctionName, bool) -> Result<(), Error>,
-) -> Result<StatusCode, Text> {
+) -> Result<Response, Text> {
+    let watches = body.headers().get(ACCEPT).is_some_and(|kind| kind == api::NDJSON);
     let deployment: Deployment = told(body).await?;
     let name = target(&deployment.service, deployment.namespace.as_deref().unwrap_or_default(), uri)?;
-    fits(&name, function(shared, &name).is_some())?;
-    let (spec, labels, annotations) = deployment.meaning()?;
+    let there = function(shared, &name);
+    fits(&name, there.is_some())?;
+    let (spec, labels, annotations) = deployment.meaning(there.as_ref().map(|f| &*f.latest().revision))?;
     let deploy = admit(&shared.config, &shared.parts, name, spec, labels, annotations).await?;
+    if watches {
+        return Ok(api::publish(shared, deploy).await?);
+    }
     shared.parts.store.publish(deploy).await?;
-    Ok(StatusCode::ACCEPTED)
+    Ok(StatusCode::ACCEPTED.into_response())
 }
 
 pub(super) async fn delete(State(shared): State<Arc<Shared>>, uri: Uri, body: Request) -> Result<StatusCode, Text> {

@@ -1,11 +1,15 @@
 //! The face that OpenFaaS's clients know: `/system/…`, its JSON, its statuses, and errors as plain text. Says nothing of its own:
 //! functions are admitted, published and shown by the same code as under `/v1`. The default namespace is printed `openfaas-fn`.
 
+mod alert;
+mod deployment;
 mod functions;
+mod labels;
+mod namespaces;
 mod secrets;
-mod shape;
+mod status;
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
@@ -28,6 +32,7 @@ use crate::{Error, Shared, api};
 /// Everything under `/system`.
 pub(crate) fn router(shared: &Arc<Shared>) -> Router {
     use functions as f;
+    use namespaces as n;
     use secrets as s;
     Router::new()
         .route("/system/functions", get(f::list).post(f::create).put(f::update).delete(f::delete))
@@ -35,7 +40,12 @@ pub(crate) fn router(shared: &Arc<Shared>) -> Router {
         .route("/system/scale-function/{name}", post(f::scale))
         .route("/system/info", get(info))
         .route("/system/secrets", get(s::list).post(s::create).put(s::update).delete(s::delete))
-        .route("/system/namespaces", get(namespaces))
+        .route("/system/namespaces", get(n::list))
+        // Clients create with a slash at the end.
+        .route("/system/namespace", post(n::create))
+        .route("/system/namespace/", post(n::create))
+        .route("/system/namespace/{name}", get(n::get).put(n::update).delete(n::delete))
+        .route("/system/alert", post(alert::receive))
         .route("/system/logs", get(logs))
         .method_not_allowed_fallback(async || StatusCode::METHOD_NOT_ALLOWED)
         .route("/system", any(unknown))
@@ -56,7 +66,6 @@ impl<E: Into<Error>> From<E> for Text {
 
 impl IntoResponse for Text {
     fn into_response(self) -> Response {
-        // What is there already is a conflict here only for secrets, which say so themselves.
         (self.0.status(), [(CONTENT_TYPE, "text/plain; charset=utf-8")], format!("{}\n", self.0)).into_response()
     }
 }
@@ -131,23 +140,35 @@ async fn info(State(shared): State<Arc<Shared>>) -> Json<Value> {
     }))
 }
 
-async fn namespaces(State(shared): State<Arc<Shared>>) -> Json<Vec<String>> {
-    let snapshot = Arc::clone(&shared.parts.store.snapshot().borrow());
-    let mut all: BTreeSet<&str> = snapshot.functions.keys().map(|name| printed(&name.namespace)).collect();
-    all.insert(OPENFAAS_NAMESPACE);
-    Json(all.into_iter().map(str::to_owned).collect())
-}
+/// How far back logs go when the request says neither from when nor how many.
+const RECENT: Duration = Duration::from_secs(300);
 
 async fn logs(State(shared): State<Arc<Shared>>, uri: Uri) -> Result<Response, Text> {
     let asked = Asked::of(&uri)?;
+    if asked.name.is_empty() {
+        return Err(Text(Error::Invalid("name: whose logs? Say `?name=FUNCTION`".into())));
+    }
     let name = target(&asked.name, "", &uri)?;
-    let query = LogQuery {
-        // A negative number means all of them.
-        tail: asked.tail.parse().ok(),
-        since_ms: if asked.since.is_empty() { None } else { Some(api::since(&asked.since)?) },
-        instance: Some(asked.instance).filter(|i| !i.is_empty()),
-        follow: matches!(asked.follow.as_str(), "1" | "true"),
+    let refuse = |word: &str, text: &str, what: &str| {
+        Text(Error::Invalid(format!("{word}: `{}` is not {what}", text.escape_debug())))
     };
+    // A negative number means all of them.
+    let tail: Option<i64> = match asked.tail.as_str() {
+        "" => None,
+        text => Some(text.parse().map_err(|_| refuse("tail", text, "a number of lines"))?),
+    };
+    let since_ms = match (asked.since.as_str(), tail) {
+        ("", None) => Some(u64::try_from(clock::unix().saturating_sub(RECENT).as_millis()).unwrap_or(0)),
+        ("", Some(_)) => None,
+        (text, _) => Some(api::since(text)?),
+    };
+    let follow = match asked.follow.as_str() {
+        "" | "0" | "f" | "F" | "false" | "False" | "FALSE" => false,
+        "1" | "t" | "T" | "true" | "True" | "TRUE" => true,
+        text => return Err(refuse("follow", text, "`true` or `false`")),
+    };
+    let tail = tail.and_then(|n| usize::try_from(n).ok());
+    let query = LogQuery { tail, since_ms, instance: Some(asked.instance).filter(|i| !i.is_empty()), follow };
     let (function, namespace) = (name.name.clone(), printed(&name.namespace).to_owned());
     Ok(api::follow(&shared, &name, query, move |line| {
         json!({

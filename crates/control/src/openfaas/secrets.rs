@@ -14,7 +14,7 @@ use taper_store::Put;
 
 use crate::{
     Shared,
-    api::secret_bytes,
+    api::{self, secret_bytes},
     openfaas::{Asked, Text, printed, told},
 };
 
@@ -38,6 +38,7 @@ impl Secret {
 
 pub(super) async fn list(State(shared): State<Arc<Shared>>, uri: Uri) -> Result<Json<Value>, Text> {
     let namespace = Asked::of(&uri)?.space()?;
+    api::known(&shared.parts.store.snapshot().borrow(), &namespace)?;
     let names = shared.parts.store.secrets(&namespace).await?;
     Ok(Json(names.iter().map(|name| json!({"name": name, "namespace": printed(&namespace)})).collect()))
 }

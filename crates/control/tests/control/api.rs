@@ -125,6 +125,7 @@ async fn functions_are_listed_by_namespace_in_their_order() {
     }
     let mut elsewhere = manifest("z", json!({}));
     elsewhere["metadata"]["namespace"] = json!("dev");
+    house.namespace("dev").await;
     let (status, text) = house.send("PUT", "/v1/namespaces/dev/functions/z", elsewhere.to_string()).await;
     assert!(status == 200 && text.contains("/function/z.dev\""), "{text}");
     let names = |list: &Value| -> Vec<String> {
@@ -137,8 +138,10 @@ async fn functions_are_listed_by_namespace_in_their_order() {
     }
     let (_, list) = house.json("GET", "/v1/namespaces/dev/functions", Value::Null).await;
     assert_eq!(names(&list), ["z"]);
-    let (_, list) = house.json("GET", "/v1/namespaces/empty/functions", Value::Null).await;
-    assert_eq!(list, json!([]));
+    house.namespace("empty").await;
+    assert_eq!(house.json("GET", "/v1/namespaces/empty/functions", Value::Null).await.1, json!([]));
+    let (status, answer) = house.json("GET", "/v1/namespaces/none/functions", Value::Null).await;
+    assert!(status == 404 && answer["message"].as_str().unwrap().contains("taper namespace create none"), "{answer}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -233,6 +236,38 @@ async fn artifacts_come_in_whole_or_not_at_all() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn namespaces_are_made_changed_and_removed() {
+    let house = House::new();
+    let send = async |method: &str, at: &str, body: Value| house.json(method, at, body).await;
+    let dev = json!({"name": "dev", "labels": {"team": "a"}, "annotations": {}});
+    assert_eq!(
+        send("POST", "/v1/namespaces", json!({"name": "dev", "labels": {"team": "a"}})).await,
+        (201.try_into().unwrap(), dev.clone())
+    );
+    let (status, answer) = send("POST", "/v1/namespaces", dev.clone()).await;
+    assert_eq!((status.as_u16(), &answer["error"]), (409, &json!("conflict")));
+    let default = json!({"name": "default", "labels": {}, "annotations": {}});
+    assert_eq!(send("GET", "/v1/namespaces", Value::Null).await.1, json!([default, dev]));
+    assert_eq!(send("GET", "/v1/namespaces/openfaas-fn", Value::Null).await.1, default);
+    let bare = json!({"name": "dev", "labels": {}, "annotations": {"note": "x"}});
+    assert_eq!(send("PUT", "/v1/namespaces/dev", bare.clone()).await.1, bare);
+    assert_eq!(send("GET", "/v1/namespaces/dev", Value::Null).await.1, bare);
+    for (method, at, body, status) in [
+        ("PUT", "/v1/namespaces/dev", json!({"name": "other"}), 400),
+        ("PUT", "/v1/namespaces/none", json!({"name": "none"}), 404),
+        ("POST", "/v1/namespaces", json!({"name": "kube-public"}), 400),
+        ("POST", "/v1/namespaces", json!({"name": "a", "lables": {}}), 400),
+        ("GET", "/v1/namespaces/none", Value::Null, 404),
+        ("GET", "/v1/namespaces/a%2Fb", Value::Null, 400),
+        ("DELETE", "/v1/namespaces/none", Value::Null, 404),
+        ("DELETE", "/v1/namespaces/default", Value::Null, 400),
+    ] {
+        assert_eq!(send(method, at, body.clone()).await.0.as_u16(), status, "{method} {at} {body}");
+    }
+    assert_eq!(house.send("DELETE", "/v1/namespaces/dev", "").await.0, 204);
+}
+
+#[tokio::test(start_paused = true)]
 async fn secrets_go_in_and_never_come_out() {
     let house = House::new();
     let at = "/v1/namespaces/default/secrets";
@@ -245,10 +280,13 @@ async fn secrets_go_in_and_never_come_out() {
     let value = taper_store::Store::secret(&*house.store, &"default".parse().unwrap(), &"api-key".parse().unwrap())
         .await
         .unwrap();
-    assert_eq!(&value[..], [0, 255]);
+    assert_eq!(&value.value[..], [0, 255]);
     let (_, list) = house.json("GET", at, Value::Null).await;
     assert_eq!(list, json!([{"name": "api-key", "namespace": "default"}]));
+    assert_eq!(house.send("GET", "/v1/namespaces/dev/secrets", "").await.0, 404);
+    house.namespace("dev").await;
     assert_eq!(house.json("GET", "/v1/namespaces/dev/secrets", Value::Null).await.1, json!([]));
+    assert_eq!(house.json("POST", "/v1/secrets/rotate-key", Value::Null).await.1, json!({"secrets": 0}));
     assert!(house.deploy("hello", json!({"secrets": ["api-key"]})).await.get("ready").is_some());
 
     for (body, expect) in [

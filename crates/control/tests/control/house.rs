@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -17,8 +17,8 @@ use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use taper_control::{Config, Control, Handle, Info, Parts};
 use taper_model::{
-    BoxFuture, BoxStream, Demand, Fault, FunctionName, InstanceId, Load, Name, Revision, RevisionId, RevisionState,
-    quantity::Span,
+    BoxFuture, BoxStream, Demand, Fault, FunctionName, InstanceId, Load, Name, Namespace, Revision, RevisionId,
+    RevisionState, Secret, quantity::Span,
 };
 use taper_provider::{
     Error as ProviderError, Event, LogLine, LogQuery, Progress, Provider, Usage,
@@ -45,6 +45,13 @@ pub(crate) struct House {
 }
 
 impl House {
+    /// Has a namespace made.
+    pub(crate) async fn namespace(&self, name: &str) {
+        let name = Name::new(name).unwrap();
+        let namespace = Namespace { name, labels: BTreeMap::new(), annotations: BTreeMap::new() };
+        self.store.put_namespace(namespace, Put::Create).await.unwrap();
+    }
+
     /// With an empty store.
     pub(crate) fn new() -> Self {
         Self::over(Arc::default(), Stage::default())
@@ -62,6 +69,7 @@ impl House {
 
     pub(crate) fn with(config: Config, store: Arc<Flaky>, stage: Stage) -> Self {
         let dir = tempfile::tempdir().unwrap();
+        stage.lock().snapshot = Some(store.snapshot());
         let load = Arc::new(Hand::new(stage.fake.clone()));
         let parts = Parts {
             store: Arc::clone(&store) as Arc<dyn Store>,
@@ -150,6 +158,21 @@ impl House {
         self.stage.fake.count(&id(name, revision))
     }
 
+    /// Has a secret made or changed, and gives its version.
+    pub(crate) async fn secret(&self, name: &str, put: Put) -> u64 {
+        let (ns, name) = (Name::new("default").unwrap(), Name::new(name).unwrap());
+        let before = self.store.snapshot().borrow().secret_version(&ns, &name);
+        self.store.put_secret(&ns, &name, format!("not {before:?}").into(), put).await.unwrap();
+        self.store.snapshot().borrow().secret_version(&ns, &name).unwrap()
+    }
+
+    /// The versions of a secret with which instances of a revision serve, the oldest instance first.
+    pub(crate) fn versions(&self, name: &str, revision: u32, secret: &str) -> Vec<u64> {
+        let secret = Name::new(secret).unwrap();
+        let ready = self.stage.fake.ready().into_iter().filter(|i| i.revision == id(name, revision));
+        ready.map(|i| i.secrets[&secret]).collect()
+    }
+
     /// The first ready instance of a revision.
     pub(crate) fn instance(&self, name: &str, revision: u32) -> InstanceId {
         let mut ready: Vec<_> =
@@ -199,6 +222,14 @@ pub(crate) fn manifest(name: &str, spec: Value) -> Value {
 pub(crate) struct Flaky {
     memory: Memory,
     pub(crate) is_full: AtomicBool,
+    reads: AtomicUsize,
+}
+
+impl Flaky {
+    /// How often a snapshot was asked for.
+    pub(crate) fn reads(&self) -> usize {
+        self.reads.load(Ordering::Relaxed)
+    }
 }
 
 impl Store for Flaky {
@@ -232,10 +263,20 @@ impl Store for Flaky {
     fn secrets<'a>(&'a self, ns: &'a Name) -> BoxFuture<'a, Result<Vec<Name>, StoreError>> {
         self.memory.secrets(ns)
     }
-    fn secret<'a>(&'a self, ns: &'a Name, name: &'a Name) -> BoxFuture<'a, Result<Bytes, StoreError>> {
+    fn secret<'a>(&'a self, ns: &'a Name, name: &'a Name) -> BoxFuture<'a, Result<Secret, StoreError>> {
         self.memory.secret(ns, name)
     }
+    fn put_namespace(&self, namespace: Namespace, put: Put) -> BoxFuture<'_, Result<(), StoreError>> {
+        self.memory.put_namespace(namespace, put)
+    }
+    fn delete_namespace<'a>(&'a self, name: &'a Name) -> BoxFuture<'a, Result<(), StoreError>> {
+        self.memory.delete_namespace(name)
+    }
+    fn rotate_key(&self) -> BoxFuture<'_, Result<usize, StoreError>> {
+        self.memory.rotate_key()
+    }
     fn snapshot(&self) -> watch::Receiver<Arc<Snapshot>> {
+        self.reads.fetch_add(1, Ordering::Relaxed);
         self.memory.snapshot()
     }
 }
@@ -250,6 +291,9 @@ pub(crate) struct Stage {
 #[derive(Default)]
 struct Staged {
     preparing: BTreeMap<RevisionId, (Duration, Vec<String>, Option<String>)>,
+    scripts: BTreeMap<RevisionId, Script>,
+    /// Where starts find the versions of their secrets.
+    snapshot: Option<watch::Receiver<Arc<Snapshot>>>,
     apply_takes: BTreeMap<RevisionId, Duration>,
     applying: BTreeSet<RevisionId>,
     stingy: BTreeSet<RevisionId>,
@@ -258,6 +302,7 @@ struct Staged {
     forgotten: Vec<FunctionName>,
     given_up: Vec<RevisionId>,
     lines: Vec<LogLine>,
+    asked: usize,
 }
 
 impl Default for Stage {
@@ -273,8 +318,19 @@ impl Stage {
 
     /// How a revision's starts go.
     pub(crate) fn starts(&self, name: &str, number: u32, delay: f64, fail: Option<&str>) {
-        let script = Script { start_delay: Duration::from_secs_f64(delay), fail: fail.map(Into::into) };
-        self.fake.script(&id(name, number), script);
+        let (start_delay, fail) = (Duration::from_secs_f64(delay), fail.map(Into::into));
+        self.lock().scripts.insert(id(name, number), Script { start_delay, fail, ..Script::default() });
+    }
+
+    /// How starts of a revision that begin now go.
+    fn script(&self, revision: &Revision) -> Script {
+        let inner = self.lock();
+        let snapshot = inner.snapshot.as_ref().map(|s| Arc::clone(&s.borrow()));
+        let version = |name: &Name| {
+            Some((name.clone(), snapshot.as_ref()?.secret_version(&revision.id.function().namespace, name)?))
+        };
+        let secrets = revision.spec.secrets.iter().filter_map(version).collect();
+        Script { secrets, ..inner.scripts.get(&revision.id).cloned().unwrap_or_default() }
     }
 
     /// How a revision's preparation goes.
@@ -307,6 +363,11 @@ impl Stage {
     /// What a function's instances wrote.
     pub(crate) fn wrote(&self, lines: Vec<LogLine>) {
         self.lock().lines = lines;
+    }
+
+    /// How often the use of resources was asked for.
+    pub(crate) fn asked(&self) -> usize {
+        self.lock().asked
     }
 
     /// Every order so far: when, and how many.
@@ -378,6 +439,7 @@ impl Provider for Stage {
                 let source = std::io::ErrorKind::OutOfMemory.into();
                 Err(ProviderError::Host { what: "no cgroup can be made".into(), source })
             } else {
+                self.fake.script(&revision.id, self.script(revision));
                 self.fake.apply(revision, want, spare).await
             };
             self.lock().applying.remove(&revision.id);
@@ -404,14 +466,8 @@ impl Provider for Stage {
     }
 
     fn usage(&self, function: &FunctionName) -> Vec<Usage> {
-        let mine = self.fake.ready().into_iter().filter(|i| i.revision.function() == function);
-        mine.map(|i| Usage {
-            instance: i.id.to_string(),
-            revision: i.revision.name(),
-            memory_bytes: Some(1 << 20),
-            cpu_nanos: None,
-        })
-        .collect()
+        self.lock().asked += 1;
+        self.fake.usage(function).into_iter().map(|u| Usage { memory_bytes: Some(1 << 20), ..u }).collect()
     }
 
     fn forget(&self, function: &FunctionName) {
@@ -434,6 +490,8 @@ struct Held {
     to_report: VecDeque<RevisionId>,
     retired: BTreeSet<InstanceId>,
     refused: Vec<(RevisionId, Fault)>,
+    /// Happens in the moment in which the next knock is heard.
+    meanwhile: Option<BoxFuture<'static, ()>>,
     sampled: Option<Instant>,
 }
 
@@ -465,7 +523,7 @@ impl Hand {
         calls.settle(Instant::now());
         calls.arrived += u64::from(count.saturating_sub(calls.held));
         calls.held = count;
-        if count > 0 && self.in_service(&inner, &id).is_empty() && inner.knocked.insert(id.clone()) {
+        if count > self.slots(&inner, &id) && inner.knocked.insert(id.clone()) {
             inner.to_report.push_back(id);
             self.knocks.notify_one();
         }
@@ -492,6 +550,11 @@ impl Hand {
         Err("nobody answered".into())
     }
 
+    /// What happens in the moment in which the next knock is heard: after the loop has looked at everything else.
+    pub(crate) fn meanwhile(&self, what: impl Future<Output = ()> + Send + 'static) {
+        self.inner.lock().unwrap().meanwhile = Some(Box::pin(what));
+    }
+
     /// What the calls of a revision that were refused were told.
     pub(crate) fn refusals(&self, name: &str, number: u32) -> Vec<String> {
         let id = id(name, number);
@@ -510,13 +573,28 @@ impl Hand {
         ready.sort_unstable();
         ready
     }
+
+    /// Calls that the instances in service run at a time.
+    fn slots(&self, inner: &Held, id: &RevisionId) -> u32 {
+        let ready = self.fake.ready().into_iter();
+        ready.filter(|i| i.revision == *id && !inner.retired.contains(&i.id)).map(|i| i.slots.get()).sum()
+    }
 }
 
 impl Load for Hand {
     fn knock(&self) -> BoxFuture<'_, RevisionId> {
         Box::pin(async move {
             loop {
-                if let Some(id) = self.inner.lock().unwrap().to_report.pop_front() {
+                let (id, meanwhile) = {
+                    let mut inner = self.inner.lock().unwrap();
+                    let id = inner.to_report.pop_front();
+                    let meanwhile = id.as_ref().and_then(|_| inner.meanwhile.take());
+                    (id, meanwhile)
+                };
+                if let Some(id) = id {
+                    if let Some(meanwhile) = meanwhile {
+                        meanwhile.await;
+                    }
                     return id;
                 }
                 self.knocks.notified().await;
@@ -532,10 +610,11 @@ impl Load for Hand {
         let ids: Vec<RevisionId> = inner.calls.keys().cloned().collect();
         ids.into_iter()
             .map(|id| {
-                let ready = self.in_service(&inner, &id).len() as u32;
+                let (ready, slots) = (self.in_service(&inner, &id).len() as u32, self.slots(&inner, &id));
                 let calls = inner.calls.get_mut(&id).unwrap();
                 calls.settle(now);
-                let (waiting, running) = if ready == 0 { (calls.held, 0) } else { (0, calls.held) };
+                let running = calls.held.min(slots);
+                let waiting = calls.held - running;
                 let (call_seconds, arrived) = (std::mem::take(&mut calls.integral), std::mem::take(&mut calls.arrived));
                 (id, Demand { seconds, call_seconds, arrived, waiting, running, ready })
             })
@@ -545,6 +624,23 @@ impl Load for Hand {
     fn retire(&self, revision: &RevisionId, count: u32) -> Vec<InstanceId> {
         let mut inner = self.inner.lock().unwrap();
         let chosen: Vec<_> = self.in_service(&inner, revision).into_iter().take(count as usize).collect();
+        inner.retired.extend(chosen.iter().cloned());
+        chosen
+    }
+
+    fn glance(&self, revision: &RevisionId) -> Demand {
+        let inner = self.inner.lock().unwrap();
+        let held = inner.calls.get(revision).map_or(0, |c| c.held);
+        let running = held.min(self.slots(&inner, revision));
+        let ready = self.in_service(&inner, revision).len() as u32;
+        Demand { waiting: held - running, running, ready, ..Demand::default() }
+    }
+
+    fn withdraw(&self, revision: &RevisionId, among: &[InstanceId], keep: u32) -> Vec<InstanceId> {
+        let mut inner = self.inner.lock().unwrap();
+        let ready = self.in_service(&inner, revision);
+        let count = ready.len().saturating_sub(keep as usize);
+        let chosen: Vec<_> = ready.into_iter().filter(|i| among.contains(i)).take(count).collect();
         inner.retired.extend(chosen.iter().cloned());
         chosen
     }

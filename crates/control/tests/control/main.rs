@@ -5,6 +5,8 @@
 mod api;
 mod deploys;
 mod house;
+mod load;
 mod openfaas;
 mod scaling;
+mod secrets;
 mod trouble;

@@ -86,6 +86,40 @@ async fn full_instances_knock_once_per_sample() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_burst_knocks_as_often_as_it_doubles() {
+    let (d, hello) = (dispatcher(), hello());
+    d.learn(ready(&hello, "a", 1));
+    let _slot = admitted(&d, &hello);
+    let (mut calls, mut heard) = (Vec::new(), Vec::new());
+    for n in 1..=1000 {
+        calls.push(waiting(&d, &hello));
+        if knocks(&d).is_some() {
+            heard.push(n);
+        }
+    }
+    assert_eq!(heard, [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]);
+    calls.truncate(3);
+    let _more: Vec<_> = (0..900).map(|_| waiting(&d, &hello)).collect();
+    assert_eq!(knocks(&d), None, "no news until the next sample");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_glance_begins_no_sample() {
+    let (d, hello) = (dispatcher(), hello());
+    assert_eq!(d.glance(&hello), Demand::default());
+    d.learn(ready(&hello, "a", 1));
+    let _slot = admitted(&d, &hello);
+    let _calls = [waiting(&d, &hello), waiting(&d, &hello)];
+    assert_eq!(knocks(&d), Some(hello.clone()));
+    pass(1.0).await;
+    assert_eq!(d.glance(&hello), Demand { waiting: 2, running: 1, ready: 1, ..Demand::default() });
+    let _third = waiting(&d, &hello);
+    assert_eq!(knocks(&d), None, "what was said stays said");
+    let demand = sample(&d);
+    assert_eq!((demand.seconds, demand.call_seconds, demand.arrived), (1.0, 3.0, 4));
+}
+
+#[tokio::test(start_paused = true)]
 async fn losing_the_last_instance_knocks() {
     let (d, hello) = (dispatcher(), hello());
     d.learn(ready(&hello, "a", 1));

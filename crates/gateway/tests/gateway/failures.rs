@@ -47,7 +47,7 @@ async fn every_row() {
         ("/memory", 502, "out_of_memory", "invoke", "of-watchdog"),
         ("/late", 504, "deadline", "invoke", "of-watchdog"),
         ("/stopping", 503, "shutting_down", "accept", "proxy"),
-        ("/forbidden", 403, "forbidden", "accept", ""),
+        ("/forbidden", 403, "forbidden", "accept", "proxy"),
         ("/internal", 500, "internal", "invoke", "proxy"),
     ] {
         let answer = platform.post(&format!("/function/hello{path}"), "x").await;
@@ -91,11 +91,16 @@ async fn no_such_function() {
         let answer = platform.post(path, "x").await;
         let object = answer.error();
         assert_eq!((answer.status.as_u16(), answer.header("x-taper-fault")), (404, "route"), "{path}");
+        assert_eq!(answer.header("x-openfaas-internal"), "proxy");
         assert_eq!((&object["error"], &object["stage"]), (&"not_found".into(), &"route".into()));
     }
     let said = platform.get("/function/nobody").await.text();
     assert!(said.contains("nobody.default") && said.contains("taper list"), "{said}");
-    assert_eq!(platform.post("/async-function/hello", "x").await.status, 404, "no route yet");
+    // Without a queue nothing is accepted for later, and nothing runs now in its place.
+    let answer = platform.post("/async-function/hello", "x").await;
+    assert_eq!((answer.status.as_u16(), answer.header("x-openfaas-internal")), (404, "proxy"));
+    let request = Request::post("/function/hello").header("x-taper-async", "true").body(call::full("x")).unwrap();
+    assert_eq!(platform.send(request).await.status, 404);
 }
 
 #[tokio::test]

@@ -19,6 +19,7 @@ use taper_model::{
     Body, BoxError, BoxFuture, Call, Fault, Function, FunctionName, FunctionSpec, Invoke, Reply, Revision, RevisionId,
     RevisionState, call, quantity::Span, revision::Entry,
 };
+use taper_queue::Queue;
 use taper_store::Snapshot;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -38,7 +39,10 @@ pub(crate) const BASIC: &str = "Basic YWRtaW46c2VjcmV0";
 /// A gateway that runs until it is dropped.
 pub(crate) struct Platform {
     pub(crate) address: SocketAddr,
+    /// Where metrics are, if they have an address of their own.
+    pub(crate) metrics_address: Option<SocketAddr>,
     pub(crate) publish: watch::Sender<Arc<Snapshot>>,
+    pub(crate) credentials: watch::Sender<Credentials>,
     pub(crate) log: Lines,
     stop: CancellationToken,
     run: Option<JoinHandle<Drained>>,
@@ -106,7 +110,7 @@ pub(crate) fn snapshot() -> Snapshot {
         function("broken", spec(PATIENCE), RevisionState::Failed("ModuleNotFoundError: nope".into())),
         function("pending", spec(PATIENCE), RevisionState::Pending),
     ];
-    Snapshot { version: 1, functions: functions.into_iter().collect() }
+    Snapshot { version: 1, functions: functions.into_iter().collect(), ..Snapshot::default() }
 }
 
 impl Platform {
@@ -128,25 +132,38 @@ impl Platform {
         api: axum::Router,
         behave: impl Fn(Call) -> BoxFuture<'static, Result<Reply, Fault>> + Send + Sync + 'static,
     ) -> Self {
+        Self::build(config, api, None, behave).await
+    }
+
+    /// A gateway with a queue, too.
+    pub(crate) async fn build(
+        config: Config,
+        api: axum::Router,
+        queue: Option<Arc<dyn Queue>>,
+        behave: impl Fn(Call) -> BoxFuture<'static, Result<Reply, Fault>> + Send + Sync + 'static,
+    ) -> Self {
         let (publish, snapshot) = watch::channel(Arc::new(snapshot()));
+        let (credentials, known) = watch::channel(Credentials { user: "admin".into(), password: "secret".into() });
         let log = Lines::default();
         let hello = FunctionName::parse("hello").unwrap();
         let parts = Parts {
             snapshot,
             invoke: Arc::new(Behaviour(behave)),
+            queue,
             api,
-            credentials: Credentials { user: "admin".into(), password: "secret".into() },
+            credentials: known,
             gauges: Box::new(move || {
-                vec![Gauges { function: hello.clone(), queued: 7, starting: 1, ready: 2, draining: 0 }]
+                vec![Gauges { function: hello.clone(), want: 3, queued: 7, starting: 1, ready: 2, draining: 0 }]
             }),
             ready: Box::new(|| true),
             log: Box::new(log.clone()),
         };
         let config = Config { listen: SocketAddr::from(([127, 0, 0, 1], 0)), ..config };
         let gateway = Gateway::bind(config, parts).await.unwrap();
-        let (address, stop) = (gateway.local_addr(), CancellationToken::new());
+        let (address, metrics_address) = (gateway.local_addr(), gateway.metrics_addr());
+        let stop = CancellationToken::new();
         let run = tokio::spawn(gateway.run(stop.clone().cancelled_owned()));
-        Self { address, publish, log, stop, run: Some(run) }
+        Self { address, metrics_address, publish, credentials, log, stop, run: Some(run) }
     }
 
     /// Tells the gateway to end.
@@ -162,7 +179,7 @@ impl Platform {
 
     /// A connection, for bytes of one's own.
     pub(crate) async fn raw(&self) -> Raw {
-        Raw { stream: TcpStream::connect(self.address).await.unwrap(), seen: Vec::new() }
+        Raw::to(self.address).await
     }
 
     /// One request on a connection of its own.
@@ -277,6 +294,14 @@ pub(crate) struct Raw {
 }
 
 impl Raw {
+    pub(crate) async fn to(address: SocketAddr) -> Self {
+        Self::on(TcpStream::connect(address).await.unwrap())
+    }
+
+    pub(crate) fn on(stream: TcpStream) -> Self {
+        Self { stream, seen: Vec::new() }
+    }
+
     pub(crate) async fn write(&mut self, text: impl AsRef<[u8]>) -> &mut Self {
         self.stream.write_all(text.as_ref()).await.unwrap();
         self

@@ -3,11 +3,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a test ends where its expectation fails")]
 
+mod beside;
 mod bodies;
 mod connections;
 mod doors;
 mod failures;
+mod guesses;
 mod harness;
 mod headers;
+mod queued;
 mod streams;
 mod tunnels;

@@ -139,6 +139,18 @@ async fn events_arrive_as_they_are_made() {
     assert!(!raw.rest().await.0.contains("0\r\n\r\n"));
 }
 
+/// Each line leaves when it is made, whatever the caller says it accepts.
+#[tokio::test]
+async fn lines_of_json_arrive_as_they_are_made() {
+    let (platform, feed) = feeding("application/x-ndjson").await;
+    let mut raw = platform.raw().await;
+    raw.write("GET /function/hello HTTP/1.1\r\nhost: x\r\naccept: application/x-ndjson\r\n\r\n").await;
+    for n in 0..5 {
+        feed.data(format!("{{\"n\":{n}}}\n")).await;
+        raw.until(&format!("{{\"n\":{n}}}\n")).await;
+    }
+}
+
 /// What the client sends counts as much as what the function does.
 #[tokio::test]
 async fn bytes_of_the_client_keep_an_event_stream_alive() {

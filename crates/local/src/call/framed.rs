@@ -8,6 +8,7 @@ use std::{
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, ready},
+    thread::{self, ThreadId},
     time::Duration,
 };
 
@@ -25,7 +26,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::{Connect, Fate, HOP, Slot, Ticket, Upload, deadline, named_hops};
+use super::{Connect, Fate, Slot, Ticket, Upload, deadline, is_hop, named_hops};
 
 /// How long after its deadline a call may take to come to rest before the whole instance is ended.
 const REST: Duration = Duration::from_secs(2);
@@ -40,7 +41,8 @@ pub(crate) struct Framed {
     fate: Arc<Fate>,
     /// Where calls that nobody waits for come to rest.
     runtime: Handle,
-    idle: Mutex<Vec<Connection>>,
+    /// With the thread whose event loop each waits in.
+    idle: Mutex<Vec<(ThreadId, Connection)>>,
 }
 
 impl Framed {
@@ -102,11 +104,23 @@ impl Framed {
         Ok(Connection::new(UnixStream::from_std(stream)?))
     }
 
-    /// The idle connection that was used last, and is so the likeliest to be warm.
+    /// An idle connection: of this thread where there is one, and the last used, which is the likeliest to be warm.
     fn idle(&self) -> Option<Connection> {
+        let here = thread::current().id();
         loop {
-            let mut connection = self.lock().pop()?;
-            if connection.is_usable() {
+            let (home, mut connection) = {
+                let mut idle = self.lock();
+                let own = idle.iter().rposition(|(home, _)| *home == here);
+                let at = own.or(idle.len().checked_sub(1))?;
+                idle.remove(at)
+            };
+            if !connection.is_usable() {
+                continue;
+            }
+            if home == here {
+                return Some(connection);
+            }
+            if let Ok(connection) = connection.moved_here() {
                 return Some(connection);
             }
         }
@@ -116,12 +130,12 @@ impl Framed {
         if let Some(connection) = exchange.into_idle() {
             let mut idle = self.lock();
             if idle.len() < KEEP {
-                idle.push(connection);
+                idle.push((thread::current().id(), connection));
             }
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Connection>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<(ThreadId, Connection)>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -159,7 +173,7 @@ impl Framed {
 /// The head of a call as the runtime gets it.
 fn head<'a>(ticket: &'a Ticket, parts: &'a Parts, upload: &Upload) -> wire::Call<'a> {
     let named = named_hops(&parts.headers);
-    let passes = |name: &HeaderName| !HOP.contains(name) && !named.contains(name);
+    let passes = |name: &HeaderName| !is_hop(name) && !named.contains(name);
     let said = parts.headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
     let function = ticket.revision.function();
     let path = parts.uri.path();
@@ -344,7 +358,7 @@ fn read_headers(pairs: &[(String, String)]) -> Result<HeaderMap, String> {
         let key = HeaderName::from_bytes(name.as_bytes()).map_err(|_| format!("a header with the name {name:?}"))?;
         let value = HeaderValue::from_bytes(value.as_bytes())
             .map_err(|_| format!("the header `{key}` with a value that no header can have"))?;
-        if !HOP.contains(&key) {
+        if !is_hop(&key) {
             headers.try_append(key, value).map_err(|_| "too many headers".to_owned())?;
         }
     }

@@ -8,6 +8,7 @@ use std::{
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, ready},
+    thread,
     time::Duration,
 };
 
@@ -19,7 +20,7 @@ use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::{
     body::Incoming,
-    client::conn::{TrySendError, http1, http2},
+    client::conn::{TrySendError, http2},
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustix::net::{AddressFamily, sockopt};
@@ -27,10 +28,10 @@ use taper_model::{Body, BoxError, Call, Cause, Fault, Reply, Stage, call};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpStream, UnixStream},
-    time::{Instant, timeout_at},
+    time::{Instant, sleep_until, timeout_at},
 };
 
-use super::{Connect, Fate, Slot, Ticket, Upload, deadline, named_hops, strip_hops};
+use super::{Connect, Fate, Slot, Ticket, Upload, deadline, line::Line, named_hops, strip_hops};
 
 /// How long an idle connection is used again when the server does not say. Servers close theirs after 2 s and more.
 const IDLE: Duration = Duration::from_millis(1500);
@@ -43,19 +44,22 @@ const KEEP: usize = 64;
 pub(crate) struct Http {
     connect: Connect,
     fate: Arc<Fate>,
-    idle: Mutex<Vec<Idle>>,
+    idle: Mutex<Idle>,
     /// One connection carries all HTTP/2 calls. Locked while it is made, so that a burst makes one.
     h2: tokio::sync::Mutex<Option<http2::SendRequest<Upload>>>,
 }
 
+/// The connections that no call uses.
+#[derive(Default)]
 struct Idle {
-    sender: http1::SendRequest<Upload>,
-    until: Instant,
+    lines: Vec<Line>,
+    /// Somebody closes those that are too old.
+    swept: bool,
 }
 
 /// A connection that takes a request.
 enum Sender {
-    One(http1::SendRequest<Upload>),
+    One(Line),
     Two(http2::SendRequest<Upload>),
 }
 
@@ -77,7 +81,11 @@ impl Http {
         // and so does what may be sent twice (RFC 9110, section 9.2.2, read narrowly: no effect, no body).
         let repeatable = matches!(parts.method, Method::GET | Method::HEAD) && upload.is_end_stream();
         for pooled in [true, false] {
-            let (mut sender, reused) = match timeout_at(ticket.deadline, self.sender(two, pooled)).await {
+            let found = match if two || !pooled { None } else { self.line().await } {
+                Some(line) => Ok(Ok((Sender::One(line), true))),
+                None => timeout_at(ticket.deadline, self.sender(two, pooled)).await,
+            };
+            let (mut sender, reused) = match found {
                 Ok(Ok(found)) => found,
                 Ok(Err(e)) => {
                     if e.kind() == io::ErrorKind::ConnectionRefused {
@@ -91,10 +99,10 @@ impl Http {
             };
             let copy = (reused && repeatable).then(|| parts.clone());
             let request = Request::from_parts(outgoing(parts, two), upload.clone());
-            let mut failed = match timeout_at(ticket.deadline, sender.send(request)).await {
-                Ok(Ok(response)) => return Ok(self.reply(response, sender, upload, slot)),
-                Ok(Err(e)) => e,
-                Err(_) => return Err(upload.error().unwrap_or_else(deadline)),
+            let mut failed = match sender.send(request, ticket.deadline).await {
+                Some(Ok(response)) => return Ok(self.reply(response, sender, upload, slot)),
+                Some(Err(e)) => e,
+                None => return Err(upload.error().unwrap_or_else(deadline)),
             };
             let unsent = failed.take_message().and_then(|request| Some((request.into_parts().0, upload.back()?)));
             (parts, upload) = match (unsent, copy) {
@@ -120,16 +128,52 @@ impl Http {
             *h2 = Some(sender.clone());
             return Ok((Sender::Two(sender), false));
         }
+        Ok((Sender::One(Line::open(stream((self.connect)().await?)?).await?), false))
+    }
+
+    /// The idle connection of this thread that was used last.
+    async fn line(&self) -> Option<Line> {
+        let (here, now) = (thread::current().id(), Instant::now());
         loop {
-            let Some(Idle { mut sender, until }) = (if pooled { self.lock().pop() } else { None }) else { break };
-            if until > Instant::now() && sender.ready().await.is_ok() {
-                return Ok((Sender::One(sender), true));
+            let mut line = {
+                let lines = &mut self.lock().lines;
+                let at = lines.iter().rposition(|line| line.home == here)?;
+                lines.remove(at)
+            };
+            if line.until > now && line.ready().await {
+                return Some(line);
             }
         }
-        let io = TokioIo::new(stream((self.connect)().await?)?);
-        let (sender, connection) = http1::handshake(io).await.map_err(io::Error::other)?;
-        tokio::spawn(connection.with_upgrades());
-        Ok((Sender::One(sender), false))
+    }
+
+    /// Keeps a connection for the next call.
+    fn keep(self: &Arc<Self>, line: Line) {
+        let mut idle = self.lock();
+        if idle.lines.len() >= KEEP {
+            return;
+        }
+        idle.lines.push(line);
+        if !std::mem::replace(&mut idle.swept, true) {
+            tokio::spawn(self.clone().sweep());
+        }
+    }
+
+    /// Closes what has been idle for too long, until nothing is idle.
+    async fn sweep(self: Arc<Self>) {
+        loop {
+            let next = {
+                let mut idle = self.lock();
+                let now = Instant::now();
+                idle.lines.retain(|line| line.until > now);
+                let next = idle.lines.iter().map(|line| line.until).min();
+                idle.swept = next.is_some();
+                next
+            };
+            match next {
+                Some(at) => sleep_until(at).await,
+                None => return,
+            }
+        }
     }
 
     fn reply(self: &Arc<Self>, mut response: Response<Incoming>, sender: Sender, upload: Upload, slot: Slot) -> Reply {
@@ -138,11 +182,16 @@ impl Http {
         if !tunnel {
             strip_hops(response.headers_mut());
         }
-        let sender = match (sender, until) {
-            (Sender::One(sender), Some(until)) if !tunnel => Some(Idle { sender, until }),
-            _ => None,
-        };
-        let held = Held { http: self.clone(), sender, upload, _slot: slot };
+        let (mut line, mut again) = (None, false);
+        if let Sender::One(mut own) = sender {
+            // A request that is still on its way, and a tunnel, go on whoever reads the reply.
+            if tunnel || !upload.ended() {
+                own.leave();
+            }
+            (own.until, again) = (until.unwrap_or(own.until), until.is_some() && !tunnel);
+            line = Some(own).filter(|_| !tunnel);
+        }
+        let held = Held { http: self.clone(), line, again, upload, _slot: slot };
         response.map(|incoming| {
             let mut body = HttpBody { incoming, held: Some(held), tunnel };
             if body.incoming.is_end_stream() {
@@ -164,16 +213,21 @@ impl Http {
         .with_source(e)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Idle>> {
+    fn lock(&self) -> MutexGuard<'_, Idle> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Sender {
-    async fn send(&mut self, request: Request<Upload>) -> Result<Response<Incoming>, TrySendError<Request<Upload>>> {
+    /// The response's head, unless the deadline passes before it is there.
+    async fn send(
+        &mut self,
+        request: Request<Upload>,
+        deadline: Instant,
+    ) -> Option<Result<Response<Incoming>, TrySendError<Request<Upload>>>> {
         match self {
-            Self::One(sender) => sender.try_send_request(request).await,
-            Self::Two(sender) => sender.try_send_request(request).await,
+            Self::One(line) => line.send(request, deadline).await,
+            Self::Two(sender) => timeout_at(deadline, sender.try_send_request(request)).await.ok(),
         }
     }
 }
@@ -189,13 +243,13 @@ fn stream(fd: OwnedFd) -> io::Result<Box<dyn Stream>> {
     })
 }
 
-trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 /// A request's head as the function's server gets it. Applying it twice is applying it once.
 fn outgoing(mut parts: Parts, two: bool) -> Parts {
-    let asked = !two && named_hops(&parts.headers).contains(&header::UPGRADE);
-    let upgrade = parts.headers.get(header::UPGRADE).filter(|_| asked).cloned();
+    let asked = || !two && named_hops(&parts.headers).contains(&header::UPGRADE);
+    let upgrade = parts.headers.get(header::UPGRADE).filter(|_| asked()).cloned();
     let trailers =
         parts.headers.get(header::TE).and_then(|te| te.to_str().ok()).is_some_and(|te| te.contains("trailers"));
     strip_hops(&mut parts.headers);
@@ -214,19 +268,24 @@ fn outgoing(mut parts: Parts, two: bool) -> Parts {
     if let Some(upgrade) = upgrade {
         parts.headers.insert(header::UPGRADE, upgrade);
     }
-    let host = parts.headers.remove(header::HOST);
-    let host = host.or_else(|| HeaderValue::from_str(parts.uri.authority()?.as_str()).ok());
-    let host = host.unwrap_or(HeaderValue::from_static("localhost"));
-    let path = parts.uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
-    parts.uri = if two {
+    if !parts.headers.contains_key(header::HOST) {
+        let host = parts.uri.authority().and_then(|authority| HeaderValue::from_str(authority.as_str()).ok());
+        parts.headers.insert(header::HOST, host.unwrap_or(HeaderValue::from_static("localhost")));
+    }
+    if two {
+        let host = parts.headers.remove(header::HOST).unwrap_or(HeaderValue::from_static("localhost"));
+        let path = path(&parts.uri);
         let whole = Uri::builder().scheme("http").authority(host.as_bytes()).path_and_query(path.clone()).build();
-        whole.unwrap_or_else(|_| Uri::from(path))
-    } else {
-        parts.headers.insert(header::HOST, host);
-        Uri::from(path)
-    };
+        parts.uri = whole.unwrap_or_else(|_| Uri::from(path));
+    } else if parts.uri.authority().is_some() {
+        parts.uri = Uri::from(path(&parts.uri));
+    }
     parts.version = if two { Version::HTTP_2 } else { Version::HTTP_11 };
     parts
+}
+
+fn path(uri: &Uri) -> PathAndQuery {
+    uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"))
 }
 
 /// Until when the connection of this response may be used again.
@@ -250,7 +309,9 @@ fn keep_alive(headers: &HeaderMap) -> Option<Duration> {
 /// What a reply holds until its body has ended.
 struct Held {
     http: Arc<Http>,
-    sender: Option<Idle>,
+    line: Option<Line>,
+    /// The line may be used again.
+    again: bool,
     upload: Upload,
     _slot: Slot,
 }
@@ -268,14 +329,11 @@ impl HttpBody {
         if self.tunnel {
             return;
         }
-        let Some(Held { http, sender, upload, _slot }) = self.held.take() else { return };
-        if let Some(idle) = sender.filter(|idle| upload.ended() && !idle.sender.is_closed()) {
-            let mut all = http.lock();
-            let now = Instant::now();
-            all.retain(|idle| idle.until > now && !idle.sender.is_closed());
-            if all.len() < KEEP {
-                all.push(idle);
-            }
+        let Some(Held { http, line, again, upload, _slot }) = self.held.take() else { return };
+        if let Some(mut line) = line.filter(|_| again && upload.ended())
+            && line.rests()
+        {
+            http.keep(line);
         }
     }
 }
@@ -285,7 +343,12 @@ impl http_body::Body for HttpBody {
     type Error = BoxError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let frame = ready!(Pin::new(&mut self.incoming).poll_frame(cx));
+        let Self { incoming, held, .. } = &mut *self;
+        let mut frame = |cx: &mut Context<'_>| Pin::new(&mut *incoming).poll_frame(cx);
+        let frame = ready!(match held.as_mut().and_then(|held| held.line.as_mut()) {
+            Some(line) => line.drive(cx, frame),
+            None => frame(cx),
+        });
         // The end may come with the last bytes, and then nobody asks again.
         if frame.is_none() || self.incoming.is_end_stream() {
             self.finish();

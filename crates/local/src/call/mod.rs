@@ -4,6 +4,7 @@
 
 pub(crate) mod framed;
 pub(crate) mod http;
+mod line;
 
 use std::{
     io,
@@ -27,6 +28,8 @@ use tokio::{
 use framed::Framed;
 use http::Http;
 
+use crate::logs::{Calls, Noted};
+
 /// Connects to an instance, however that is done.
 pub(crate) type Connect = Arc<dyn Fn() -> BoxFuture<'static, io::Result<OwnedFd>> + Send + Sync>;
 
@@ -45,6 +48,8 @@ pub(crate) enum Way {
 pub(crate) struct Run {
     pub(crate) way: Way,
     pub(crate) slots: Arc<Semaphore>,
+    /// Where its calls are made known to its log, if they must be.
+    pub(crate) calls: Option<Arc<Calls>>,
 }
 
 impl Invoke for Run {
@@ -52,12 +57,12 @@ impl Invoke for Run {
         Box::pin(async move {
             let stopping =
                 |call| Err(Fault::new(Stage::Invoke, Cause::Died, "the instance is stopping").with_unsent(call));
-            let slot = match self.slots.clone().try_acquire_owned() {
-                Ok(slot) => slot,
+            let permit = match self.slots.clone().try_acquire_owned() {
+                Ok(permit) => permit,
                 Err(TryAcquireError::Closed) => return stopping(call),
                 Err(TryAcquireError::NoPermits) => {
                     match timeout_at(call.deadline, self.slots.clone().acquire_owned()).await {
-                        Ok(Ok(slot)) => slot,
+                        Ok(Ok(permit)) => permit,
                         Ok(Err(_)) => return stopping(call),
                         Err(_) => {
                             let text =
@@ -67,6 +72,7 @@ impl Invoke for Run {
                     }
                 }
             };
+            let slot = Slot { _permit: permit, _noted: self.calls.as_ref().map(|calls| calls.note(&call.id)) };
             match &self.way {
                 Way::Framed(framed) => framed.invoke(call, slot).await,
                 Way::Http(http) => http.invoke(call, slot).await,
@@ -99,9 +105,27 @@ enum Phase {
 pub(crate) struct Fate {
     phase: watch::Sender<Phase>,
     condemned: watch::Sender<Option<String>>,
-    /// Whether the kernel has ever killed a process of the instance at its memory limit.
-    starved: Box<dyn Fn() -> bool + Send + Sync>,
+    /// How many processes of the instance the kernel has killed at its memory limit.
+    kills: Box<dyn Fn() -> u64 + Send + Sync>,
+    /// Those that a call has died of, while the instance lived on.
+    explained: Mutex<Explained>,
+    processes: Processes,
     memory: Memory,
+}
+
+/// What the death of a process means to the calls of an instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Processes {
+    /// Each call has one of its own: another call goes on.
+    PerCall,
+    /// All calls share one: the instance ends with it.
+    Shared,
+}
+
+#[derive(Debug, Default)]
+struct Explained {
+    kills: u64,
+    last: Option<Instant>,
 }
 
 /// How long a broken call waits for the news that its instance ended: a few context switches, with a margin for a busy
@@ -109,12 +133,14 @@ pub(crate) struct Fate {
 const NEWS: Duration = Duration::from_millis(250);
 /// How long it waits to hear why, once it knows that the instance is ending. Clearing up takes long on a busy host.
 const REASON: Duration = Duration::from_secs(5);
+/// How long a call's death at the limit may have been the first sign of its instance's.
+const SIGN: Duration = Duration::from_secs(2);
 
 impl Fate {
-    /// The fate of an instance that lives, with its memory limit and whether the kernel has killed at it.
-    pub(crate) fn new(memory: Memory, starved: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+    /// The fate of an instance that lives, with its memory limit and how often the kernel has killed at it.
+    pub(crate) fn new(memory: Memory, processes: Processes, kills: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
         let (phase, condemned) = (watch::Sender::new(Phase::Alive), watch::Sender::new(None));
-        Self { phase, condemned, starved: Box::new(starved), memory }
+        Self { phase, condemned, kills: Box::new(kills), explained: Mutex::default(), processes, memory }
     }
 
     /// Says that the instance is ending.
@@ -144,10 +170,26 @@ impl Fate {
         format!("out of memory (limit {})", self.memory)
     }
 
-    /// Whether a process that was killed was killed for its memory. The kernel tells of an instance, not of a process: in
-    /// one where that has happened before, it is taken to have happened again.
+    /// Whether a call's process that was killed was killed for its memory. The kernel counts for an instance, and does not
+    /// tell of which process: each of its kills explains the end of one call, and none twice.
     pub(crate) fn was_memory(&self) -> bool {
-        (self.starved)()
+        let mut explained = self.explained();
+        let more = (self.kills)() > explained.kills;
+        if more && self.processes == Processes::PerCall {
+            *explained = Explained { kills: explained.kills + 1, last: Some(Instant::now()) };
+        }
+        more
+    }
+
+    /// Whether an instance that was killed, with so many kills at its limit in all, was killed for its memory: by one that
+    /// explains nothing else yet, or that a call was only the first to feel.
+    pub(crate) fn ended_by_memory(&self, kills: u64) -> bool {
+        let explained = self.explained();
+        kills > explained.kills || kills > 0 && explained.last.is_some_and(|last| last.elapsed() < SIGN)
+    }
+
+    fn explained(&self) -> MutexGuard<'_, Explained> {
+        self.explained.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The fault of a call whose connection broke: waits a moment for the news of the instance's end.
@@ -180,15 +222,12 @@ fn deadline() -> Fault {
 
 /// Hop-by-hop headers (RFC 9110, section 7.6.1): they end here and are made anew on the other side. `Expect` is among
 /// them because the platform has already answered it.
-const HOP: [HeaderName; 7] = [
-    header::CONNECTION,
-    header::EXPECT,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-    header::TE,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-];
+fn is_hop(name: &HeaderName) -> bool {
+    matches!(
+        name.as_str(),
+        "connection" | "expect" | "keep-alive" | "proxy-connection" | "te" | "transfer-encoding" | "upgrade"
+    )
+}
 
 /// The headers that `Connection` names as hop-by-hop too.
 fn named_hops(headers: &HeaderMap) -> Vec<HeaderName> {
@@ -198,7 +237,11 @@ fn named_hops(headers: &HeaderMap) -> Vec<HeaderName> {
 
 /// Removes the hop-by-hop headers, those that `Connection` names among them.
 fn strip_hops(headers: &mut HeaderMap) {
-    for name in named_hops(headers).iter().chain(&HOP) {
+    for name in named_hops(headers) {
+        headers.remove(name);
+    }
+    // Names are looked at once: mostly there is nothing to remove.
+    while let Some(name) = headers.keys().find(|name| is_hop(name)).cloned() {
         headers.remove(name);
     }
 }
@@ -389,4 +432,7 @@ impl Ticket {
 }
 
 /// What a call holds until the instance is at rest.
-type Slot = OwnedSemaphorePermit;
+pub(crate) struct Slot {
+    _permit: OwnedSemaphorePermit,
+    _noted: Option<Noted>,
+}

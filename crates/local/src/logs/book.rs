@@ -1,8 +1,9 @@
-//! Owns one function's log files: lines of JSON, written once, read from any position. It never blocks on a reader.
+//! Owns one function's log: what is to be written, and the files in which it is kept, as lines of JSON. A reader never
+//! holds up a writer, and the disk never holds up whoever adds lines.
 //!
 //! A position counts bytes since the log's first line ever; a file is named by the position of its first byte.
 //! Positions never go back, so that a reader that knows where it is can neither skip nor repeat a line, whatever is
-//! rotated.
+//! rotated or removed.
 
 use std::{
     collections::VecDeque,
@@ -10,88 +11,174 @@ use std::{
     io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write},
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
+    time::{Duration, UNIX_EPOCH},
 };
 
-use taper_provider::{LogLine, LogQuery};
-use tokio::sync::watch;
+use serde::Serialize;
+use taper_model::clock;
+use taper_provider::LogLine;
+use tokio::sync::{oneshot, watch};
 
-use super::Bounds;
+use super::{Bounds, writer::Job};
 
-/// Bytes that one read takes. More than the longest line as JSON.
-const CHUNK: u64 = 256 << 10;
+/// Bytes of one function's that may wait for the disk, and of all functions'.
+const WAITING: (usize, usize) = (2 << 20, 64 << 20);
 
 /// One function's log.
 pub(super) struct Book {
-    folder: PathBuf,
-    bounds: Bounds,
+    pub(super) folder: PathBuf,
+    pub(super) bounds: Bounds,
+    pub(super) mark: watch::Sender<Mark>,
+    waiting: Mutex<Waiting>,
+    /// Bytes that wait in all books.
+    total: Arc<AtomicUsize>,
+    jobs: mpsc::Sender<Job>,
     files: Mutex<Files>,
-    mark: watch::Sender<Mark>,
 }
 
 /// How far the log goes; readers wait on it.
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Mark {
-    end: u64,
-    closed: bool,
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub(super) struct Mark {
+    pub(super) end: u64,
+    pub(super) closed: bool,
 }
 
+/// What was added and is not written yet.
+#[derive(Default)]
+struct Waiting {
+    bytes: Vec<u8>,
+    lines: u64,
+    /// Lines that came after these and found no room.
+    lost: u64,
+    /// To be told when all of it is written.
+    flushed: Vec<oneshot::Sender<()>>,
+    /// Whether the writer has been told.
+    queued: bool,
+}
+
+#[derive(Default)]
 struct Files {
+    open: bool,
     /// First positions of the files that are kept, oldest first.
     bases: VecDeque<u64>,
-    current: Option<File>,
+    current: Option<Current>,
+    /// Lines that the disk refused since the last it took, and its words.
+    refused: Option<(u64, String)>,
+}
+
+struct Current {
+    file: File,
+    /// When its first line was written.
+    began_ms: u64,
+}
+
+/// One line, as it is written. Read back as [`LogLine`].
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Entry<'a> {
+    pub(super) at_ms: u64,
+    pub(super) instance: &'a str,
+    pub(super) revision: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) call: Option<&'a str>,
+    pub(super) stderr: bool,
+    pub(super) text: &'a str,
+}
+
+/// Adds lines; the writer is told when it is dropped.
+pub(super) struct Adding<'a> {
+    book: &'a Arc<Book>,
+    waiting: MutexGuard<'a, Waiting>,
 }
 
 impl Book {
-    /// Opens a log; a last line that a killed process left unfinished is cut off.
-    pub(super) fn open(folder: &Path, bounds: Bounds) -> io::Result<Self> {
-        let mut bases: Vec<u64> = Vec::new();
-        match fs::read_dir(folder) {
-            Ok(found) => {
-                for entry in found {
-                    let name = entry?.file_name();
-                    bases.extend(
-                        name.to_str().and_then(|n| n.strip_suffix(".ndjson")).and_then(|n| n.parse::<u64>().ok()),
-                    );
-                }
-            }
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            Err(e) => return Err(e),
-        }
-        bases.sort_unstable();
-        let mut end = 0;
-        let mut current = None;
-        if let Some(base) = bases.last() {
-            let file = File::options().read(true).append(true).open(path(folder, *base))?;
-            let whole = last_line_end(&file)?;
-            file.set_len(whole)?;
-            end = base + whole;
-            current = Some(file);
-        }
-        let files = Mutex::new(Files { bases: bases.into(), current });
-        Ok(Self { folder: folder.into(), bounds, files, mark: watch::Sender::new(Mark { end, closed: false }) })
+    /// A log whose files are not opened yet. Touches no disk.
+    pub(super) fn new(folder: PathBuf, bounds: Bounds, total: Arc<AtomicUsize>, jobs: mpsc::Sender<Job>) -> Self {
+        let (waiting, files) = (Mutex::default(), Mutex::default());
+        Self { folder, bounds, mark: watch::Sender::default(), waiting, total, jobs, files }
     }
 
-    /// Adds lines. What the disk refuses is lost: a log may be, a function may not wait for it.
-    pub(super) fn append(&self, lines: &[LogLine]) {
-        if lines.is_empty() {
+    /// Begins to add lines. Never waits for the disk.
+    pub(super) fn add<'a>(self: &'a Arc<Self>) -> Adding<'a> {
+        Adding { book: self, waiting: self.waiting.lock().expect("waiting lines are never poisoned") }
+    }
+
+    /// Waits until what was added is written, or refused by the disk.
+    pub(super) async fn flush(self: &Arc<Self>) {
+        let (tell, told) = oneshot::channel();
+        self.add().waiting.flushed.push(tell);
+        let _ = told.await;
+    }
+
+    /// Opens the files; a last line that a killed process left unfinished is cut off. By the writer alone, like all that
+    /// follows.
+    pub(super) fn open(&self) -> io::Result<()> {
+        let mut files = self.lock();
+        if files.open {
+            return Ok(());
+        }
+        let mut bases = bases(&self.folder)?;
+        bases.sort_unstable();
+        if let Some(base) = bases.last() {
+            let file = File::options().read(true).append(true).open(path(&self.folder, *base))?;
+            let whole = last_line_end(&file)?;
+            if file.metadata()?.len() > whole {
+                file.set_len(whole)?;
+            }
+            let began_ms = began(&file).unwrap_or_else(clock::unix_ms);
+            files.current = Some(Current { file, began_ms });
+            self.mark.send_modify(|mark| mark.end = base + whole);
+        }
+        files.bases = bases.into();
+        files.open = true;
+        self.trim(&mut files, clock::unix_ms());
+        Ok(())
+    }
+
+    /// Writes what waits.
+    pub(super) fn write(&self) {
+        let taken = {
+            let mut waiting = self.waiting.lock().expect("waiting lines are never poisoned");
+            std::mem::take(&mut *waiting)
+        };
+        self.total.fetch_sub(taken.bytes.len(), Ordering::Relaxed);
+        let opened = self.open();
+        let mut files = self.lock();
+        let mark = *self.mark.borrow();
+        if mark.closed || taken.lines + taken.lost == 0 {
             return;
         }
         let mut bytes = Vec::new();
-        for line in lines {
-            if serde_json::to_writer(&mut bytes, line).is_ok() {
-                bytes.push(b'\n');
+        if let Some((lines, why)) = &files.refused {
+            told(&mut bytes, format!("{lines} lines are lost here: {why}"));
+        }
+        bytes.extend_from_slice(&taken.bytes);
+        if taken.lost > 0 {
+            told(&mut bytes, format!("{} lines are lost here: they came faster than the disk takes them", taken.lost));
+        }
+        match opened.map_err(|e| (bytes.as_slice(), e)).and_then(|()| self.append(&mut files, &bytes)) {
+            Ok(()) => files.refused = None,
+            Err((rest, e)) => {
+                let before = files.refused.take().map(|(lines, _)| lines);
+                if before.is_none() {
+                    tracing::warn!(folder = %self.folder.display(), error = %e, "log lines are lost");
+                }
+                // The lines that tell of lost ones are not among the lost.
+                let lines = rest.iter().filter(|b| **b == b'\n').count() as u64;
+                let lines = lines.min(taken.lines) + taken.lost;
+                files.refused = Some((before.unwrap_or(0) + lines, e.to_string()));
             }
         }
-        let mut files = self.lock();
-        let mark = *self.mark.borrow();
-        if mark.closed {
-            return;
-        }
-        match self.write(&mut files, mark.end, &bytes) {
-            Ok(()) => drop(self.mark.send_replace(Mark { end: mark.end + bytes.len() as u64, closed: false })),
-            Err(e) => tracing::warn!(folder = %self.folder.display(), error = %e, "log lines are lost"),
-        }
+    }
+
+    /// Removes what is too old, or too much.
+    pub(super) fn expire(&self, now_ms: u64) {
+        self.trim(&mut self.lock(), now_ms);
     }
 
     /// Ends the log: nothing is added any more; then this is done, and then its readers come to an end.
@@ -101,23 +188,86 @@ impl Book {
         self.mark.send_modify(|mark| mark.closed = true);
     }
 
-    fn write(&self, files: &mut Files, end: u64, bytes: &[u8]) -> io::Result<()> {
-        let base = files.bases.back().copied().filter(|base| end - base < self.bounds.file.0);
-        let (file, base) = match (&mut files.current, base) {
-            (Some(file), Some(base)) => (file, base),
-            (slot, _) => {
-                fs::create_dir_all(&self.folder)?;
-                let file = File::options().create(true).append(true).open(path(&self.folder, end))?;
-                files.bases.push_back(end);
-                while files.bases.len() > self.bounds.files.max(1) {
-                    if let Some(oldest) = files.bases.pop_front() {
-                        let _ = fs::remove_file(path(&self.folder, oldest));
-                    }
-                }
-                (slot.insert(file), end)
+    /// The positions at which its files begin, oldest first.
+    pub(super) fn bases(&self) -> VecDeque<u64> {
+        self.lock().bases.clone()
+    }
+
+    /// Writes lines into as many files as they need. What is left of them when the disk refuses.
+    fn append<'a>(&self, files: &mut Files, mut bytes: &'a [u8]) -> Result<(), (&'a [u8], io::Error)> {
+        while !bytes.is_empty() {
+            let end = self.mark.borrow().end;
+            let base = self.file(files, end).map_err(|e| (bytes, e))?;
+            let room = usize::try_from(self.bounds.file.0.saturating_sub(end - base)).unwrap_or(usize::MAX);
+            let fit = bytes[..room.min(bytes.len())].iter().rposition(|b| *b == b'\n').map(|at| at + 1);
+            if fit.is_none() && end > base {
+                files.current = None;
+                continue;
             }
-        };
-        file.write_all(bytes).inspect_err(|_| drop(file.set_len(end - base)))
+            // A line that fits into no file gets one of its own.
+            let first = || bytes.iter().position(|b| *b == b'\n').map_or(bytes.len(), |at| at + 1);
+            let (piece, rest) = bytes.split_at(fit.unwrap_or_else(first));
+            let Some(Current { file, .. }) = &mut files.current else { return Ok(()) };
+            if let Err(e) = file.write_all(piece) {
+                if file.set_len(end - base).and_then(|()| file.seek(SeekFrom::Start(end - base))).is_err() {
+                    // Its end is not where it should be any more: the next line begins another.
+                    files.current = None;
+                }
+                return Err((bytes, e));
+            }
+            self.mark.send_modify(|mark| mark.end += piece.len() as u64);
+            bytes = rest;
+        }
+        Ok(())
+    }
+
+    /// Sees to it that there is a current file that may take more. The position at which it begins.
+    fn file(&self, files: &mut Files, end: u64) -> io::Result<u64> {
+        let now = clock::unix_ms();
+        let base = files.bases.back().copied().filter(|base| end - base < self.bounds.file.0);
+        let young = |current: &Current| now.saturating_sub(current.began_ms) < self.bounds.max_age_ms();
+        if let Some(base) = base
+            && files.current.as_ref().is_some_and(young)
+        {
+            return Ok(base);
+        }
+        files.current = None;
+        fs::create_dir_all(&self.folder)?;
+        // What stands at this position already was never part of the log.
+        let file = File::create(path(&self.folder, end))?;
+        if files.bases.back() != Some(&end) {
+            files.bases.push_back(end);
+        }
+        files.current = Some(Current { file, began_ms: now });
+        self.trim(files, now);
+        Ok(end)
+    }
+
+    /// Removes the files that are too many, and those to which nothing was added for too long.
+    fn trim(&self, files: &mut Files, now_ms: u64) {
+        let oldest = now_ms.saturating_sub(self.bounds.max_age_ms());
+        while let Some(base) = files.bases.front().copied() {
+            let file = path(&self.folder, base);
+            if files.bases.len() <= self.bounds.files.max(1) && modified_ms(&file).is_none_or(|at| at >= oldest) {
+                break;
+            }
+            if files.bases.len() == 1 {
+                files.current = None;
+            }
+            let _ = fs::remove_file(file);
+            files.bases.pop_front();
+        }
+        if files.bases.is_empty() {
+            // Only where it is empty.
+            let _ = fs::remove_dir(&self.folder);
+        }
+    }
+
+    /// Does this while nothing can be written, as on a disk that does not answer.
+    #[cfg(test)]
+    pub(super) fn hold(&self, work: impl FnOnce()) {
+        let _files = self.lock();
+        work();
     }
 
     fn lock(&self) -> MutexGuard<'_, Files> {
@@ -125,8 +275,90 @@ impl Book {
     }
 }
 
-fn path(folder: &Path, base: u64) -> PathBuf {
+impl Adding<'_> {
+    /// Adds a line; counts it where there is no room for it.
+    pub(super) fn line(&mut self, entry: &Entry<'_>) {
+        let waiting = &mut *self.waiting;
+        // Once one is lost all that follow are, so that what is told to be lost is in one place.
+        let full =
+            waiting.lost > 0 || waiting.bytes.len() > WAITING.0 || self.book.total.load(Ordering::Relaxed) > WAITING.1;
+        let before = waiting.bytes.len();
+        if full || serde_json::to_writer(&mut waiting.bytes, entry).is_err() {
+            waiting.bytes.truncate(before);
+            waiting.lost += 1;
+            return;
+        }
+        waiting.bytes.push(b'\n');
+        waiting.lines += 1;
+        self.book.total.fetch_add(waiting.bytes.len() - before, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Adding<'_> {
+    fn drop(&mut self) {
+        let waiting = &mut *self.waiting;
+        let something = waiting.lines + waiting.lost > 0 || !waiting.flushed.is_empty();
+        if something && !waiting.queued {
+            waiting.queued = self.book.jobs.send(Job::Write(self.book.clone())).is_ok();
+            if !waiting.queued {
+                // Without a writer the lines are nobody's any more, and nobody may wait for them.
+                let lost = std::mem::take(waiting);
+                self.book.total.fetch_sub(lost.bytes.len(), Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+impl Drop for Book {
+    fn drop(&mut self) {
+        let left = self.waiting.get_mut().map_or(0, |waiting| waiting.bytes.len());
+        self.total.fetch_sub(left, Ordering::Relaxed);
+    }
+}
+
+/// A line of the platform's own.
+fn told(bytes: &mut Vec<u8>, text: String) {
+    let line = LogLine {
+        at_ms: clock::unix_ms(),
+        instance: String::new(),
+        revision: String::new(),
+        call: None,
+        stderr: true,
+        text,
+    };
+    if serde_json::to_writer(&mut *bytes, &line).is_ok() {
+        bytes.push(b'\n');
+    }
+}
+
+/// The first positions of the files in a folder.
+fn bases(folder: &Path) -> io::Result<Vec<u64>> {
+    let found = match fs::read_dir(folder) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        found => found?,
+    };
+    let base = |entry: io::Result<fs::DirEntry>| {
+        let name = entry.map(|entry| entry.file_name());
+        name.map(|name| name.to_str().and_then(|name| name.strip_suffix(".ndjson")?.parse().ok())).transpose()
+    };
+    found.filter_map(base).collect()
+}
+
+pub(super) fn path(folder: &Path, base: u64) -> PathBuf {
     folder.join(format!("{base:020}.ndjson"))
+}
+
+/// When something was last added to a file, in milliseconds since the Unix epoch.
+pub(super) fn modified_ms(file: &Path) -> Option<u64> {
+    let age = fs::metadata(file).ok()?.modified().ok()?.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    u64::try_from(age.as_millis()).ok()
+}
+
+/// When a file's first line was written, if it can be read.
+fn began(file: &File) -> Option<u64> {
+    let mut line = Vec::new();
+    BufReader::new(file).take(super::cursor::CHUNK).read_until(b'\n', &mut line).ok()?;
+    serde_json::from_slice::<LogLine>(&line).ok().map(|line| line.at_ms)
 }
 
 /// Where the last whole line of a file ends.
@@ -143,194 +375,4 @@ fn last_line_end(file: &File) -> io::Result<u64> {
         end = from;
     }
     Ok(0)
-}
-
-/// A place in a log, and what is wanted from there on.
-pub(super) struct Cursor {
-    book: Arc<Book>,
-    mark: watch::Receiver<Mark>,
-    at: u64,
-    /// How far the log went when last looked at.
-    end: u64,
-    since_ms: u64,
-    instance: Option<String>,
-}
-
-impl Cursor {
-    /// Opens a log where the query begins. Blocks on the disk.
-    pub(super) fn open(book: Arc<Book>, query: &LogQuery) -> Self {
-        let mut mark = book.mark.subscribe();
-        let end = mark.borrow_and_update().end;
-        let instance = query.instance.clone();
-        let mut cursor = Self { book, mark, at: 0, end, since_ms: query.since_ms.unwrap_or(0), instance };
-        if let Some(count) = query.tail {
-            cursor.at = cursor.start_of_last(count);
-        }
-        cursor
-    }
-
-    /// Whether everything up to the last look was read.
-    pub(super) fn at_end(&self) -> bool {
-        self.at >= self.end
-    }
-
-    /// Waits until there is more; false when there never will be.
-    pub(super) async fn more(&mut self) -> bool {
-        let at = self.at;
-        let Ok(mark) = self.mark.wait_for(|mark| mark.end > at || mark.closed).await.map(|mark| *mark) else {
-            return false;
-        };
-        self.end = mark.end;
-        self.at < self.end && !mark.closed
-    }
-
-    /// The next lines that are wanted, perhaps none. Blocks on the disk.
-    pub(super) fn read(&mut self) -> Vec<LogLine> {
-        let mut found = Vec::new();
-        let Some((file, to)) = self.seek() else { return found };
-        let mut bytes = Vec::new();
-        let mut at = self.at;
-        // Nothing past `to` is looked at: a writer may be in the middle of it.
-        if file.take((to - at).min(CHUNK)).read_to_end(&mut bytes).is_err() {
-            bytes.clear();
-        }
-        for line in bytes.split_inclusive(|b| *b == b'\n').filter(|line| line.ends_with(b"\n")) {
-            at += line.len() as u64;
-            found.extend(self.wanted(line));
-        }
-        // A file that cannot be read, or holds no line, is passed over rather than read for ever.
-        self.at = if at == self.at { to } else { at };
-        found
-    }
-
-    fn wanted(&self, line: &[u8]) -> Option<LogLine> {
-        let line: LogLine = serde_json::from_slice(line).ok()?;
-        let fits = line.at_ms >= self.since_ms && self.instance.as_ref().is_none_or(|i| *i == line.instance);
-        fits.then_some(line)
-    }
-
-    /// The file that holds the place, opened there, and the position up to which it may be read. Moves the place
-    /// forward where what it pointed to is gone.
-    fn seek(&mut self) -> Option<(File, u64)> {
-        loop {
-            let (base, next) = {
-                let files = self.book.lock();
-                let index = files.bases.iter().rposition(|base| *base <= self.at).unwrap_or(0);
-                (files.bases.get(index).copied(), files.bases.get(index + 1).copied())
-            };
-            let Some(base) = base else {
-                self.at = self.end;
-                return None;
-            };
-            self.at = self.at.max(base);
-            let to = next.unwrap_or(self.end).min(self.end);
-            if to <= self.at {
-                return None;
-            }
-            match File::open(path(&self.book.folder, base)) {
-                Ok(mut file) => match file.seek(SeekFrom::Start(self.at - base)) {
-                    Ok(_) => return Some((file, to)),
-                    Err(_) => self.at = to,
-                },
-                // Removed since; the list says so too by now, unless somebody else removed it.
-                Err(_) if self.book.lock().bases.contains(&base) => self.at = to,
-                Err(_) => {}
-            }
-            if self.at >= self.end {
-                return None;
-            }
-        }
-    }
-
-    /// The place from which on there are `count` wanted lines.
-    fn start_of_last(&mut self, count: usize) -> u64 {
-        let mut starts = VecDeque::new();
-        while let Some((file, to)) = self.seek() {
-            let mut line = Vec::new();
-            let mut file = BufReader::new(file.take(to - self.at));
-            while let Ok(1..) = file.read_until(b'\n', &mut line) {
-                if self.wanted(&line).is_some() {
-                    starts.push_back(self.at);
-                    if starts.len() > count {
-                        starts.pop_front();
-                    }
-                }
-                self.at += line.len() as u64;
-                line.clear();
-            }
-            self.at = self.at.max(to);
-        }
-        starts.front().copied().unwrap_or(self.end)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use taper_model::quantity::Memory;
-
-    use super::*;
-
-    fn line(n: usize) -> LogLine {
-        LogLine {
-            at_ms: n as u64,
-            instance: "i".into(),
-            revision: String::new(),
-            call: None,
-            stderr: false,
-            text: format!("line {n}"),
-        }
-    }
-
-    fn numbers(book: &Arc<Book>, query: &LogQuery) -> Vec<u64> {
-        let mut cursor = Cursor::open(book.clone(), query);
-        let mut seen = Vec::new();
-        while !cursor.at_end() {
-            seen.extend(cursor.read().iter().map(|l| l.at_ms));
-        }
-        seen
-    }
-
-    #[test]
-    fn rotation_keeps_the_newest_and_positions() {
-        let dir = tempfile::tempdir().unwrap();
-        let bounds = Bounds { file: Memory(500), files: 3 };
-        let book = Arc::new(Book::open(dir.path(), bounds.clone()).unwrap());
-        let mut slow = Cursor::open(book.clone(), &LogQuery::default());
-        for n in 0..100 {
-            book.append(&[line(n)]);
-        }
-        let kept = numbers(&book, &LogQuery::default());
-        assert_eq!(kept, (100 - kept.len() as u64..100).collect::<Vec<_>>());
-        assert!(kept.len() > 10 && kept.len() < 40, "{}", kept.len());
-        slow.end = slow.mark.borrow_and_update().end;
-        assert_eq!(slow.read().first().map(|l| l.at_ms), kept.first().copied(), "goes on with the oldest that is kept");
-        for count in [0, 1, 5, kept.len(), 1000] {
-            let tail = numbers(&book, &LogQuery { tail: Some(count), ..LogQuery::default() });
-            assert_eq!(tail, kept[kept.len().saturating_sub(count)..]);
-        }
-        drop((slow, book));
-        let newest = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().path()).max().unwrap();
-        File::options().append(true).open(newest).unwrap().write_all(b"{\"atMs\":5").unwrap();
-        let book = Arc::new(Book::open(dir.path(), bounds).unwrap());
-        book.append(&[line(100)]);
-        let after = numbers(&book, &LogQuery { tail: Some(2), ..LogQuery::default() });
-        assert_eq!(after, [99, 100], "the torn line is gone");
-    }
-
-    #[test]
-    fn damaged_files_end_the_reading_not_the_reader() {
-        let dir = tempfile::tempdir().unwrap();
-        let book = Arc::new(Book::open(dir.path(), Bounds { file: Memory(200), files: 9 }).unwrap());
-        for n in 0..20 {
-            book.append(&[line(n)]);
-        }
-        let mut files: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().path()).collect();
-        files.sort();
-        fs::remove_file(&files[0]).unwrap();
-        fs::write(&files[1], b"not json\n").unwrap();
-        let seen = numbers(&book, &LogQuery::default());
-        assert_eq!(seen.last(), Some(&19));
-        assert!(seen.len() < 20);
-        assert_eq!(numbers(&book, &LogQuery { tail: Some(1), ..LogQuery::default() }), [19]);
-    }
 }

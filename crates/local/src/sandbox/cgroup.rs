@@ -37,6 +37,8 @@ pub enum Hierarchy {
         cpu: Option<PathBuf>,
         /// `pids`.
         pids: Option<PathBuf>,
+        /// `cpuacct`, where it is not the same tree as `cpu`.
+        account: Option<PathBuf>,
     },
     /// Version 2: our folder in the one tree.
     V2(PathBuf),
@@ -61,7 +63,7 @@ pub(crate) struct Cgroup {
 
 #[derive(Debug)]
 enum Shape {
-    V1 { memory: Option<PathBuf>, cpu: Option<PathBuf>, pids: Option<PathBuf> },
+    V1 { memory: Option<PathBuf>, cpu: Option<PathBuf>, pids: Option<PathBuf>, account: Option<PathBuf> },
     V2(PathBuf),
     Absent,
 }
@@ -123,14 +125,15 @@ impl Cgroups {
         let group = match &self.hierarchy {
             Hierarchy::Absent { .. } => Cgroup { shape: Shape::Absent },
             Hierarchy::V2(base) => Cgroup { shape: Shape::V2(one(base)?) },
-            Hierarchy::V1 { memory, cpu, pids } => {
-                let mut shape = Shape::V1 { memory: several(memory)?, cpu: None, pids: None };
-                let made = several(cpu).and_then(|cpu| Ok((cpu, several(pids)?)));
-                if let (Shape::V1 { cpu, pids, .. }, Ok(folders)) = (&mut shape, &made) {
-                    (*cpu, *pids) = folders.clone();
+            Hierarchy::V1 { memory, cpu, pids, account } => {
+                let mut made = [const { None }; 4];
+                let mut refused = Ok(());
+                for (slot, base) in made.iter_mut().zip([memory, cpu, pids, account]) {
+                    refused = refused.and_then(|()| several(base).map(|folder| *slot = folder));
                 }
-                let group = Cgroup { shape };
-                if let Err(why) = made {
+                let [memory, cpu, pids, account] = made;
+                let group = Cgroup { shape: Shape::V1 { memory, cpu, pids, account } };
+                if let Err(why) = refused {
                     let _ = group.remove();
                     return Err(why);
                 }
@@ -148,7 +151,9 @@ impl Cgroups {
 
     fn bases(&self) -> Vec<&PathBuf> {
         match &self.hierarchy {
-            Hierarchy::V1 { memory, cpu, pids } => [memory, cpu, pids].into_iter().flatten().collect(),
+            Hierarchy::V1 { memory, cpu, pids, account } => {
+                [memory, cpu, pids, account].into_iter().flatten().collect()
+            }
             Hierarchy::V2(base) => vec![base],
             Hierarchy::Absent { .. } => Vec::new(),
         }
@@ -170,7 +175,7 @@ impl Cgroup {
                 write(&group.join("pids.max"), &limits.pids)?;
                 optional(write(&group.join("cpu.max"), &format_args!("{quota} {PERIOD_MICROS}")))
             }
-            Shape::V1 { memory, cpu, pids } => {
+            Shape::V1 { memory, cpu, pids, account: _ } => {
                 if let Some(memory) = memory {
                     // Memory and swap together may never be below memory alone: one of the two orders fits.
                     let (plain, swap) =
@@ -199,25 +204,41 @@ impl Cgroup {
                 let folder = fs::File::open(group).map_err(at(group))?;
                 Ok(Doors { birth: Some(folder.into()), enter: Vec::new() })
             }
-            Shape::V1 { memory, cpu, pids } => {
+            Shape::V1 { memory, cpu, pids, account } => {
                 let open = |group: &PathBuf| {
                     let path = group.join("cgroup.procs");
                     fs::OpenOptions::new().write(true).open(&path).map(OwnedFd::from).map_err(at(&path))
                 };
-                let enter = [memory, cpu, pids].into_iter().flatten().map(open).collect::<Result<_, _>>()?;
+                let all = [memory, cpu, pids, account].into_iter().flatten();
+                let enter = all.map(open).collect::<Result<_, _>>()?;
                 Ok(Doors { birth: None, enter })
             }
         }
     }
 
-    /// Whether the kernel killed a process of this group for want of memory.
-    pub(crate) fn out_of_memory(&self) -> bool {
+    /// How many processes of this group the kernel has killed for want of memory.
+    pub(crate) fn memory_kills(&self) -> u64 {
         let file = match &self.shape {
             Shape::V2(group) => group.join("memory.events"),
             Shape::V1 { memory: Some(group), .. } => group.join("memory.oom_control"),
-            _ => return false,
+            _ => return 0,
         };
-        fs::read_to_string(file).is_ok_and(|text| counter(&text, "oom_kill").is_some_and(|kills| kills > 0))
+        fs::read_to_string(file).ok().and_then(|text| counter(&text, "oom_kill")).unwrap_or(0)
+    }
+
+    /// The processor time that its processes have used, those that ended among them, in nanoseconds.
+    pub(crate) fn cpu_nanos(&self) -> Option<u64> {
+        match &self.shape {
+            Shape::V2(group) => {
+                let text = fs::read_to_string(group.join("cpu.stat")).ok()?;
+                Some(counter(&text, "usage_usec")?.saturating_mul(1000))
+            }
+            Shape::V1 { cpu, account, .. } => {
+                let group = account.as_ref().or(cpu.as_ref())?;
+                fs::read_to_string(group.join("cpuacct.usage")).ok()?.trim().parse().ok()
+            }
+            Shape::Absent => None,
+        }
     }
 
     /// The bytes charged to this group.
@@ -235,7 +256,7 @@ impl Cgroup {
         let folders: Vec<&PathBuf> = match &self.shape {
             Shape::Absent => Vec::new(),
             Shape::V2(group) => vec![group],
-            Shape::V1 { memory, cpu, pids } => [memory, cpu, pids].into_iter().flatten().collect(),
+            Shape::V1 { memory, cpu, pids, account } => [memory, cpu, pids, account].into_iter().flatten().collect(),
         };
         let mut answer = Ok(());
         for folder in folders {
@@ -325,9 +346,12 @@ mod tests {
         assert_eq!((read("memory.max").as_str(), read("cpu.max").as_str()), ("2097152", "1000 100000"));
         let file = |name: &str, text: &str| fs::write(folder.path().join("i7").join(name), text).expect("writes");
         file("memory.events", "low 0\noom 3\noom_kill 0\noom_group_kill 0\n");
-        assert!(!group.out_of_memory());
+        assert_eq!(group.memory_kills(), 0);
         file("memory.events", "low 0\noom 3\noom_kill 2\noom_group_kill 1\n");
-        assert!(group.out_of_memory());
+        assert_eq!(group.memory_kills(), 2);
+        assert_eq!(group.cpu_nanos(), None);
+        file("cpu.stat", "usage_usec 1500\nuser_usec 1000\n");
+        assert_eq!(group.cpu_nanos(), Some(1_500_000));
         file("memory.current", "4096\n");
         assert_eq!(group.memory(), Some(4096));
         assert!(group.doors().expect("opens").birth.is_some());

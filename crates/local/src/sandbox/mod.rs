@@ -35,6 +35,7 @@ mod filter;
 mod landlock;
 mod mounts;
 mod parked;
+mod processor;
 
 pub use binding::{Address, Binding, MAX_SECRETS, Route, Secret, Tree};
 pub use confine::{Confinement, Inside};

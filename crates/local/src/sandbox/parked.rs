@@ -12,6 +12,7 @@ use tokio::sync::watch;
 
 use super::Limits;
 use super::cgroup::Cgroup;
+use super::processor;
 use crate::Error;
 
 /// How an instance ended.
@@ -21,8 +22,8 @@ pub struct Exit {
     pub code: Option<i32>,
     /// The signal that ended pid 1.
     pub signal: Option<i32>,
-    /// The kernel killed at least one of its processes because the memory limit was reached.
-    pub out_of_memory: bool,
+    /// How many of its processes the kernel killed because the memory limit was reached.
+    pub memory_kills: u64,
 }
 
 /// Where things are, as the function sees it.
@@ -105,9 +106,17 @@ impl Life {
         self.traces.cgroup.set_limits(limits)
     }
 
-    /// Whether the kernel has killed one of its processes for reaching the memory limit.
-    pub fn out_of_memory(&self) -> bool {
-        self.traces.cgroup.out_of_memory()
+    /// How many of its processes the kernel has killed so far because the memory limit was reached.
+    pub fn memory_kills(&self) -> u64 {
+        self.traces.cgroup.memory_kills()
+    }
+
+    /// The processor time it has used, what ended in it included, in nanoseconds: as its control group counts it, else as
+    /// its processes do.
+    pub fn cpu_nanos(&self) -> Option<u64> {
+        let counted = self.traces.cgroup.cpu_nanos();
+        // The number of a process that has ended may be another's.
+        counted.or_else(|| if self.exit.borrow().is_some() { None } else { processor::of_tree(self.pid) })
     }
 
     /// The bytes of memory it holds now, when there is a control group that counts them.
@@ -133,7 +142,7 @@ impl Life {
 }
 
 impl Exit {
-    pub(crate) const UNKNOWN: Exit = Exit { code: None, signal: None, out_of_memory: false };
+    pub(crate) const UNKNOWN: Exit = Exit { code: None, signal: None, memory_kills: 0 };
 }
 
 impl Drop for Life {
@@ -155,8 +164,8 @@ pub(crate) struct Traces {
 
 impl Traces {
     /// Removes all of it. To be called when the last process has ended; slow enough to keep off the runtime's threads.
-    pub(crate) fn remove(&self) -> bool {
-        let out_of_memory = self.cgroup.out_of_memory();
+    pub(crate) fn remove(&self) -> u64 {
+        let memory_kills = self.cgroup.memory_kills();
         if let Err(why) = self.cgroup.remove() {
             tracing::warn!(%why, "a control group stays until the next start");
         }
@@ -164,7 +173,7 @@ impl Traces {
         if let Some(folder) = &self.folder {
             let _ = std::fs::remove_dir_all(folder);
         }
-        out_of_memory
+        memory_kills
     }
 }
 

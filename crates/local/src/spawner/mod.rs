@@ -240,6 +240,17 @@ impl Spawner {
         }
     }
 
+    /// Whether both are handles on the same process.
+    pub(crate) fn is(&self, other: &Spawner) -> bool {
+        Arc::ptr_eq(&self.held, &other.held)
+    }
+
+    /// Resolves as soon as the end of the spawner is noticed, before everything is cleared up.
+    pub(crate) async fn lost(&self) {
+        let mut lost = self.held.0.lost.subscribe();
+        let _ = lost.wait_for(|lost| *lost).await;
+    }
+
     /// Resolves when the spawner has ended, asked to or not. Every instance has then ended too, and is cleared up.
     pub async fn gone(&self) {
         let mut gone = self.held.0.gone.subscribe();

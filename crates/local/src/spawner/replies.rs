@@ -38,6 +38,8 @@ pub(super) struct Shared {
     pub(super) run: Folder,
     pub(super) cgroups: Cgroups,
     pub(super) gone: watch::Sender<bool>,
+    /// True as soon as its end is noticed.
+    pub(super) lost: watch::Sender<bool>,
     next: AtomicU64,
     table: Mutex<Table>,
 }
@@ -114,8 +116,8 @@ type Asked = Result<oneshot::Receiver<Result<Answer, String>>, Unanswered>;
 
 impl Shared {
     pub(super) fn new(socket: AsyncFd<OwnedFd>, isolation: Isolation, run: Folder, cgroups: Cgroups) -> Shared {
-        let (gone, next, table) = (watch::Sender::new(false), AtomicU64::new(1), Mutex::default());
-        Shared { socket, isolation, run, cgroups, gone, next, table }
+        let (lost, gone) = (watch::Sender::new(false), watch::Sender::new(false));
+        Shared { socket, isolation, run, cgroups, lost, gone, next: AtomicU64::new(1), table: Mutex::default() }
     }
 
     /// A number that no other request of this spawner has.
@@ -236,7 +238,7 @@ impl Shared {
             }
             (Reply::Ended { tag, code, signal }, _) => {
                 let ending = self.table().living.remove(&tag);
-                return ending.map(|ending| (ending, Exit { code, signal, out_of_memory: false }));
+                return ending.map(|ending| (ending, Exit { code, signal, memory_kills: 0 }));
             }
             (other, _) => tracing::error!(?other, "the spawner said something unexpected"),
         }
@@ -267,6 +269,7 @@ impl Shared {
             table.closed = true;
             (std::mem::take(&mut table.asked), std::mem::take(&mut table.living))
         };
+        self.lost.send_replace(true);
         // It closed its socket, so it has nothing left to do but to end; its children follow it.
         let _ = process.kill();
         let _ = tokio::task::spawn_blocking(move || process.wait()).await;
@@ -310,8 +313,8 @@ pub(super) async fn read(shared: Arc<Shared>, process: Child) {
 }
 
 fn clear(ending: &Ending, exit: Exit) {
-    let out_of_memory = ending.traces.remove();
-    ending.exit.send_replace(Some(Exit { out_of_memory, ..exit }));
+    let memory_kills = ending.traces.remove();
+    ending.exit.send_replace(Some(Exit { memory_kills, ..exit }));
 }
 
 /// A pipe for one log stream. Its modes are opened, because a program that opens `/dev/stdout` opens it anew, as a user who

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use taper_model::{
-    Cause, FunctionSpec, Stage, call,
+    Cause, FunctionSpec, Revision, RevisionId, Stage, call,
     quantity::{Memory, Span},
 };
 use taper_provider::{Progress, Provider};
@@ -96,6 +96,18 @@ async fn memory_is_limited_per_process_and_told() {
     assert_eq!(invoke(&instance, "500").await.unwrap_err().cause, Cause::OutOfMemory, "and so does the next lesson");
     assert_eq!(text(&instance, "1").await, (1 << 20).to_string());
 
+    // A kill explains one end: what is killed later was killed by somebody else.
+    let code = "import os\ndef handle(text):\n    if text == 'kill':\n        os.kill(os.getpid(), 9)\n    return str(len(bytearray(int(text) << 20)))\n";
+    let mut spec = python();
+    spec.resources.memory = Some(Memory(64 << 20));
+    let instance = world.one(&world.revision("either", spec, &[("handler.py", code.as_bytes())])).await;
+    for _ in 0..2 {
+        assert_eq!(invoke(&instance, "500").await.unwrap_err().cause, Cause::OutOfMemory);
+        assert_eq!(text(&instance, "1").await, (1 << 20).to_string());
+        let fault = invoke(&instance, "kill").await.unwrap_err();
+        assert_eq!(fault.cause, Cause::Died, "{fault}");
+    }
+
     // Where the instance's only process is killed, the instance goes with it, and says so.
     let mut watch = Watch::open(&world.local).await;
     let code = "import os, socket\nheld = []\n\
@@ -119,6 +131,14 @@ async fn memory_is_limited_per_process_and_told() {
     );
     let instance = world.one(&classic).await;
     assert_eq!(invoke(&instance, "").await.unwrap_err().cause, Cause::OutOfMemory);
+    let words = "[ $(cat) = eat ] && exec python3 -c 'len(bytearray(500 << 20))'; kill -9 $$";
+    let mut either = (*classic).clone();
+    either.spec.command = ["sh", "-c", words].map(String::from).into();
+    let instance =
+        world.one(&Revision { id: RevisionId::new(either.id.function().clone(), 99), ..either }.into()).await;
+    for (body, cause) in [("eat", Cause::OutOfMemory), ("kill", Cause::Exit(-1)), ("eat", Cause::OutOfMemory)] {
+        assert_eq!(invoke(&instance, body).await.unwrap_err().cause, cause, "{body}");
+    }
     world.end().await;
 }
 

@@ -85,6 +85,48 @@ async fn a_wheel_is_installed_once_and_found() {
     world.end().await;
 }
 
+/// Says whether what was compiled from a module is there and is what it was compiled from.
+const COMPILED: &str = "
+import importlib, os, struct
+def handle(text):
+    module = importlib.import_module(text)
+    with open(module.__cached__, 'rb') as file:
+        flags, time, size = struct.unpack('<III', file.read(16)[4:])
+    found = os.stat(module.__file__)
+    return 'unchecked' if flags == 1 else str((time, size) == (int(found.st_mtime), found.st_size))
+";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_start_compiles_what_was_compiled() {
+    if !works("no_start_compiles_what_was_compiled", PIP) {
+        return;
+    }
+    let world = World::start().await;
+    let large = "def f(a):\n    return a + 1\n\n".repeat(2000);
+    let wheel = wheel("greeting", "def greet(name):\n    return 'hello ' + name\n");
+    let revision = world.revision(
+        "compiled",
+        python(),
+        &[
+            ("handler.py", COMPILED.as_bytes()),
+            ("large.py", large.as_bytes()),
+            ("inner/deep.py", b"x = 1\n"),
+            ("broken.py", b"def handle(:\n"),
+            ("requirements.txt", b"--no-index\n--find-links ./wheels\ngreeting\n"),
+            ("wheels/greeting-1.0-py3-none-any.whl", &wheel),
+        ],
+    );
+    let instance = world.one(&revision).await;
+    assert_eq!(text(&instance, "large").await, "unchecked");
+    assert_eq!(text(&instance, "inner.deep").await, "unchecked");
+    assert_eq!(text(&instance, "greeting").await, "True");
+    // A little code is compiled before anybody notices.
+    let small = world.one(&world.python("small", COMPILED)).await;
+    let fault = crate::world::invoke(&small, "handler").await.unwrap_err();
+    assert!(fault.message.contains("No such file"), "{fault}");
+    world.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failed_installation_says_why_and_leaves_nothing() {
     if !works("a_failed_installation_says_why_and_leaves_nothing", PIP) {

@@ -8,4 +8,5 @@ mod install;
 mod lifetime;
 mod modes;
 mod output;
+mod probes;
 mod world;

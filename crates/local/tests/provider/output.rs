@@ -1,7 +1,8 @@
 //! What functions write, and what they use.
 
 use futures_util::StreamExt;
-use taper_provider::{LogQuery, Provider};
+use taper_model::{Call, CallId};
+use taper_provider::{Instance, LogQuery, Provider};
 use tokio::time::timeout;
 
 use crate::world::{PATIENCE, World, invoke, text};
@@ -56,17 +57,57 @@ async fn tail_and_follow_meet_without_a_seam() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_line_names_its_revision_and_its_call() {
+    let world = World::start().await;
+    let call = |id: &str| CallId::given(id).unwrap();
+    let said = async |instance: &Instance, id: &str| {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        let request = http::Request::post("/").body(taper_model::call::full("0")).unwrap();
+        let _ =
+            instance.run.invoke(Call { id: call(id), revision: instance.revision.clone(), deadline, request }).await;
+    };
+    let classic = world.classic("classic", &["sh", "-c", "echo one >&2; echo '[not-1] two' >&2; cat"]);
+    let python = world.python(
+        "python",
+        "import sys\ndef handle(text):\n    print('[not-2] mine', file=sys.stderr)\n    print('[call-2] on stdout')\n    1 / int(text)\n",
+    );
+    for (revision, id) in [(&classic, "call-1"), (&python, "call-2")] {
+        said(&world.one(revision).await, id).await;
+    }
+    let line = world.logged(&classic, "one").await;
+    assert_eq!((line.call.as_deref(), line.text.as_str()), (Some("call-1"), "one"));
+    assert_eq!(line.revision, classic.id.name());
+    let line = world.logged(&classic, "two").await;
+    assert_eq!((line.call.as_deref(), line.text.as_str()), (Some("call-1"), "[not-1] two"));
+    assert!(world.logged(&classic, "Wrote 1 Bytes").await.call.is_some());
+    let line = world.logged(&python, "ZeroDivisionError").await;
+    assert_eq!((line.call.as_deref(), line.text.as_str()), (Some("call-2"), "ZeroDivisionError: division by zero"));
+    let line = world.logged(&python, "mine").await;
+    assert_eq!((line.call, line.text.as_str()), (None, "[not-2] mine"));
+    let line = world.logged(&python, "on stdout").await;
+    assert_eq!((line.call, line.text.as_str()), (None, "[call-2] on stdout"));
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn usage_is_of_what_runs() {
     let world = World::start().await;
     if !world.has_groups("usage_is_of_what_runs") {
         return world.end().await;
     }
-    let revision = world.python("uses", "held = bytearray(20 << 20)\ndef handle(text):\n    return text\n");
+    let revision = world.python("uses", "import subprocess, sys\nheld = bytearray(20 << 20)\nburn = 'import time\\nwhile time.process_time() < %s: pass'\ndef handle(text):\n    subprocess.run([sys.executable, '-c', burn % text], check=True)\n    return text\n");
     assert!(world.local.usage(revision.id.function()).is_empty());
     let instance = world.one(&revision).await;
     let usage = world.local.usage(revision.id.function());
     assert_eq!((usage.len(), usage[0].instance.as_str()), (1, instance.id.as_str()));
     assert_eq!(usage[0].revision, revision.id.name());
     assert!(usage[0].memory_bytes.unwrap() > 20 << 20, "{usage:?}");
+    let nanos = || world.local.usage(revision.id.function())[0].cpu_nanos.unwrap();
+    let before = nanos();
+    assert!(before > 0);
+    // What a process that has ended used counts as well.
+    text(&instance, "0.3").await;
+    let used = nanos() - before;
+    assert!((280_000_000..20_000_000_000).contains(&used), "{used}");
     world.end().await;
 }

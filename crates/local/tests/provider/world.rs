@@ -95,7 +95,7 @@ impl World {
     pub(crate) fn has_groups(&self, test: &str) -> bool {
         let there = !Cgroups::traces(&self.mark()).is_empty();
         if !there {
-            println!("skipped: {test} needs control groups");
+            let _ = writeln!(std::io::stderr(), "skipped: {test} needs control groups");
         }
         there
     }
@@ -288,7 +288,7 @@ pub(crate) fn works(test: &str, command: &[&str]) -> bool {
     let output = program.args(&command[1..]).env("PATH", "/usr/local/bin:/usr/bin:/bin").output();
     let works = output.is_ok_and(|output| output.status.success());
     if !works {
-        println!("skipped: {test} needs `{}`", command.join(" "));
+        let _ = writeln!(std::io::stderr(), "skipped: {test} needs `{}`", command.join(" "));
     }
     works
 }

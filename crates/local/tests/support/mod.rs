@@ -5,7 +5,7 @@
 pub mod channel;
 
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -147,11 +147,16 @@ pub fn job(command: &[&str]) -> Job {
     }
 }
 
+/// Says that a test is skipped, where the harness does not swallow it.
+pub fn skipped(why: std::fmt::Arguments<'_>) {
+    let _ = writeln!(std::io::stderr(), "skipped: {why}");
+}
+
 /// Whether this process is root; else says once that a test is skipped.
 pub fn root(test: &str) -> bool {
     let root = rustix::process::geteuid().is_root();
     if !root {
-        println!("skipped: {test} needs root");
+        skipped(format_args!("{test} needs root"));
     }
     root
 }
@@ -160,7 +165,7 @@ pub fn root(test: &str) -> bool {
 pub fn installed(test: &str, program: &str) -> bool {
     let there = Path::new(program).exists();
     if !there {
-        println!("skipped: {test} needs {program}");
+        skipped(format_args!("{test} needs {program}"));
     }
     there
 }

@@ -201,6 +201,12 @@ impl Book {
         crate::plan::NAMES.iter().position(|n| *n == name).expect("one of the run's functions")
     }
 
+    /// A person changes the secret that every function has. Nobody who calls may notice, so it explains nothing.
+    pub(crate) fn secret(&mut self) {
+        (0..self.functions.len()).for_each(|f| self.touch(f));
+        self.count("secret changed");
+    }
+
     /// A person deletes a function: all that was made of it so far.
     pub(crate) fn delete(&mut self, function: usize) {
         let now = Instant::now();

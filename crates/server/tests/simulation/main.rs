@@ -35,7 +35,7 @@ use taper_store::Artifacts;
 const SEEDS: Range<u64> = 0..1000;
 
 /// What must have happened in the course of these seeds: a promise that nothing puts to the test is not held.
-const SEEN: [&str; 28] = [
+const SEEN: [&str; 30] = [
     "call: reply",
     "call: broken reply",
     "call: reply cut at the deadline",
@@ -56,6 +56,8 @@ const SEEN: [&str; 28] = [
     "call: Internal at activate",
     "call: Died at invoke",
     "calls given back",
+    "secret changed",
+    "replaced for its secret",
     "drained",
     "trouble: Killed",
     "trouble: Deafened",

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use taper_model::{Function, InstanceId, RevisionState};
+use taper_model::{Function, InstanceId, Name, RevisionState};
 use taper_store::{Snapshot, Store};
 use tokio::{
     task::yield_now,
@@ -188,6 +188,12 @@ fn at_rest(world: &World, book: &mut Book, index: usize, function: &Function, mu
     if (ready, there) != (least, least) {
         let text = format!("generation {serving}: {ready} ready and {there} in all, not {least}");
         book.wrong("at rest there are exactly as many as should be", &text);
+    }
+    let newest = |name: &Name| world.store.snapshot().borrow().secret_version(&Name::default_namespace(), name);
+    for i in world.stage.fake.ready().iter().filter(|i| i.revision == id) {
+        if i.secrets.is_empty() || i.secrets.iter().any(|(name, v)| newest(name) != Some(*v)) {
+            book.wrong("at rest every instance has the newest secrets", &format!("{}: {:?}", i.id, i.secrets));
+        }
     }
     match book.functions[index].parked {
         Parked::No if is_held => book.wrong("a function that was called is not held at zero", NAMES[index]),

@@ -3,14 +3,14 @@
 use axum::body::Body;
 use http::{Request, StatusCode};
 use serde_json::{Value, json};
-use taper_model::{FunctionName, RevisionId};
-use taper_store::Store;
+use taper_model::{FunctionName, Name, RevisionId};
+use taper_store::{Put, Store};
 use tokio::time::Instant;
 use tower::ServiceExt;
 
 use crate::{
     ledger::{Made, Parked, What, generation},
-    plan::{Kind, NAMES, Shape, Step},
+    plan::{Kind, NAMES, SECRET, Shape, Step},
     world::World,
 };
 
@@ -25,12 +25,25 @@ pub(crate) async fn act(world: &World, step: Step) {
         Step::Deafen { luck } => strike(world, luck, What::Deafened),
         Step::Starts { function, fail_for } => world.stage.fail_starts(name(function), fail_for),
         Step::Orders { fail_for } => world.stage.fail_orders(fail_for),
+        Step::Secret => secret(world).await,
         Step::Blink => {
             world.ledger.open().trouble(None, What::Blink);
             world.stage.blink();
         }
         Step::Down { how } => world.down(how).await,
         Step::Up => world.up(),
+    }
+}
+
+/// Gives the secret of all functions another value.
+async fn secret(world: &World) {
+    let (namespace, name) = (Name::default_namespace(), Name::new(SECRET).expect("a name"));
+    let before = world.store.snapshot().borrow().secret_version(&namespace, &name);
+    world.ledger.open().secret();
+    let put = if before.is_some() { Put::Update } else { Put::Create };
+    let result = world.store.put_secret(&namespace, &name, format!("not {before:?}").into(), put).await;
+    if let Err(e) = result {
+        world.ledger.wrong("a secret is taken", &e.to_string());
     }
 }
 

@@ -6,6 +6,8 @@ use serde_json::{Value, json};
 
 use crate::dice::Dice;
 
+/// The secret that every function is given.
+pub(crate) const SECRET: &str = "key";
 /// The functions that may be there.
 pub(crate) const NAMES: [&str; 3] = ["ash", "birch", "cedar"];
 /// After the last fault: time for everything to come to rest. Longer than [`Shape::rest`] may be.
@@ -71,6 +73,8 @@ pub(crate) enum Step {
     Orders {
         fail_for: Duration,
     },
+    /// The secret that every function has becomes another.
+    Secret,
     /// Whoever watches the provider is cut off.
     Blink,
     Down {
@@ -145,6 +149,7 @@ impl Shape {
             "env": {"GENERATION": generation.to_string()},
             "concurrency": self.concurrency,
             "timeout": ms(self.timeout),
+            "secrets": [SECRET],
             "scale": {
                 "min": self.min, "max": self.max, "initialScale": self.initial, "zeroAfter": ms(self.zero_after),
                 "window": ms(self.window), "scaleDownDelay": ms(self.down_delay),
@@ -212,7 +217,14 @@ fn trouble(
     let step = match dice.number(0..=99) {
         0..=24 => deploy(dice, function, 35),
         25..=39 => Step::Scale { function, count: if dice.chance(60) { 0 } else { dice.number(1..=5) } },
-        40..=47 => {
+        40..=43 => {
+            // Changed again while instances are replaced.
+            for _ in 0..dice.among(&[0, 0, 1, 3]) {
+                steps.push((at + dice.ms(0..=3000), Step::Secret));
+            }
+            Step::Secret
+        }
+        44..=50 => {
             // Deleted, and mostly made anew: at once, or when nothing is left, or in between.
             if dice.chance(75) {
                 let after = dice.among(&[0, 0, 1, 50, 300, 2000, 10_000]);
@@ -220,7 +232,7 @@ fn trouble(
             }
             Step::Delete { function }
         }
-        48..=69 => {
+        51..=69 => {
             for _ in 0..dice.among(&[0, 0, 0, 0, 1, 2, 4]) {
                 steps.push((at + dice.ms(0..=1500), Step::Kill { luck: dice.luck() }));
             }

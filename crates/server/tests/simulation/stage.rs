@@ -9,14 +9,18 @@ use std::{
 use futures_util::{StreamExt, stream};
 use taper_dispatch::Dispatcher;
 use taper_model::{
-    BoxFuture, BoxStream, Call, Cause, Demand, Fault, FunctionName, InstanceId, Invoke, Load, Reply, Revision,
+    BoxFuture, BoxStream, Call, Cause, Demand, Fault, FunctionName, InstanceId, Invoke, Load, Name, Reply, Revision,
     RevisionId, Stage as At,
 };
 use taper_provider::{
     Error, Event, Instance, LogLine, LogQuery, Progress, Provider, Usage,
     fake::{Fake, Script},
 };
-use tokio::time::{Instant, sleep};
+use taper_store::Snapshot;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -32,6 +36,7 @@ pub(crate) struct Stage {
     pub(crate) fake: Fake,
     ledger: Arc<Ledger>,
     seed: u64,
+    snapshot: watch::Receiver<Arc<Snapshot>>,
     inner: Arc<Mutex<Inner>>,
 }
 
@@ -50,9 +55,14 @@ struct Inner {
 }
 
 impl Stage {
-    pub(crate) fn new(seed: u64, ledger: Arc<Ledger>, plan: Arc<crate::plan::Plan>) -> Self {
+    pub(crate) fn new(
+        seed: u64,
+        ledger: Arc<Ledger>,
+        plan: Arc<crate::plan::Plan>,
+        snapshot: watch::Receiver<Arc<Snapshot>>,
+    ) -> Self {
         let fake = Fake::new(function::behaviour(Arc::clone(&ledger), plan));
-        Self { fake, ledger, seed, inner: Arc::default() }
+        Self { fake, ledger, seed, snapshot, inner: Arc::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -141,6 +151,12 @@ impl Stage {
         draining.collect::<Vec<_>>().into_iter()
     }
 
+    /// Whether an instance serves with a secret that has changed since.
+    pub(crate) fn is_stale(&self, revision: &Revision) -> bool {
+        let newest = self.script(revision, generation(revision)).secrets;
+        self.fake.ready().iter().any(|i| i.revision == revision.id && i.secrets != newest)
+    }
+
     /// How starts of a revision go now.
     fn script(&self, revision: &Revision, number: usize) -> Script {
         let kind = self.ledger.open().made[number].kind;
@@ -150,7 +166,9 @@ impl Stage {
             Kind::NoStart | Kind::NeverReady => Some("it is broken".to_owned()),
             _ => fails.then(|| "not today".to_owned()),
         };
-        Script { start_delay: kind.start(), fail }
+        let snapshot = self.snapshot.borrow();
+        let version = |n: &Name| Some((n.clone(), snapshot.secret_version(&revision.id.function().namespace, n)?));
+        Script { start_delay: kind.start(), fail, secrets: revision.spec.secrets.iter().filter_map(version).collect() }
     }
 
     /// An event as the platform gets it.
@@ -227,10 +245,12 @@ impl Provider for Stage {
                 let source = std::io::Error::from(std::io::ErrorKind::OutOfMemory);
                 return Err(Error::Host { what: "no cgroup can be made".into(), source });
             }
+            // Those that others are about to replace take no place.
             let max = self.ledger.open().made[generation].shape.max;
-            if want > max {
+            let most = max + if self.is_stale(revision) { max.div_ceil(4) } else { 0 };
+            if want > most {
                 self.ledger
-                    .wrong("never more instances than max", &format!("{want} of {id} are ordered, max is {max}"));
+                    .wrong("never more instances than max", &format!("{want} of {id} are ordered, the most is {most}"));
             }
             let before = self.lock().applied.insert(id.clone(), Arc::clone(revision));
             let other = before.map(|b| self::generation(&b)).filter(|b| *b != generation);
@@ -333,6 +353,28 @@ impl Load for Eye {
             let mut book = self.ledger.open();
             book.with(id, |seen, now| _ = seen.out.get_or_insert(now));
             book.note(format!("{id} is retired"));
+        }
+        ids
+    }
+
+    fn glance(&self, revision: &RevisionId) -> Demand {
+        self.dispatcher.glance(revision)
+    }
+
+    fn withdraw(&self, revision: &RevisionId, among: &[InstanceId], keep: u32) -> Vec<InstanceId> {
+        let ids = self.dispatcher.withdraw(revision, among, keep);
+        let left = self.dispatcher.glance(revision).ready;
+        if !ids.is_empty() && left < keep.max(1) {
+            self.ledger.wrong(
+                "an instance is replaced only when others take its calls",
+                &format!("{ids:?} left {left} of {revision} in service, and there should be {keep}"),
+            );
+        }
+        for id in &ids {
+            let mut book = self.ledger.open();
+            book.with(id, |seen, now| _ = seen.out.get_or_insert(now));
+            book.count("replaced for its secret");
+            book.note(format!("{id} is replaced for its secret"));
         }
         ids
     }

@@ -23,7 +23,7 @@ use crate::{
     caller,
     ledger::{Ledger, What},
     monitor, operator,
-    plan::{BACKOFF_LEAST, BACKOFF_MOST, DEPLOY_TIMEOUT, Down, Plan, REST, SHUTDOWN},
+    plan::{BACKOFF_LEAST, BACKOFF_MOST, DEPLOY_TIMEOUT, Down, Plan, REST, SHUTDOWN, Step},
     stage::{Eye, Stage},
 };
 
@@ -63,10 +63,11 @@ impl World {
     pub(crate) fn new(plan: Plan, artifacts: Arc<Artifacts>) -> Arc<Self> {
         let plan = Arc::new(plan);
         let ledger = Arc::new(Ledger::new(crate::plan::NAMES.len()));
+        let store = Arc::new(Memory::new(taper_store::Config { revisions: 4, ..Default::default() }));
         Arc::new(Self {
             started: Instant::now(),
-            store: Arc::new(Memory::new(taper_store::Config { revisions: 4 })),
-            stage: Stage::new(plan.seed, Arc::clone(&ledger), Arc::clone(&plan)),
+            stage: Stage::new(plan.seed, Arc::clone(&ledger), Arc::clone(&plan), store.snapshot()),
+            store,
             ledger,
             plan,
             artifacts,
@@ -76,6 +77,7 @@ impl World {
 
     /// From the first deploy to the last instance.
     pub(crate) async fn play(self: &Arc<Self>) {
+        operator::act(self, Step::Secret).await;
         self.up();
         let call = |n| tokio::spawn(caller::call(Arc::clone(self), n));
         let callers: Vec<_> = (0..self.plan.calls.len()).map(call).collect();

@@ -1,13 +1,15 @@
-//! Functions and secrets as rows. Decides nothing: writes down the difference between a function before and after, and reads
+//! Functions and namespaces as rows. Decides nothing: writes down the difference between a function before and after, and reads
 //! back what was written.
 
-use std::{path::Path, sync::Arc};
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
-use bytes::Bytes;
-use rusqlite::{Connection, OptionalExtension, Row, params};
-use taper_model::{Function, FunctionName, Name, RevisionId, RevisionState, revision::Entry};
+use rusqlite::{Connection, Row, params};
+use taper_model::{Function, FunctionName, Name, Namespace, RevisionId, RevisionState, revision::Entry};
 
-use crate::{Error, Functions, change::Record};
+use crate::{
+    Error, Functions, Snapshot,
+    change::{Attached, Record},
+};
 
 /// Every function.
 pub(super) fn load(db: &Connection, path: &Path) -> Result<Functions, Error> {
@@ -30,7 +32,7 @@ pub(super) fn load(db: &Connection, path: &Path) -> Result<Functions, Error> {
         };
         let same = |f: &Function| f.name.name.as_str() == name && f.name.namespace.as_str() == namespace;
         if !current.as_ref().is_some_and(same) {
-            functions.extend(current.take());
+            keep(&mut functions, current.take());
         }
         let function = match &mut current {
             Some(function) => function,
@@ -39,7 +41,7 @@ pub(super) fn load(db: &Connection, path: &Path) -> Result<Functions, Error> {
         let entry = entry(row, &function.name).map_err(corrupt)?;
         function.revisions.push(entry);
     }
-    functions.extend(current);
+    keep(&mut functions, current);
     Ok(functions)
 }
 
@@ -96,50 +98,40 @@ pub(super) fn write(
     Ok(())
 }
 
-/// Whether a secret is there.
-pub(super) fn has_secret(db: &Connection, path: &Path, namespace: &Name, name: &Name) -> Result<bool, Error> {
-    let text = "SELECT 1 FROM secret WHERE namespace = ?1 AND name = ?2";
-    let found = db.query_row(text, [namespace.as_str(), name.as_str()], |_| Ok(())).optional();
-    found.map(|f| f.is_some()).map_err(Error::sql(path))
-}
-
-/// Keeps a secret, instead of the one before.
-pub(super) fn put_secret(
-    db: &Connection,
-    path: &Path,
-    namespace: &Name,
-    name: &Name,
-    value: &[u8],
-) -> Result<(), Error> {
-    let text = "INSERT INTO secret (namespace, name, value) VALUES (?1, ?2, ?3)
-                ON CONFLICT (namespace, name) DO UPDATE SET value = excluded.value";
-    db.execute(text, params![namespace.as_str(), name.as_str(), value]).map(drop).map_err(Error::sql(path))
-}
-
-/// Removes a secret; false when there was none.
-pub(super) fn delete_secret(db: &Connection, path: &Path, namespace: &Name, name: &Name) -> Result<bool, Error> {
-    let text = "DELETE FROM secret WHERE namespace = ?1 AND name = ?2";
-    db.execute(text, [namespace.as_str(), name.as_str()]).map(|n| n > 0).map_err(Error::sql(path))
-}
-
-/// The names of a namespace's secrets.
-pub(super) fn secrets(db: &Connection, path: &Path, namespace: &Name) -> Result<Vec<Name>, Error> {
+/// Every namespace, with the default one, whatever the table says.
+pub(super) fn namespaces(db: &Connection, path: &Path) -> Result<BTreeMap<Name, Arc<Namespace>>, Error> {
     let sql = Error::sql(path);
-    let mut statement = db.prepare("SELECT name FROM secret WHERE namespace = ?1 ORDER BY name").map_err(&sql)?;
-    let mut rows = statement.query([namespace.as_str()]).map_err(&sql)?;
-    let mut names = Vec::new();
+    let mut statement = db.prepare("SELECT name, record FROM namespace").map_err(&sql)?;
+    let mut rows = statement.query(()).map_err(&sql)?;
+    let mut namespaces = BTreeMap::clone(&Snapshot::default().namespaces);
     while let Some(row) = rows.next().map_err(&sql)? {
-        let name = Name::new(text(row, 0, path)?);
-        names.push(name.map_err(|e| Error::Corrupt { path: path.to_owned(), detail: format!("a secret: {e}") })?);
+        let (name, record) = (text(row, 0, path)?, text(row, 1, path)?);
+        let corrupt = |e: String| Error::Corrupt { path: path.to_owned(), detail: format!("namespace `{name}`: {e}") };
+        let name = Name::new(name).map_err(|e| corrupt(e.to_string()))?;
+        let namespace = Attached::read(name.clone(), record).map_err(|e| corrupt(e.to_string()))?;
+        namespaces.insert(name, Arc::new(namespace));
     }
-    Ok(names)
+    Ok(namespaces)
 }
 
-/// A secret's value.
-pub(super) fn secret(db: &Connection, path: &Path, namespace: &Name, name: &Name) -> Result<Option<Bytes>, Error> {
-    let text = "SELECT value FROM secret WHERE namespace = ?1 AND name = ?2";
-    let value = db.query_row(text, [namespace.as_str(), name.as_str()], |row| row.get::<_, Vec<u8>>(0));
-    value.optional().map(|v| v.map(Bytes::from)).map_err(Error::sql(path))
+/// Keeps a namespace, instead of what it was before.
+pub(super) fn put_namespace(db: &Connection, path: &Path, namespace: &Namespace) -> Result<(), Error> {
+    let record =
+        Attached::write(namespace).map_err(|e| Error::Refused(format!("namespace `{}`: {e}", namespace.name)))?;
+    let text = "INSERT INTO namespace (name, record) VALUES (?1, ?2)
+                ON CONFLICT (name) DO UPDATE SET record = excluded.record";
+    db.execute(text, [namespace.name.as_str(), &record]).map(drop).map_err(Error::sql(path))
+}
+
+/// Removes a namespace.
+pub(super) fn delete_namespace(db: &Connection, path: &Path, name: &Name) -> Result<(), Error> {
+    db.execute("DELETE FROM namespace WHERE name = ?1", [name.as_str()]).map(drop).map_err(Error::sql(path))
+}
+
+fn keep(functions: &mut Functions, function: Option<Function>) {
+    if let Some(function) = function {
+        functions.insert(function.name.clone(), Arc::new(function));
+    }
 }
 
 fn function(row: &Row<'_>, namespace: &str, name: &str) -> Result<Function, String> {
@@ -172,7 +164,7 @@ fn entry(row: &Row<'_>, name: &FunctionName) -> Result<Entry, String> {
     Ok(Entry { revision: Arc::new(revision), state })
 }
 
-fn text<'row>(row: &'row Row<'_>, column: usize, path: &Path) -> Result<&'row str, Error> {
+pub(super) fn text<'row>(row: &'row Row<'_>, column: usize, path: &Path) -> Result<&'row str, Error> {
     let value = row.get_ref(column).map_err(Error::sql(path))?;
     value.as_str().map_err(|e| Error::Corrupt { path: path.to_owned(), detail: format!("a name: {e}") })
 }

@@ -8,10 +8,24 @@ use std::path::Path;
 use rusqlite::{Connection, TransactionBehavior};
 use taper_model::clock;
 
-use crate::Error;
+use super::secrets;
+use crate::{Error, KeyRing};
+
+/// One version's way to the next.
+#[derive(Clone, Copy)]
+pub(super) enum Step {
+    /// As SQL.
+    Sql(&'static str),
+    /// As code, in the step's transaction.
+    Code(fn(&Connection, &Path, &KeyRing) -> Result<(), Error>),
+    /// What the steps before removed shall be nowhere in the files.
+    Scrub,
+}
 
 /// The way to each version: the first makes version 1 of nothing.
-pub(super) const MIGRATIONS: &[&str] = &["
+pub(super) const MIGRATIONS: &[Step] = &[
+    Step::Sql(
+        "
 CREATE TABLE schema (version INTEGER PRIMARY KEY, applied_ms INTEGER NOT NULL) STRICT;
 
 CREATE TABLE function (
@@ -40,21 +54,45 @@ CREATE TABLE secret (
     value      BLOB NOT NULL,
     PRIMARY KEY (namespace, name)
 ) STRICT;
-"];
+",
+    ),
+    Step::Sql(
+        "
+CREATE TABLE namespace (
+    name       TEXT PRIMARY KEY,
+    record     TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+INSERT INTO namespace
+    SELECT namespace, '{\"labels\":{},\"annotations\":{}}'
+    FROM (SELECT namespace FROM function UNION SELECT namespace FROM secret);
+
+-- `readyPath` became `readiness`.
+UPDATE revision SET record = json_remove(
+    json_set(record, '$.spec.readiness', json_object('path', record ->> '$.spec.readyPath')), '$.spec.readyPath')
+    WHERE json_type(record, '$.spec.readyPath') = 'text';
+",
+    ),
+    Step::Code(secrets::encrypt),
+    Step::Scrub,
+];
 
 /// Brings a database to the newest version, one transaction for each step; a newer one is left untouched.
-pub(super) fn migrate(db: &mut Connection, path: &Path, migrations: &[&str]) -> Result<(), Error> {
+pub(super) fn migrate(db: &mut Connection, path: &Path, steps: &[Step], ring: &KeyRing) -> Result<(), Error> {
     let sql = Error::sql(path);
-    let found = version(db, path)?;
-    let known = u32::try_from(migrations.len()).expect("there are few migrations");
-    if found > known {
-        return Err(Error::Newer { path: path.to_owned(), found, known });
-    }
+    let found = version(db, path, steps.len())?;
     // Only now: this writes into the file.
     db.pragma_update(None, "journal_mode", "WAL").map_err(&sql)?;
-    for (version, step) in (1..).zip(migrations).skip(found as usize) {
+    for (version, step) in (1..).zip(steps).skip(found) {
+        // There is nothing to scrub in a new one.
+        if matches!(step, Step::Scrub) && found > 0 {
+            scrub(db, path)?;
+        }
         let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate).map_err(&sql)?;
-        transaction.execute_batch(step).map_err(&sql)?;
+        match step {
+            Step::Sql(text) => transaction.execute_batch(text).map_err(&sql)?,
+            Step::Code(run) => run(&transaction, path, ring)?,
+            Step::Scrub => {}
+        }
         let now = i64::try_from(clock::unix_ms()).unwrap_or(i64::MAX);
         transaction
             .execute("INSERT INTO schema (version, applied_ms) VALUES (?1, ?2)", (version, now))
@@ -65,7 +103,26 @@ pub(super) fn migrate(db: &mut Connection, path: &Path, migrations: &[&str]) -> 
     Ok(())
 }
 
-fn version(db: &Connection, path: &Path) -> Result<u32, Error> {
+/// Writes the whole database anew: no page and no log keeps what is no longer in it. Doing it twice does no harm.
+fn scrub(db: &Connection, path: &Path) -> Result<(), Error> {
+    db.execute_batch("VACUUM").map_err(Error::sql(path))?;
+    empty_log(db, path)
+}
+
+/// Has nothing left in the log of what was written up to now.
+pub(super) fn empty_log(db: &Connection, path: &Path) -> Result<(), Error> {
+    let busy = db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", (), |row| row.get::<_, bool>(0));
+    match busy.map_err(Error::sql(path))? {
+        false => Ok(()),
+        true => Err(Error::Refused(format!(
+            "another program holds {} open, and with it what was removed; end that one and try again",
+            path.display()
+        ))),
+    }
+}
+
+/// The version of a database that is ours, 0 for an empty one; a version beyond `known` is refused.
+pub(super) fn version(db: &Connection, path: &Path, known: usize) -> Result<usize, Error> {
     let count = |what: &str| db.query_row(what, (), |row| row.get::<_, i64>(0)).map_err(Error::sql(path));
     let corrupt = |detail: &str| Error::Corrupt { path: path.to_owned(), detail: detail.to_owned() };
     if count("SELECT count(*) FROM sqlite_schema")? == 0 {
@@ -75,7 +132,12 @@ fn version(db: &Connection, path: &Path) -> Result<u32, Error> {
         return Err(corrupt("it is a database of some other program"));
     }
     let version = count("SELECT coalesce(max(version), 0) FROM schema")?;
-    u32::try_from(version).ok().filter(|v| *v > 0).ok_or_else(|| corrupt("its schema has no version"))
+    let version =
+        usize::try_from(version).ok().filter(|v| *v > 0).ok_or_else(|| corrupt("its schema has no version"))?;
+    match version > known {
+        true => Err(Error::Newer { path: path.to_owned(), found: version, known }),
+        false => Ok(version),
+    }
 }
 
 #[cfg(test)]
@@ -86,20 +148,32 @@ mod tests {
         Connection::open_in_memory().unwrap()
     }
 
+    fn bring(db: &mut Connection, steps: &[Step]) -> Result<(), Error> {
+        migrate(db, Path::new("x.db"), steps, &KeyRing::generate())
+    }
+
+    fn found(db: &Connection) -> usize {
+        version(db, Path::new("x.db"), 99).unwrap()
+    }
+
     #[test]
     fn every_older_version_comes_forward_once() {
-        let path = Path::new("x.db");
-        let steps =
-            [MIGRATIONS[0], "ALTER TABLE function ADD COLUMN a INTEGER", "UPDATE function SET a = coalesce(a, 0) + 1"];
+        let steps = [
+            MIGRATIONS[0],
+            Step::Sql("ALTER TABLE function ADD COLUMN a INTEGER"),
+            Step::Code(|db, path, _| {
+                db.execute("UPDATE function SET a = coalesce(a, 0) + 1", ()).map(drop).map_err(Error::sql(path))
+            }),
+        ];
         for start in 0..=steps.len() {
             let mut db = open();
-            migrate(&mut db, path, &steps[..start]).unwrap();
+            bring(&mut db, &steps[..start]).unwrap();
             if start > 0 {
                 db.execute_batch("INSERT INTO function (namespace, name, created_ms) VALUES ('n', 'f', 7)").unwrap();
             }
-            migrate(&mut db, path, &steps).unwrap();
-            migrate(&mut db, path, &steps).unwrap();
-            assert_eq!(version(&db, path).unwrap(), 3);
+            bring(&mut db, &steps).unwrap();
+            bring(&mut db, &steps).unwrap();
+            assert_eq!(found(&db), 3);
             let rows = db.query_row("SELECT count(*), coalesce(max(a), 0) FROM function", (), |row| {
                 Ok((row.get::<_, u32>(0)?, row.get::<_, u32>(1)?))
             });
@@ -110,19 +184,27 @@ mod tests {
 
     #[test]
     fn a_step_that_fails_leaves_the_version_before() {
-        let (mut db, path) = (open(), Path::new("x.db"));
-        let steps = [MIGRATIONS[0], "CREATE TABLE half (a); NONSENSE"];
-        assert!(migrate(&mut db, path, &steps).is_err());
-        assert_eq!(version(&db, path).unwrap(), 1);
-        let half = "SELECT count(*) FROM sqlite_schema WHERE name = 'half'";
-        assert_eq!(db.query_row(half, (), |row| row.get::<_, u32>(0)).unwrap(), 0);
+        let half = "CREATE TABLE half (a)";
+        let failing: [Step; 2] = [
+            Step::Sql("CREATE TABLE half (a); NONSENSE"),
+            Step::Code(|db, path, _| {
+                db.execute_batch("CREATE TABLE half (a)").map_err(Error::sql(path))?;
+                Err(Error::Refused("on purpose".into()))
+            }),
+        ];
+        for step in failing {
+            let mut db = open();
+            assert!(bring(&mut db, &[MIGRATIONS[0], step]).is_err());
+            assert_eq!(found(&db), 1);
+            db.execute_batch(half).expect("it is not there");
+        }
     }
 
     #[test]
     fn a_newer_version_is_refused_with_the_mend() {
-        let (mut db, path) = (open(), Path::new("x.db"));
-        migrate(&mut db, path, &[MIGRATIONS[0], ""]).unwrap();
-        let text = migrate(&mut db, path, MIGRATIONS).unwrap_err().to_string();
+        let mut db = open();
+        bring(&mut db, &[MIGRATIONS[0], Step::Sql("")]).unwrap();
+        let text = bring(&mut db, &MIGRATIONS[..1]).unwrap_err().to_string();
         assert!(text.contains("x.db was made by a newer taper") && text.contains("another --data"), "{text}");
     }
 }

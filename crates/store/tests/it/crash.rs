@@ -1,7 +1,8 @@
 //! A process that writes as fast as it can is killed at random moments. What it acknowledged is there, nothing is there in part,
-//! and no number was given twice: the same commands, given to a store in memory, must have come to the same.
+//! and no number was given twice, although the key for secrets changes all the while: the same commands, given to a store in memory, must have come to the same.
 
 use std::{
+    collections::BTreeMap,
     fs,
     io::{BufRead, BufReader, Read, Write},
     path::Path,
@@ -11,8 +12,9 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
-use taper_model::Digest;
+use taper_model::{Digest, Name};
 use taper_store::{Artifacts, Config, Memory, Store};
 
 use crate::support::{Op, open, seen};
@@ -38,7 +40,9 @@ async fn what_was_acknowledged_survives_kill_9() {
     let dir = tempfile::tempdir().unwrap();
     let model = Memory::new(Config::default());
     let mut lines: [Line; NAMES.len()] = Default::default();
-    let mut uploads = Vec::new();
+    let (mut uploads, mut rotations) = (Vec::new(), 0);
+    // Two values of one secret never share a version.
+    let mut versions: BTreeMap<(&str, u64), Bytes> = BTreeMap::new();
     for kill in 0..KILLS as u64 {
         let heard = one_life(dir.path(), seed, lines.each_ref().map(|l| l.next), kill << 32, &mut rng);
         let context = format!("seed {seed}, kill {kill}");
@@ -60,7 +64,12 @@ async fn what_was_acknowledged_survives_kill_9() {
                 assert!(found == after, "{context}: {name} is neither as before nor as after command {}", line.next);
                 line.next += 1;
             }
+            if let Ok(secret) = store.secret(&Name::default_namespace(), &Name::new(name).unwrap()).await {
+                let before = versions.insert((name, secret.version), secret.value.clone());
+                assert!(before.is_none_or(|before| before == secret.value), "{context}: {name} {}", secret.version);
+            }
         }
+        rotations += heard.iter().filter(|(task, ..)| *task == NAMES.len() + 1).count();
         drop(store);
         let artifacts = Artifacts::open(dir.path()).unwrap();
         for (_, index, _) in heard.iter().filter(|(task, ..)| *task == NAMES.len()) {
@@ -71,7 +80,8 @@ async fn what_was_acknowledged_survives_kill_9() {
         check_artifacts(dir.path(), &artifacts, &uploads).await;
     }
     let total: u64 = lines.iter().map(|l| l.acknowledged).sum();
-    println!("{total} commands and {} uploads acknowledged over {KILLS} kills", uploads.len());
+    println!("{total} commands, {} uploads, {rotations} rotations acknowledged over {KILLS} kills", uploads.len());
+    assert!(rotations > KILLS, "seed {seed}: only {rotations} rotations");
     assert!(lines.iter().all(|l| l.acknowledged > 0) && total > 300, "seed {seed}: only {total} were acknowledged");
 }
 
@@ -176,6 +186,12 @@ async fn child() {
             }
             upload.finish(Some(Digest::of(&content))).await.unwrap();
             println!("ack {} {index} uploaded", NAMES.len());
+        }
+    });
+    tasks.spawn(async move {
+        for index in 0_u64.. {
+            store.rotate_key().await.unwrap();
+            println!("ack {} {index} rotated", NAMES.len() + 1);
         }
     });
     tasks.join_all().await;

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use taper_model::RevisionState;
-use taper_store::{Config, Disk, Memory, Put, Store};
+use taper_store::{Config, Disk, Memory, Put, Snapshot, Store};
 
 use crate::support::{Op, seen};
 
@@ -10,20 +10,25 @@ const NAMES: [&str; 3] = ["a", "b", "c"];
 
 fn op() -> impl Strategy<Value = Op> {
     let name = || prop::sample::select(&NAMES[..]).prop_map(str::to_owned);
+    // A namespace that is there at times.
+    let place = || prop_oneof![5 => name(), 1 => name().prop_map(|name| format!("{name}.b"))];
     let state = prop_oneof![
         3 => Just(RevisionState::Ready),
         2 => "\\PC{0,40}".prop_map(RevisionState::Failed),
         1 => Just(RevisionState::Pending),
     ];
-    let put = prop::sample::select(&[Put::Create, Put::Update, Put::Either][..]);
+    let put = || prop::sample::select(&[Put::Create, Put::Update, Put::Either][..]);
     prop_oneof![
-        6 => (name(), "[ab\"\\\\\0\u{2028}]{0,2}", any::<bool>(), 0..2u8)
+        6 => (place(), "[ab\"\\\\\0\u{2028}]{0,2}", any::<bool>(), 0..2u8)
             .prop_map(|(function, text, artifact, label)| Op::Publish { function, text, artifact, label }),
         4 => (name(), 0..8u32, state).prop_map(|(function, number, state)| Op::Settle { function, number, state }),
         1 => (name(), any::<Option<u32>>()).prop_map(|(function, wanted)| Op::Scale { function, wanted }),
-        1 => name().prop_map(|function| Op::Delete { function }),
-        2 => (name(), any::<Vec<u8>>(), put).prop_map(|(name, value, put)| Op::PutSecret { name, value, put }),
+        2 => place().prop_map(|function| Op::Delete { function }),
+        2 => (name(), any::<Vec<u8>>(), put()).prop_map(|(name, value, put)| Op::PutSecret { name, value, put }),
         1 => name().prop_map(|name| Op::DeleteSecret { name }),
+        1 => (name(), 0..3u8, put()).prop_map(|(name, label, put)| Op::PutNamespace { name, label, put }),
+        1 => name().prop_map(|name| Op::DeleteNamespace { name }),
+        1 => Just(Op::RotateKey),
     ]
 }
 
@@ -34,7 +39,7 @@ proptest! {
     fn memory_and_disk_agree(ops in prop::collection::vec(op(), 1..60), keep in 0..6usize) {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(async {
-            let config = Config { revisions: keep };
+            let config = Config { revisions: keep, ..Config::default() };
             let dir = tempfile::tempdir().unwrap();
             let memory = Memory::new(config.clone());
             let mut disk = Disk::open(dir.path(), config.clone()).unwrap();
@@ -45,13 +50,15 @@ proptest! {
             prop_assert_eq!(versions.0, versions.1);
             for reopened in [false, true] {
                 if reopened {
-                    let before = disk.snapshot().borrow().functions.clone();
+                    let before = Snapshot::clone(&disk.snapshot().borrow());
                     drop(disk);
                     disk = Disk::open(dir.path(), config.clone()).unwrap();
-                    let after = disk.snapshot().borrow().functions.clone();
-                    prop_assert_eq!(before, after, "times too");
+                    let after = Snapshot::clone(&disk.snapshot().borrow());
+                    prop_assert_eq!(Snapshot { version: 0, ..before }, after, "times too");
                 }
-                prop_assert_eq!(disk.snapshot().borrow().functions.len(), memory.snapshot().borrow().functions.len());
+                let [ours, theirs] = [disk.snapshot(), memory.snapshot()].map(|s| Snapshot::clone(&s.borrow()));
+                prop_assert_eq!(ours.functions.len(), theirs.functions.len());
+                prop_assert_eq!((ours.namespaces, ours.secrets), (theirs.namespaces, theirs.secrets));
                 for name in NAMES {
                     prop_assert_eq!(seen(&memory, name).await, seen(&disk, name).await, "reopened: {}", reopened);
                 }

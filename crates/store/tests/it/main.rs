@@ -1,4 +1,4 @@
-//! Both stores through the conformance suite, side by side, and what only the one on disk must bear: crashes, full and
+//! Both stores through the conformance suite, side by side, and what only the one on disk must bear: crashes, keys, full and
 //! read-only media, damage, a second process, and many functions.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
@@ -9,6 +9,7 @@ mod equal;
 mod hostile;
 mod many;
 mod reopen;
+mod secrets;
 mod support;
 
 use std::sync::{Arc, Mutex};

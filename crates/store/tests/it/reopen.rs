@@ -1,6 +1,7 @@
 //! What was acknowledged is there after a reopen; who may read the files; one process at a time.
 
 use std::{
+    collections::BTreeMap,
     fs,
     os::unix::fs::PermissionsExt,
     path::Path,
@@ -13,7 +14,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use taper_model::{Name, RevisionState};
+use taper_model::{Name, Namespace, RevisionState};
 use taper_store::{Artifacts, Config, Disk, Error, Put, Store};
 
 use crate::support::{deploy, function, open};
@@ -23,6 +24,12 @@ async fn everything_is_there_again() {
     let dir = tempfile::tempdir().unwrap();
     let (namespace, key) = (Name::default_namespace(), Name::new("key").unwrap());
     let store = open(dir.path());
+    let team = Namespace {
+        name: Name::new("team").unwrap(),
+        labels: BTreeMap::from([("a".into(), "ä\"\0".into())]),
+        annotations: BTreeMap::new(),
+    };
+    store.put_namespace(team, Put::Create).await.unwrap();
     let mut full = deploy("hello.team", "ä\"\0");
     full.spec.scale.target = Some(0.1 + 0.2);
     full.spec.scale.utilization = Some(1.0 / 3.0);
@@ -41,9 +48,10 @@ async fn everything_is_there_again() {
 
     let store = open(dir.path());
     let after = Arc::clone(&store.snapshot().borrow());
-    assert_eq!(after.functions, before.functions);
+    assert_eq!((&after.functions, &after.namespaces), (&before.functions, &before.namespaces));
+    assert_eq!(after.secrets, before.secrets);
     assert_eq!(after.functions.len(), 2);
-    assert_eq!(store.secret(&namespace, &key).await.unwrap(), &b"\0\xff"[..]);
+    assert_eq!(store.secret(&namespace, &key).await.unwrap().value, &b"\0\xff"[..]);
     let third = store.publish(full).await.unwrap();
     assert_eq!((third.changed, third.revision.id.number()), (true, 3));
     assert!(!store.publish(deploy("other", "1")).await.unwrap().changed, "the same again, as before the reopen");
@@ -98,7 +106,7 @@ async fn only_the_owner_may_read() {
             look.extend(fs::read_dir(&path).unwrap().map(|e| e.unwrap().path()));
         }
     }
-    assert_eq!(seen, 9, "three directories, lock, database, -wal, -shm, an artifact and an upload");
+    assert_eq!(seen, 10, "three directories, lock, key, database, -wal, -shm, an artifact and an upload");
     drop(unfinished);
 
     drop(store);

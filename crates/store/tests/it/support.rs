@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use bytes::Bytes;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
-use taper_model::{Digest, Function, FunctionName, FunctionSpec, Name, Revision, RevisionId, RevisionState};
+use taper_model::{Digest, Function, FunctionName, FunctionSpec, Name, Namespace, Revision, RevisionId, RevisionState};
 use taper_store::{Config, Deploy, Disk, Error, Put, Store};
 
 pub(crate) fn open(dir: &Path) -> Disk {
@@ -33,6 +33,9 @@ pub(crate) enum Op {
     Delete { function: String },
     PutSecret { name: String, value: Vec<u8>, put: Put },
     DeleteSecret { name: String },
+    PutNamespace { name: String, label: u8, put: Put },
+    DeleteNamespace { name: String },
+    RotateKey,
 }
 
 impl Op {
@@ -57,7 +60,9 @@ impl Op {
                 let put = [Put::Create, Put::Update, Put::Either][rng.random_range(0..3)];
                 Self::PutSecret { name: function, value: vec![rng.random(); rng.random_range(0..30_000)], put }
             }
-            _ => Self::DeleteSecret { name: function },
+            95..98 => Self::DeleteSecret { name: function },
+            98 => Self::PutNamespace { name: function, label: rng.random_range(0..3), put: Put::Either },
+            _ => Self::DeleteNamespace { name: function },
         }
     }
 
@@ -82,6 +87,13 @@ impl Op {
             Self::DeleteSecret { name } => {
                 show(store.delete_secret(&Name::default_namespace(), &Name::new(name).unwrap()).await)
             }
+            Self::PutNamespace { name, label, put } => {
+                let labels = BTreeMap::from([("l".into(), label.to_string())]);
+                let namespace = Namespace { name: Name::new(name).unwrap(), labels, annotations: BTreeMap::new() };
+                show(store.put_namespace(namespace, *put).await)
+            }
+            Self::DeleteNamespace { name } => show(store.delete_namespace(&Name::new(name).unwrap()).await),
+            Self::RotateKey => show(store.rotate_key().await.map(drop)),
         }
     }
 }
@@ -90,7 +102,7 @@ impl Op {
 fn show<T: std::fmt::Debug>(answer: Result<T, Error>) -> String {
     match answer {
         Ok(answer) => format!("{answer:?}"),
-        Err(e @ (Error::NotFound(_) | Error::Exists(_) | Error::Settled { .. })) => e.to_string(),
+        Err(e @ (Error::NotFound(_) | Error::Exists(_) | Error::Settled { .. } | Error::InUse(_))) => e.to_string(),
         Err(e) => panic!("{e}"),
     }
 }
@@ -104,13 +116,19 @@ fn timeless(function: &Function) -> Function {
     function
 }
 
-/// Everything a store says of one name: the function, and the secret of the same name.
-pub(crate) async fn seen(store: &dyn Store, name: &str) -> (Option<Function>, Option<Bytes>) {
-    let snapshot = Arc::clone(&store.snapshot().borrow());
-    let secret = store.secret(&Name::default_namespace(), &Name::new(name).unwrap()).await;
-    match secret {
-        Ok(_) | Err(Error::NotFound(_)) => {}
+/// What a store says of one name: the function, the namespace and the secret.
+pub(crate) type Seen = (Option<Function>, Option<Arc<Namespace>>, Option<Bytes>);
+
+/// Everything a store says of one name, but for the secret's version, which depends on what becomes of others.
+pub(crate) async fn seen(store: &dyn Store, name: &str) -> Seen {
+    let (snapshot, namespace) = (Arc::clone(&store.snapshot().borrow()), Name::default_namespace());
+    let key = Name::new(name).unwrap();
+    let secret = match store.secret(&namespace, &key).await {
+        Ok(secret) => Some(secret),
+        Err(Error::NotFound(_)) => None,
         Err(e) => panic!("{e}"),
-    }
-    (snapshot.function(&function(name)).map(|f| timeless(f)), secret.ok())
+    };
+    assert_eq!(snapshot.secret_version(&namespace, &key), secret.as_ref().map(|s| s.version));
+    let space = snapshot.namespaces.get(&key).cloned();
+    (snapshot.function(&function(name)).map(|f| timeless(f)), space, secret.map(|s| s.value))
 }

@@ -88,6 +88,11 @@ impl FrameReader {
         poll(&mut fds, Some(&now)).is_ok_and(|n| n > 0)
     }
 
+    /// The stream, when the other half is gone.
+    pub(super) fn into_stream(self) -> Option<UnixStream> {
+        Arc::into_inner(self.stream)
+    }
+
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, Error>> {
         loop {
             ready!(self.stream.poll_read_ready(cx)).map_err(Error::io("reading from the call socket"))?;

@@ -32,6 +32,18 @@ impl Connection {
         Self { reader, writer }
     }
 
+    /// The same connection, from now on waited for by the event loop of the thread that asks: to move it costs less than to be
+    /// woken by another thread's.
+    ///
+    /// # Errors
+    /// When the event loop does not take it. The connection is closed then.
+    pub fn moved_here(self) -> io::Result<Self> {
+        let Self { reader, writer } = self;
+        drop(writer);
+        let stream = reader.into_stream().ok_or_else(|| io::Error::other("the connection is in use"))?;
+        Ok(Self::new(UnixStream::from_std(stream.into_std()?)?))
+    }
+
     /// Whether the runtime still holds the other end, as far as can be seen without waiting.
     pub fn is_usable(&mut self) -> bool {
         self.reader.is_quiet()

@@ -2,6 +2,7 @@
 
 use std::{net::TcpListener, os::fd::OwnedFd, time::Duration};
 
+use taper_model::{function::Probe, quantity::Span};
 use taper_runtimes::Mode;
 use taper_watchdog::control::{Claim, FailedKind, Order, Report};
 use tokio::{
@@ -12,7 +13,8 @@ use tokio::{
 
 use crate::instance::{Instance, PATIENCE, eventually, is_alive, pid_in};
 
-/// Answers with its environment's words, on `$TAPER_SOCKET` when it is given one; `/healthz` needs the file `healthy`.
+/// Answers with its environment's words, on `$TAPER_SOCKET` when it is given one; `/healthz` needs the file `healthy`, and
+/// `/hangs-once` says nothing the first time. What it was asked for is in the file `asked`.
 const SERVER: &str = r#"
 import http.server, os, signal, socketserver, sys, threading
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -22,6 +24,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
             print("going down", file=sys.stderr, flush=True)
             os._exit(5)
         ok = self.path != "/healthz" or os.path.exists("healthy")
+        if self.path != "/":
+            with open("asked", "a") as asked:
+                asked.write("%s %s\n" % (self.path, str(ok).lower()))
+        if self.path == "/hangs-once" and not os.path.exists("hung"):
+            open("hung", "w").close()
+            threading.Event().wait()
         body = ("%s %s" % (os.environ.get("PORT"), os.environ.get("GREETING"))).encode()
         self.send_response(200 if ok else 503)
         self.send_header("Content-Length", str(len(body)))
@@ -93,17 +101,121 @@ async fn a_server_may_listen_on_a_unix_socket() {
     assert!(get(stream, "/").await.starts_with("HTTP/1.1 200"));
 }
 
+fn probe(path: &str) -> Probe {
+    Probe { path: Some(path.into()), ..Probe::default() }
+}
+
+fn ms(n: u64) -> Option<Span> {
+    Some(Span(Duration::from_millis(n)))
+}
+
+/// The paths that the server was asked for, one after another.
+fn asked(instance: &Instance) -> Vec<String> {
+    let text = std::fs::read_to_string(instance.folder.path().join("asked")).unwrap_or_default();
+    text.lines().map(str::to_owned).collect()
+}
+
 #[tokio::test]
-async fn a_ready_path_decides_what_ready_is() {
+async fn readiness_decides_what_ready_is() {
     let (instance, claim) = server();
     let port = claim.port.unwrap();
-    instance.send(&Order::Claim(Box::new(Claim { ready_path: Some("/healthz".into()), ..claim }))).await;
+    let readiness = Probe { success_threshold: Some(3), ..probe("/healthz") };
+    instance.send(&Order::Claim(Box::new(Claim { readiness: Some(readiness), ..claim }))).await;
     // It listens, and is not ready.
     eventually(|| std::net::TcpStream::connect(("127.0.0.1", port)).ok()).await;
     let early = timeout(Duration::from_millis(200), instance.control.as_ref().unwrap().receive::<Report>()).await;
     assert!(early.is_err(), "{early:?}");
     std::fs::write(instance.folder.path().join("healthy"), "").unwrap();
     assert!(matches!(instance.report().await, Some((Report::Ready { .. }, _))));
+    let asked = asked(&instance);
+    let well = asked.iter().rev().take_while(|line| *line == "/healthz true").count();
+    assert!(well == 3 && asked.len() > 3, "{asked:?}");
+    assert_eq!(instance.err.text(), "", "no probe breaks an answer off");
+}
+
+#[tokio::test]
+async fn readiness_waits_and_counts_as_it_is_told() {
+    let (instance, claim) = server();
+    std::fs::write(instance.folder.path().join("healthy"), "").unwrap();
+    let readiness = Probe { initial_delay: ms(600), period: ms(300), success_threshold: Some(3), ..probe("/healthz") };
+    let began = Instant::now();
+    instance.start(Claim { readiness: Some(readiness), ..claim }).await;
+    assert!(began.elapsed() >= Duration::from_millis(600 + 2 * 300), "{:?}", began.elapsed());
+    assert_eq!(asked(&instance).len(), 3);
+}
+
+#[tokio::test]
+async fn what_never_becomes_ready_is_given_up_with_the_probes_words() {
+    let (instance, claim) = server();
+    let claim = Claim { readiness: Some(probe("/healthz")), start_timeout_ms: 1500, ..claim };
+    let failed = instance.fail(claim).await;
+    assert_eq!(failed.what, FailedKind::Timeout);
+    assert_eq!(failed.message, "`/healthz` was not well within 1.5s: status 503");
+}
+
+#[tokio::test]
+async fn a_probe_that_is_not_answered_takes_no_longer_than_its_timeout() {
+    let (instance, claim) = server();
+    // The first answer hangs; the second probe must not wait for it.
+    let readiness = Probe { timeout: ms(200), ..probe("/hangs-once") };
+    let began = Instant::now();
+    instance.start(Claim { readiness: Some(readiness), ..claim }).await;
+    assert!(began.elapsed() >= Duration::from_millis(200) && began.elapsed() < Duration::from_secs(20));
+    assert_eq!(asked(&instance).len(), 2);
+}
+
+#[tokio::test]
+async fn what_is_not_well_any_more_is_told_once() {
+    let (instance, claim) = server();
+    let healthy = instance.folder.path().join("healthy");
+    std::fs::write(&healthy, "").unwrap();
+    let liveness = Probe { period: ms(50), failure_threshold: Some(2), ..probe("/healthz") };
+    instance.start(Claim { liveness: Some(liveness), ..claim }).await;
+    eventually(|| (asked(&instance).len() >= 5).then_some(())).await;
+    std::fs::remove_file(&healthy).unwrap();
+    match instance.report().await {
+        Some((Report::Unwell(why), _)) => assert_eq!(why, "GET /healthz: status 503 (2 times in a row)"),
+        other => panic!("{other:?}"),
+    }
+    // It still serves, and is asked no more.
+    let before = asked(&instance).len();
+    assert!(get(tcp(connected(&instance, 1).await), "/").await.starts_with("HTTP/1.1 200"));
+    let later = timeout(Duration::from_millis(300), instance.control.as_ref().unwrap().receive::<Report>()).await;
+    assert!(later.is_err(), "{later:?}");
+    assert_eq!(asked(&instance).len(), before);
+}
+
+#[tokio::test]
+async fn one_failure_is_forgiven_and_a_rest_ends_the_probes() {
+    let (instance, claim) = server();
+    let healthy = instance.folder.path().join("healthy");
+    let liveness = Probe { period: ms(100), failure_threshold: Some(10_000), ..probe("/healthz") };
+    instance.start(Claim { liveness: Some(liveness), ..claim }).await;
+    eventually(|| asked(&instance).contains(&"/healthz false".into()).then_some(())).await;
+    std::fs::write(&healthy, "").unwrap();
+    eventually(|| asked(&instance).contains(&"/healthz true".into()).then_some(())).await;
+    instance.send(&Order::Rest).await;
+    // An answer to what was sent afterwards: the rest has begun.
+    drop(connected(&instance, 1).await);
+    let before = asked(&instance).len();
+    let later = timeout(Duration::from_millis(500), instance.control.as_ref().unwrap().receive::<Report>()).await;
+    assert!(later.is_err() && asked(&instance).len() <= before + 1, "{later:?}");
+}
+
+#[tokio::test]
+async fn liveness_without_a_path_is_a_connection() {
+    let script = "import socket,os,time\ns=socket.create_server(('127.0.0.1',int(os.environ['PORT'])))\nwhile not os.path.exists('stop'):\n    s.accept()\ns.close()\ntime.sleep(600)\n";
+    let instance = Instance::parked(&[("server.py", script)]);
+    let claim = Claim { port: Some(free_port()), ..instance.claim(Mode::Http, &["python3", "server.py"]) };
+    let liveness = Probe { period: ms(20), ..Probe::default() };
+    instance.start(Claim { liveness: Some(liveness), ..claim }).await;
+    std::fs::write(instance.folder.path().join("stop"), "").unwrap();
+    match instance.report().await {
+        Some((Report::Unwell(why), _)) => {
+            assert!(why.starts_with("connecting: ") && why.ends_with("(3 times in a row)"), "{why}");
+        }
+        other => panic!("{other:?}"),
+    }
 }
 
 #[tokio::test]

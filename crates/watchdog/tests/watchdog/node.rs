@@ -384,3 +384,108 @@ async fn a_drain_finishes_what_has_begun() {
     assert_eq!(instance.end(), 0);
     assert!(folder.join("bye").exists());
 }
+
+/// An instance that serves `handler.js` by the convention of OpenFaaS's templates.
+async fn openfaas(source: &str, env: &[(&str, &str)]) -> Instance {
+    let instance = Instance::parked(&[("handler.js", source)]);
+    let mut claim = instance.handler_claim(Runtime::Node, "handler", 1);
+    claim.env.extend([("TAPER_CONVENTION", "openfaas")].iter().chain(env).map(|(k, v)| ((*k).into(), (*v).into())));
+    instance.start(claim).await;
+    instance
+}
+
+/// A reply's text, whatever its status.
+fn body_of(answer: &Answer) -> &str {
+    std::str::from_utf8(&answer.body).unwrap()
+}
+
+#[tokio::test]
+async fn openfaas_handlers_answer_by_context_by_value_and_by_callback() {
+    let source = r#"
+const replies = {
+  '/query%20': async (event) => event.query,
+  '/succeed': (_, context) => context.status(201).headers({ 'X-A': 'b' }).succeed('made'),
+  '/object': (_, context) => context.succeed({ statusCode: 404, body: 'is data' }),
+  '/value': async () => ({ status: 'done', body: 'is data too' }),
+  '/status': async (_, context) => { context.status(202).headers({ 'X-A': 'c' }); return 'later'; },
+  '/seen': (_, context) => { context.status(203).headers({ 'X-A': 'd' }); return [context.status(), context.headers()]; },
+  '/once': async (_, context) => { context.succeed('first'); context.succeed('second'); return 'third'; },
+  '/fail': (_, context) => context.fail(new Error('no such city')),
+  '/fail%20418': (_, context) => context.status(418).fail('teapot'),
+  '/nothing': () => {},
+  '/callback': (_1, _2, callback) => { setImmediate(() => callback(undefined, { called: 'back' })); },
+  '/callback%20failed': (_1, _2, callback) => { setImmediate(() => callback('not today')); },
+  '/async%20callback': async (_1, _2, callback) => { callback(undefined, 'from within'); },
+};
+module.exports = (event, context, callback) => {
+  const result = replies[event.path](event, context, callback);
+  return event.path.startsWith('/callback') ? undefined : Promise.resolve(result);
+};
+"#;
+    let instance = openfaas(source, &[]).await;
+    for (path, status, header, kind, body) in [
+        ("/query%20", 200, "-", "application/json", r#"{"a":["1","2 3"],"b":""}"#),
+        ("/succeed", 201, "b", TEXT, "made"),
+        ("/object", 200, "-", "application/json", r#"{"statusCode":404,"body":"is data"}"#),
+        ("/value", 200, "-", "application/json", r#"{"status":"done","body":"is data too"}"#),
+        ("/status", 202, "c", TEXT, "later"),
+        ("/seen", 203, "d", "application/json", r#"[203,{"X-A":"d"}]"#),
+        ("/once", 200, "-", TEXT, "first"),
+        ("/fail", 500, "-", TEXT, "Error: no such city"),
+        ("/fail%20418", 418, "-", TEXT, "teapot"),
+        ("/nothing", 200, "-", "-", ""),
+        ("/callback", 200, "-", "application/json", r#"{"called":"back"}"#),
+        ("/callback%20failed", 500, "-", TEXT, "not today"),
+        ("/async%20callback", 200, "-", TEXT, "from within"),
+    ] {
+        let answer = instance.call(&call(path, "a=1&a=2+3&b"), b"").await;
+        assert!(answer.fault.is_none(), "{path}: {:?}", answer.fault);
+        let head = (answer.status(), answer.header("x-a").unwrap_or("-"), answer.header("content-type").unwrap_or("-"));
+        assert_eq!((head, body_of(&answer)), ((status, header, kind), body), "{path}");
+    }
+    instance.err.wait_for("no such city").await;
+    // What is thrown is the platform's to answer.
+    let fault = instance.call(&call("/unknown", ""), b"").await;
+    assert!(fault.fault().message.contains("is not a function"), "{:?}", fault.fault);
+}
+
+#[tokio::test]
+async fn openfaas_bodies_are_parsed_as_their_type_says() {
+    let source = "module.exports = async (event, context) => [typeof event.body, Buffer.isBuffer(event.body) ? event.body.toString() : event.body];";
+    let instance = openfaas(source, &[]).await;
+    for (kind, body, seen) in [
+        ("", "plain", r#"["string","plain"]"#),
+        ("text/csv; charset=utf-8", "a,b", r#"["string","a,b"]"#),
+        ("application/json", r#"{"a":[1]}"#, r#"["object",{"a":[1]}]"#),
+        ("application/cloudevents+json", "1", r#"["number",1]"#),
+        ("application/json", "", r#"["object",{}]"#),
+        ("application/x-www-form-urlencoded", "a=1&b=x+y&a=2", r#"["object",{"a":["1","2"],"b":"x y"}]"#),
+        ("image/png", "bytes", r#"["object","bytes"]"#),
+    ] {
+        let mut request = call("/", "");
+        if !kind.is_empty() {
+            request.headers.push(("content-type".into(), kind.into()));
+        }
+        assert_eq!(instance.call(&request, body.as_bytes()).await.text(), seen, "{kind}");
+    }
+    let mut request = call("/", "");
+    request.headers.push(("content-type".into(), "application/json".into()));
+    let bad = instance.call(&request, b"{oops").await;
+    assert_eq!(bad.status(), 400);
+    assert!(body_of(&bad).contains("the body is not JSON"), "{}", body_of(&bad));
+    let raw = openfaas(source, &[("RAW_BODY", "true")]).await;
+    assert_eq!(raw.call(&request, b"{oops").await.text(), r#"["object","{oops"]"#);
+}
+
+#[tokio::test]
+async fn openfaas_first_template_takes_the_body_and_a_callback() {
+    for source in [
+        "module.exports = (context, callback) => { setImmediate(() => callback(undefined, { body: context, status: 'done' })); };",
+        "module.exports = async (context, cb) => ({ body: context, status: 'done' });",
+        "module.exports = { handle(context, done) { done(null, { body: context, status: 'done' }); } };",
+        "module.exports = function handle(context, callback) { callback(undefined, { body: context, status: 'done' }); };",
+    ] {
+        let answer = openfaas(source, &[]).await.post(b"in").await;
+        assert_eq!(answer.text(), r#"{"body":"in","status":"done"}"#, "{source}");
+    }
+}

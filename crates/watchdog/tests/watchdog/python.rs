@@ -421,3 +421,90 @@ async fn a_start_that_takes_too_long_is_given_up() {
         (FailedKind::Timeout, "the function was not loaded within 1s:\nstill here")
     );
 }
+
+/// An instance that serves `handler.py` among these files, by the convention of OpenFaaS's templates.
+async fn openfaas(files: &[(&str, &str)], env: &[(&str, &str)]) -> Instance {
+    let instance = Instance::parked(files);
+    let mut claim = instance.handler_claim(Runtime::Python3, "handler", 1);
+    claim.env.extend([("TAPER_CONVENTION", "openfaas")].iter().chain(env).map(|(k, v)| ((*k).into(), (*v).into())));
+    instance.start(claim).await;
+    instance
+}
+
+/// A reply's text, whatever its status.
+fn body_of(answer: &Answer) -> &str {
+    std::str::from_utf8(&answer.body).unwrap()
+}
+
+#[tokio::test]
+async fn openfaas_http_handlers() {
+    let source = r#"
+import os
+from .near import word
+from function.near import word as same
+def handle(event, context):
+    assert word == same and type(event.body) is bytes and context.hostname == "box" and "TAPER_CONVENTION" not in os.environ
+    return {
+        "/tuple": ("made", 201), "/head": ("made", {"X-A": "1"}), "/three": ({"a": 1}, 202, [("X-A", "2")]), "/bytes": b"\x00",
+        "/no status": {"body": {"a": 1}}, "/body first": {"body": "x", "statusCode": 203, "headers": {"Content-type": "a/b"}},
+        "/status": {"status": "done", "body": "x"}, "/headers": {"headers": {"X-A": "3"}}, "/data": {"status": "done"}, "/none": None, "/a+b": "plus",
+        "/query": [event.query.get("x"), event.query["x"], event.query.getlist("x"), event.query.get("none", "-"), event.query.to_dict()],
+    }[event.path]
+"#;
+    let files = [("handler.py", source), ("near.py", "word = 'near'\n")];
+    let instance = openfaas(&files, &[("HOSTNAME", "box")]).await;
+    for (path, status, header, body) in [
+        ("/tuple", 201, "-", "made"),
+        ("/head", 200, "1", "made"),
+        ("/three", 202, "2", r#"{"a":1}"#),
+        ("/bytes", 200, "-", "\0"),
+        ("/no%20status", 200, "-", r#"{"a":1}"#),
+        ("/body%20first", 203, "-", "x"),
+        ("/status", 200, "-", "x"),
+        ("/headers", 200, "3", ""),
+        ("/data", 200, "-", r#"{"status":"done"}"#),
+        ("/none", 200, "-", ""),
+        ("/a+b", 200, "-", "plus"),
+        ("/query", 200, "-", r#"["1","1",["1","2 3"],"-",{"x":"1","y":""}]"#),
+    ] {
+        let answer = instance.call(&call(path, "x=1&x=2+3&y"), b"\xff").await;
+        assert!(answer.fault.is_none(), "{path}: {:?}", answer.fault);
+        assert_eq!(
+            (answer.status(), answer.header("x-a").unwrap_or("-"), body_of(&answer)),
+            (status, header, body),
+            "{path}"
+        );
+    }
+    assert_eq!(instance.call(&call("/body%20first", "x"), b"").await.header("content-type"), Some("a/b"));
+}
+
+#[tokio::test]
+async fn openfaas_text_handlers() {
+    let source = "async def handle(req):\n    return (req.upper(), 201) if isinstance(req, str) else repr(req)\n";
+    let answer = openfaas(&[("handler.py", source)], &[]).await.post("ü".as_bytes()).await;
+    assert_eq!((answer.status(), body_of(&answer)), (201, "Ü"));
+    let none = openfaas(&[("handler.py", "def handle(req):\n    print(req)\n")], &[]).await;
+    assert_eq!(told(&none.post(b"to the log").await), (200, "-", ""));
+    none.out.wait_for("to the log").await;
+    let raw = openfaas(&[("handler.py", source)], &[("RAW_BODY", "true")]).await;
+    assert_eq!(raw.post(b"\xff").await.text(), r"b'\xff'");
+    // A folder that is a package already stays one.
+    let package = [
+        ("__init__.py", "word = 'package'\n"),
+        ("handler.py", "from . import word\ndef handle(req):\n    return word\n"),
+    ];
+    assert_eq!(openfaas(&package, &[]).await.post(b"").await.text(), "package");
+}
+
+#[tokio::test]
+async fn an_openfaas_handler_that_is_missing_is_named_as_it_is_written() {
+    let instance = Instance::parked(&[("handler.py", "def other(req):\n    return req\n")]);
+    let mut claim = instance.handler_claim(Runtime::Python3, "handler", 1);
+    claim.env.insert("TAPER_CONVENTION".into(), "openfaas".into());
+    let failed = instance.fail(claim).await;
+    assert!(
+        failed.message.contains("it defines: other") && failed.message.contains("--handler handler.NAME"),
+        "{}",
+        failed.message
+    );
+}

@@ -2,7 +2,7 @@
 
 use std::{
     pin::pin,
-    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    sync::atomic::{AtomicU64, AtomicUsize, Ordering},
 };
 
 use http_body_util::{BodyExt, StreamBody};
@@ -15,7 +15,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::super::{End, Run, Way};
+use super::super::{End, Processes, Run, Way};
 use super::*;
 
 /// What the stand-in does with a connection.
@@ -26,7 +26,7 @@ struct Bench {
     fate: Arc<Fate>,
     slots: Arc<Semaphore>,
     accepted: Arc<AtomicUsize>,
-    starved: Arc<AtomicBool>,
+    kills: Arc<AtomicU64>,
     server: tokio::task::JoinHandle<()>,
     dir: tempfile::TempDir,
 }
@@ -57,17 +57,17 @@ fn raw_bench(slots: usize, serve: Serve) -> Bench {
             tokio::spawn(serve(stream));
         }
     });
-    let starved = Arc::new(AtomicBool::new(false));
-    let witness = starved.clone();
-    let fate = Arc::new(Fate::new(Memory(128 << 20), move || witness.load(Ordering::Relaxed)));
+    let kills = Arc::new(AtomicU64::new(0));
+    let witness = kills.clone();
+    let fate = Arc::new(Fate::new(Memory(128 << 20), Processes::PerCall, move || witness.load(Ordering::Relaxed)));
     let connect: Connect = Arc::new(move || {
         let path = path.clone();
         Box::pin(async move { Ok(UnixStream::connect(path).await?.into_std()?.into()) })
     });
     let slots = Arc::new(Semaphore::new(slots));
     let framed = Framed::new(connect, fate.clone(), Handle::current());
-    let run = Run { way: Way::Framed(framed), slots: slots.clone() };
-    Bench { run, fate, slots, accepted, starved, server, dir }
+    let run = Run { way: Way::Framed(framed), slots: slots.clone(), calls: None };
+    Bench { run, fate, slots, accepted, kills, server, dir }
 }
 
 fn call_of(body: Body) -> Call {
@@ -215,7 +215,7 @@ async fn faults_of_the_runtime() {
     assert_eq!(bench.call("exit").await.unwrap_err().cause, Cause::Exit(3));
     assert_eq!(bench.call("large").await.unwrap_err().cause, Cause::BodyTooLarge);
     assert_eq!(bench.call("killed").await.unwrap_err().cause, Cause::Exit(-1));
-    bench.starved.store(true, Ordering::Relaxed);
+    bench.kills.fetch_add(1, Ordering::Relaxed);
     let fault = bench.call("killed").await.unwrap_err();
     assert_eq!((fault.cause, &*fault.message), (Cause::OutOfMemory, "out of memory (limit 128Mi)"));
     assert_eq!(bench.call("exit").await.unwrap_err().cause, Cause::Exit(3), "what exits by itself was not killed");
@@ -359,7 +359,7 @@ async fn a_death_is_told_with_its_reason() {
     let fault = bench.call("x").await.unwrap_err();
     assert_eq!((fault.cause, &*fault.message), (Cause::Died, "the process that ran the call ended"));
     assert!(fault.unsent.is_none(), "it may have had effects");
-    bench.starved.store(true, Ordering::Relaxed);
+    bench.kills.fetch_add(1, Ordering::Relaxed);
     assert_eq!(bench.call("x").await.unwrap_err().cause, Cause::OutOfMemory, "a worker alone was killed");
     bench.fate.ended(End { why: "exit status 4".into(), out_of_memory: false });
     assert_eq!(bench.call("x").await.unwrap_err().message, "the instance died during the call: exit status 4");

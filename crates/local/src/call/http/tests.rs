@@ -12,7 +12,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::super::{Run, Way};
+use super::super::{Processes, Run, Way};
 use super::*;
 
 type Serve = Arc<dyn Fn(UnixStream) -> BoxFuture<'static, ()> + Send + Sync>;
@@ -39,13 +39,13 @@ fn raw_bench(serve: Serve) -> Bench {
             tokio::spawn(serve(stream));
         }
     });
-    let fate = Arc::new(Fate::new(Memory(64 << 20), || false));
+    let fate = Arc::new(Fate::new(Memory(64 << 20), Processes::Shared, || 0));
     let connect: Connect = Arc::new(move || {
         let path = path.clone();
         Box::pin(async move { Ok(UnixStream::connect(path).await?.into_std()?.into()) })
     });
     let slots = Arc::new(Semaphore::new(4));
-    let run = Run { way: Way::Http(Http::new(connect, fate.clone())), slots: slots.clone() };
+    let run = Run { way: Way::Http(Http::new(connect, fate.clone())), slots: slots.clone(), calls: None };
     Bench { run, fate, slots, accepted, _dir: dir }
 }
 
@@ -356,7 +356,7 @@ async fn a_request_that_breaks_is_the_callers_doing() {
 async fn a_server_that_is_gone_gives_the_call_back_and_is_condemned() {
     let bench = bench(echo);
     let refused: Connect = Arc::new(|| Box::pin(async { Err(io::Error::new(io::ErrorKind::ConnectionRefused, "no")) }));
-    let run = Run { way: Way::Http(Http::new(refused, bench.fate.clone())), slots: bench.slots.clone() };
+    let run = Run { way: Way::Http(Http::new(refused, bench.fate.clone())), slots: bench.slots.clone(), calls: None };
     let bench = Bench { run, ..bench };
     let fault = bench.invoke(request("POST", call::full("precious"))).await.unwrap_err();
     let back = fault.unsent.unwrap().request;

@@ -54,7 +54,8 @@ impl Cgroups {
                 Ok(memory) => {
                     let beside = |root: &Option<PathBuf>| root.as_ref().and_then(|root| make(&root.join(&name)).ok());
                     let (cpu, pids) = (beside(&mounted.cpu), beside(&mounted.pids));
-                    return Cgroups { hierarchy: Hierarchy::V1 { memory: Some(memory), cpu, pids } };
+                    let account = if mounted.account == mounted.cpu { None } else { beside(&mounted.account) };
+                    return Cgroups { hierarchy: Hierarchy::V1 { memory: Some(memory), cpu, pids, account } };
                 }
                 Err(refusal) => why = refusal.to_string(),
             }
@@ -93,7 +94,7 @@ impl Cgroups {
     pub fn traces(mark: &Mark) -> Vec<PathBuf> {
         let mounted = mounted(&fs::read_to_string("/proc/self/mountinfo").unwrap_or_default());
         let name = format!("taper-{}", mark.as_str());
-        let roots = [mounted.v2, mounted.memory, mounted.cpu, mounted.pids];
+        let roots = [mounted.v2, mounted.memory, mounted.cpu, mounted.pids, mounted.account];
         roots.into_iter().flatten().map(|root| root.join(&name)).filter(|folder| folder.is_dir()).collect()
     }
 }
@@ -105,6 +106,7 @@ struct Mounted {
     memory: Option<PathBuf>,
     cpu: Option<PathBuf>,
     pids: Option<PathBuf>,
+    account: Option<PathBuf>,
 }
 
 /// Reads the text of `/proc/self/mountinfo` (proc(5)): `… mount-point options [tags] - type source super-options`.
@@ -124,6 +126,7 @@ fn mounted(mountinfo: &str) -> Mounted {
                         "memory" => &mut found.memory,
                         "cpu" => &mut found.cpu,
                         "pids" => &mut found.pids,
+                        "cpuacct" => &mut found.account,
                         _ => continue,
                     };
                     slot.get_or_insert(point.clone());
@@ -200,6 +203,7 @@ mod tests {
 ";
         let found = mounted(text);
         assert_eq!(found.cpu, Some("/sys/fs/cgroup/cpu,cpuacct".into()));
+        assert_eq!(found.account, found.cpu);
         assert_eq!(found.memory, Some("/sys/fs/cgroup/memory".into()));
         assert_eq!(found.pids, Some("/sys/fs/cgroup/pids".into()));
         assert_eq!(found.v2, Some("/sys/fs/cgroup/unified".into()));

@@ -8,7 +8,7 @@ use crate::wire::Call;
 
 /// The variables of one request. The platform's words come before a header of the same name; of a repeated header the
 /// first value counts.
-pub(super) fn of(call: &Call<'_>) -> Vec<CString> {
+pub(crate) fn of(call: &Call<'_>) -> Vec<CString> {
     let mut variables =
         Variables { seen: Vec::with_capacity(call.headers.len() + 8), out: Vec::with_capacity(call.headers.len() + 8) };
     let length = call.content_length.map_or_else(|| "-1".to_owned(), |n| n.to_string());
@@ -27,7 +27,7 @@ pub(super) fn of(call: &Call<'_>) -> Vec<CString> {
     for (name, value) in &call.headers {
         // `Proxy:` would become Http_Proxy, which libraries that ignore case take for a proxy to use ("httpoxy").
         if !name.eq_ignore_ascii_case("proxy") {
-            variables.add(format!("Http_{}", canonical(name)), value);
+            variables.add(format!("Http_{}", canonical(name, '_')), value);
         }
     }
     variables.out
@@ -51,19 +51,19 @@ impl Variables {
     }
 }
 
-/// A header's name in Go's canonical form (`x-call-id` → `X-Call-Id`), with underscores.
-fn canonical(name: &str) -> String {
+/// A header's name in Go's canonical form (`x-call-id` → `X-Call-Id`), with `dash` in place of its dashes.
+pub(crate) fn canonical(name: &str, dash: char) -> String {
     let mut upper = true;
     name.chars()
         .map(|c| {
             let c = if upper { c.to_ascii_uppercase() } else { c.to_ascii_lowercase() };
             upper = c == '-';
-            if c == '-' { '_' } else { c }
+            if c == '-' { dash } else { c }
         })
         .collect()
 }
 
-fn decoded(path: &str) -> Cow<'_, str> {
+pub(crate) fn decoded(path: &str) -> Cow<'_, str> {
     if !path.contains('%') {
         return Cow::Borrowed(path);
     }

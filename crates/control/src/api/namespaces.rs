@@ -1,0 +1,82 @@
+//! Namespaces: list, show, create, change, delete.
+
+use std::sync::Arc;
+
+use axum::{Json, extract::State};
+use http::StatusCode;
+use serde_json::{Value, json};
+use taper_model::{Name, Namespace};
+use taper_store::{Put, Snapshot};
+
+use crate::{
+    Error, Shared,
+    admit::no_namespace,
+    api::read::{Space, Told},
+};
+
+/// Prefix of the names that Kubernetes keeps for itself: a platform there could not have them, and one here must not teach otherwise.
+const RESERVED: &str = "kube-";
+
+/// Refuses a namespace that is not there.
+///
+/// # Errors
+/// With the mend.
+pub(crate) fn known(snapshot: &Snapshot, name: &Name) -> Result<(), Error> {
+    if snapshot.namespaces.contains_key(name) { Ok(()) } else { Err(Error::NotFound(no_namespace(name))) }
+}
+
+/// Keeps a namespace. For both surfaces.
+///
+/// # Errors
+/// When the name is reserved, and as the store says.
+pub(crate) async fn put(shared: &Shared, namespace: Namespace, put: Put) -> Result<(), Error> {
+    if namespace.name.as_str().starts_with(RESERVED) {
+        return Err(Error::Invalid(format!(
+            "name: `{}` is reserved, as is every name that begins with `{RESERVED}`; choose another",
+            namespace.name
+        )));
+    }
+    let name = Name::namespace(namespace.name.as_str())?;
+    Ok(shared.parts.store.put_namespace(Namespace { name, ..namespace }, put).await?)
+}
+
+fn shown(namespace: &Namespace) -> Value {
+    json!({"name": namespace.name, "labels": namespace.labels, "annotations": namespace.annotations})
+}
+
+pub(super) async fn list(State(shared): State<Arc<Shared>>) -> Json<Value> {
+    let namespaces = Arc::clone(&shared.parts.store.snapshot().borrow().namespaces);
+    Json(namespaces.values().map(|namespace| shown(namespace)).collect())
+}
+
+pub(super) async fn get(State(shared): State<Arc<Shared>>, Space(name): Space) -> Result<Json<Value>, Error> {
+    let namespaces = Arc::clone(&shared.parts.store.snapshot().borrow().namespaces);
+    let namespace = namespaces.get(&name).ok_or_else(|| Error::NotFound(no_namespace(&name)))?;
+    Ok(Json(shown(namespace)))
+}
+
+pub(super) async fn create(
+    State(shared): State<Arc<Shared>>,
+    Told(namespace): Told<Namespace>,
+) -> Result<(StatusCode, Json<Value>), Error> {
+    put(&shared, namespace.clone(), Put::Create).await?;
+    Ok((StatusCode::CREATED, Json(shown(&namespace))))
+}
+
+pub(super) async fn update(
+    State(shared): State<Arc<Shared>>,
+    Space(name): Space,
+    Told(namespace): Told<Namespace>,
+) -> Result<Json<Value>, Error> {
+    if Name::namespace(namespace.name.as_str())? != name {
+        let said = &namespace.name;
+        return Err(Error::Invalid(format!("name: the body is of namespace {said}, the path of {name}")));
+    }
+    put(&shared, namespace.clone(), Put::Update).await?;
+    Ok(Json(shown(&Namespace { name, ..namespace })))
+}
+
+pub(super) async fn delete(State(shared): State<Arc<Shared>>, Space(name): Space) -> Result<StatusCode, Error> {
+    shared.parts.store.delete_namespace(&name).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

@@ -1,0 +1,104 @@
+//! A function of ours as OpenFaaS's clients read it. What was deployed through this surface is shown as it was sent.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use serde_json::Value;
+use taper_model::{Function, FunctionSpec, Name, clock};
+
+use crate::{
+    Shared,
+    openfaas::{
+        deployment::{ECHO, Echo},
+        printed,
+    },
+};
+
+/// The label that OpenFaaS gives every function: its name.
+const FUNCTION: &str = "faas_function";
+
+/// `FunctionStatus`. Zero counts are absent, as Go's `omitempty` has it.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Status<'a> {
+    name: &'a str,
+    image: String,
+    namespace: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    env_process: Option<String>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    env_vars: &'a BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    constraints: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    secrets: &'a [Name],
+    labels: BTreeMap<&'a str, &'a str>,
+    annotations: BTreeMap<&'a str, &'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limits: Option<BTreeMap<String, String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    requests: Option<BTreeMap<String, String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    read_only_root_filesystem: Option<bool>,
+    #[serde(skip_serializing_if = "is_zero")]
+    invocation_count: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    replicas: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    available_replicas: u64,
+    created_at: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<Value>,
+}
+
+fn is_zero(n: &u64) -> bool {
+    *n == 0
+}
+
+impl<'a> Status<'a> {
+    /// A function as this surface shows it; with what it uses when asked for.
+    pub(super) fn of(shared: &Shared, function: &'a Function, usage: bool) -> Self {
+        let revision = &function.latest().revision;
+        let spec = &revision.spec;
+        let echo = Echo::of(revision).unwrap_or_else(|| Echo {
+            image: revision.artifact.map(|d| d.to_string()).unwrap_or_default(),
+            env_process: Some(spec.command.join(" ")),
+            limits: limits(spec),
+            ..Echo::default()
+        });
+        let seen = function.latest_ready().map(|r| shared.board.seen(&r.id)).unwrap_or_default();
+        let annotations = revision.annotations.iter().filter(|(k, _)| *k != ECHO);
+        let mut labels: BTreeMap<_, _> = revision.labels.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+        labels.insert(FUNCTION, function.name.name.as_str());
+        Self {
+            name: function.name.name.as_str(),
+            image: echo.image,
+            namespace: printed(&function.name.namespace),
+            env_process: echo.env_process.filter(|p| !p.is_empty()),
+            env_vars: &spec.env,
+            constraints: echo.constraints.filter(|c| !c.is_empty()),
+            secrets: &spec.secrets,
+            labels,
+            annotations: annotations.map(|(k, v)| (k.as_str(), v.as_str())).collect(),
+            limits: echo.limits,
+            requests: echo.requests,
+            read_only_root_filesystem: echo.read_only_root_filesystem.filter(|r| *r),
+            invocation_count: (shared.parts.invocations)(&function.name),
+            replicas: seen.want.into(),
+            available_replicas: seen.ready.len() as u64,
+            created_at: clock::rfc3339(function.created_ms),
+            usage: usage.then(|| used(shared, function)),
+        }
+    }
+}
+
+fn limits(spec: &FunctionSpec) -> Option<BTreeMap<String, String>> {
+    let memory = spec.resources.memory.map(|m| ("memory".to_owned(), m.to_string()));
+    let cpu = spec.resources.cpu.map(|c| ("cpu".to_owned(), c.to_string()));
+    Some(memory.into_iter().chain(cpu).collect()).filter(|l: &BTreeMap<_, _>| !l.is_empty())
+}
+
+fn used(shared: &Shared, function: &Function) -> Value {
+    let bytes: u64 = shared.parts.provider.usage(&function.name).iter().filter_map(|u| u.memory_bytes).sum();
+    if bytes == 0 { serde_json::json!({}) } else { serde_json::json!({"totalMemoryBytes": bytes}) }
+}

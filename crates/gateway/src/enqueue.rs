@@ -1,0 +1,171 @@
+//! A call whose caller does not wait: its body is read whole, within bounds of size, of time, and of what all such bodies hold
+//! together; the queue has it on disk before the caller hears 202. Never runs a call: the queue's own workers do.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, Method, header, request};
+use http_body_util::BodyExt;
+use taper_model::{CallId, Cause, Fault, FunctionName, Stage};
+use taper_queue::{Entry, Queue};
+use tokio::time::{Instant, timeout_at};
+
+use crate::{
+    Context,
+    accept::{Arrival, Request, Response},
+    forward, headers,
+    record::Record,
+    reply,
+    route::{self, Door},
+    routes,
+    timeout::{Broken, Transfer},
+    upload::Upload,
+};
+
+/// Most bytes of bodies that are being read, or written to the disk, at a time.
+pub(crate) const HELD: u64 = 256 << 20;
+
+/// Whether a request to `/function/…` asks not to wait.
+pub(crate) fn asked(headers: &HeaderMap) -> bool {
+    headers.get(headers::ASYNC).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"true"))
+}
+
+/// Accepts a call for later, or cancels one.
+pub(crate) async fn answer(context: &Context, request: Request) -> Response {
+    let (head, Arrival { upload, mut record }) = request.into_parts();
+    let Some(queue) = context.queue.as_deref() else {
+        let text = "asynchronous calls are not served; use /function/NAME";
+        return reply::fault(record, &Fault::new(Stage::Route, Cause::NotFound, text), false);
+    };
+    let direct = Door::of(head.uri.path()) == Door::Async;
+    if direct && head.method == Method::DELETE {
+        return match cancel(queue, head.uri.path()).await {
+            Ok(()) => reply::accepted(record, None),
+            Err(fault) => reply::fault(record, &fault, false),
+        };
+    }
+    match enqueue(context, queue, head, upload, &mut record).await {
+        Ok(location) => reply::accepted(record, Some(&location)),
+        Err(fault) => reply::fault(record, &fault, false),
+    }
+}
+
+/// Puts the call into the queue, and says where its record is.
+async fn enqueue(
+    context: &Context,
+    queue: &dyn Queue,
+    mut head: request::Parts,
+    upload: Upload,
+    record: &mut Record,
+) -> Result<String, Fault> {
+    let allowed = match Door::of(head.uri.path()) {
+        Door::Async => &reply::ASYNC_METHODS[..],
+        _ => &reply::METHODS[..],
+    };
+    if !allowed.contains(&head.method) {
+        let text = format!("functions are not called asynchronously with {} here", head.method);
+        return Err(Fault::new(Stage::Route, Cause::Method, text));
+    }
+    let name = route::parse(head.uri.path())?.function;
+    let function = context.snapshot.borrow().function(&name).cloned().ok_or_else(|| routes::missing(&name))?;
+    let max = context.config.max_async_body;
+    if upload.announced().is_some_and(|length| length > max) {
+        return Err(forward::too_large(max));
+    }
+    let deadline = record.arrived() + function.latest().revision.spec.timeout();
+    let mut entry = entry(&mut head, name, record)?;
+    let held = Held { total: &context.held, bytes: 0 };
+    let transfer = record.transfer().clone();
+    let (body, held) = collect(upload, max, held, deadline, &transfer).await?;
+    if !body.is_empty() || entry.headers.contains_key(header::CONTENT_LENGTH) {
+        entry.headers.insert(header::CONTENT_LENGTH, (body.len() as u64).into());
+    }
+    entry.body = body;
+    let (named, namespace) = (entry.correlation.is_some(), entry.function.namespace.clone());
+    let accepted = queue.push(entry).await.map_err(taper_queue::Error::fault)?;
+    drop(held);
+    let location = format!("/v1/namespaces/{namespace}/invocations/{}", accepted.id);
+    if !named {
+        record.known_as(accepted.id);
+    }
+    Ok(location)
+}
+
+/// The call as the queue keeps it, still without its body.
+fn entry(head: &mut request::Parts, name: FunctionName, record: &Record) -> Result<Entry, Fault> {
+    let given = head.headers.get(headers::CALL_ID).is_some_and(|v| v.as_bytes() == record.id().as_str().as_bytes());
+    headers::inward(head, record, headers::value(&name.to_string()));
+    if !given {
+        head.headers.remove(headers::CALL_ID);
+    }
+    // What lasts as long as a connection means nothing later.
+    for gone in [header::CONNECTION, header::UPGRADE, header::TE] {
+        head.headers.remove(gone);
+    }
+    let target = forward::target(&head.uri);
+    let (method, headers) = (head.method.clone(), std::mem::take(&mut head.headers));
+    Entry::read(name, method, target, headers, Bytes::new())
+        .map_err(|invalid| Fault::new(Stage::Accept, Cause::Malformed, invalid.to_string()))
+}
+
+/// Reads a body whole. What it holds is given back when the call is on disk, or refused.
+async fn collect<'a>(
+    upload: Upload,
+    max: u64,
+    mut held: Held<'a>,
+    deadline: Instant,
+    transfer: &Transfer,
+) -> Result<(Bytes, Held<'a>), Fault> {
+    let mut body = upload.limited(max);
+    let reading = async {
+        let mut whole = BytesMut::new();
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|_| match transfer.broken() {
+                Some(Broken::TooLarge) => forward::too_large(max),
+                _ => forward::malformed(),
+            })?;
+            if let Ok(data) = frame.into_data() {
+                held.take(data.len() as u64)?;
+                whole.extend_from_slice(&data);
+            }
+        }
+        Ok(whole.freeze())
+    };
+    let late =
+        || Fault::new(Stage::Accept, Cause::Deadline, "the request's body took longer than the function's timeout");
+    let whole = timeout_at(deadline, reading).await.unwrap_or_else(|_| Err(late()))?;
+    Ok((whole, held))
+}
+
+/// Cancels the call that a path names by its id.
+async fn cancel(queue: &dyn Queue, path: &str) -> Result<(), Fault> {
+    let id = path.strip_prefix("/async-function/").filter(|id| !id.contains('/')).and_then(|id| CallId::given(id).ok());
+    let Some(id) = id else {
+        let text = "a call is cancelled with DELETE /async-function/CALL-ID";
+        return Err(Fault::new(Stage::Route, Cause::NotFound, text));
+    };
+    queue.cancel(&id).await.map_err(taper_queue::Error::fault)
+}
+
+/// What one body holds of the bytes that all may hold together.
+struct Held<'a> {
+    total: &'a AtomicU64,
+    bytes: u64,
+}
+
+impl Held<'_> {
+    fn take(&mut self, bytes: u64) -> Result<(), Fault> {
+        self.bytes += bytes;
+        if self.total.fetch_add(bytes, Relaxed) + bytes > HELD {
+            let text = "too many asynchronous calls arrive at the same time; try again";
+            return Err(Fault::new(Stage::Queue, Cause::Limited, text));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.total.fetch_sub(self.bytes, Relaxed);
+    }
+}

@@ -1,0 +1,333 @@
+//! Calls whose callers do not wait: what the queue gets, what the caller hears, and what is refused.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use http::{HeaderMap, Method, Request};
+use taper_gateway::Config;
+use taper_model::{BoxFuture, CallId, Fault, FunctionName, Reply, call};
+use taper_queue::{
+    Accepted, Backlog, Details, Entry, Error, Filter, Lease, Listed, Page, Queue, Settled, State, Stats,
+};
+
+use crate::harness::*;
+
+/// A queue that remembers what it was given, and says what it was told to say.
+#[derive(Default)]
+struct Notebook {
+    pushed: Mutex<Vec<Entry>>,
+    cancelled: Mutex<Vec<CallId>>,
+    /// The next answer, instead of yes.
+    next: Mutex<Option<Result<Accepted, Error>>>,
+}
+
+impl Notebook {
+    fn only(&self) -> Entry {
+        let pushed = self.pushed.lock().unwrap();
+        assert_eq!(pushed.len(), 1);
+        pushed[0].clone()
+    }
+
+    fn count(&self) -> usize {
+        self.pushed.lock().unwrap().len()
+    }
+
+    fn next(&self, answer: Result<Accepted, Error>) {
+        *self.next.lock().unwrap() = Some(answer);
+    }
+}
+
+impl Queue for Notebook {
+    fn push(&self, entry: Entry) -> BoxFuture<'_, Result<Accepted, Error>> {
+        Box::pin(async move {
+            if let Some(answer) = self.next.lock().unwrap().take() {
+                return answer;
+            }
+            let id = entry.id.clone();
+            self.pushed.lock().unwrap().push(entry);
+            Ok(Accepted { id, repeated: false })
+        })
+    }
+
+    fn lease(&self) -> BoxFuture<'_, Result<Lease, Error>> {
+        Box::pin(std::future::pending())
+    }
+
+    fn settle<'a>(&'a self, _: &'a Lease, _: Settled) -> BoxFuture<'a, Result<(), Error>> {
+        Box::pin(async { Err(Error::Stopped) })
+    }
+
+    fn get<'a>(&'a self, _: &'a CallId) -> BoxFuture<'a, Result<Option<Details>, Error>> {
+        Box::pin(async { Ok(None) })
+    }
+
+    fn list(&self, _: Filter, _: Page) -> BoxFuture<'_, Result<Listed, Error>> {
+        Box::pin(async { Ok(Listed::default()) })
+    }
+
+    fn cancel<'a>(&'a self, id: &'a CallId) -> BoxFuture<'a, Result<(), Error>> {
+        Box::pin(async move {
+            match id.as_str() {
+                "known" => {
+                    self.cancelled.lock().unwrap().push(id.clone());
+                    Ok(())
+                }
+                "done" => Err(Error::State { id: id.clone(), state: State::Done, asked: "cancelled" }),
+                _ => Err(Error::NotFound(id.clone())),
+            }
+        })
+    }
+
+    fn redrive<'a>(&'a self, id: &'a CallId) -> BoxFuture<'a, Result<(), Error>> {
+        Box::pin(async { Err(Error::NotFound(id.clone())) })
+    }
+
+    fn purge(&self, _: Filter) -> BoxFuture<'_, Result<u64, Error>> {
+        Box::pin(async { Ok(0) })
+    }
+
+    fn stats(&self) -> Stats {
+        Stats { accepted: self.count() as u64, dead: 2, lag: Duration::from_millis(1500), ..Stats::default() }
+    }
+
+    fn backlog(&self) -> Vec<(FunctionName, Backlog)> {
+        let backlog = Backlog { waiting: 4, running: 1, bytes: 9 };
+        ["hello", "gone"].map(|name| (FunctionName::parse(name).unwrap(), backlog)).to_vec()
+    }
+}
+
+async fn platform() -> (Platform, Arc<Notebook>) {
+    let notebook = Arc::new(Notebook::default());
+    let config = Config { max_async_body: 1000, ..Config::default() };
+    let platform = Platform::build(config, axum::Router::new(), Some(notebook.clone()), |_| {
+        Box::pin(async { Ok(Reply::new(call::full("ran"))) })
+    })
+    .await;
+    (platform, notebook)
+}
+
+fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name).map(|v| v.to_str().unwrap())
+}
+
+#[tokio::test]
+async fn what_was_asked_is_what_the_queue_gets() {
+    let (platform, notebook) = platform().await;
+    let request = Request::put("/async-function/hello.dev/a/b%20c?x=1")
+        .header("host", "faas.example.com")
+        .header("x-call-id", "mine.1")
+        .header("x-custom", "kept")
+        .header("connection", "x-hop")
+        .header("x-hop", "1")
+        .header("authorization", BASIC)
+        .header("x-callback-url", "http://127.0.0.1:1/back")
+        .body(call::full("body"))
+        .unwrap();
+    let answer = platform.send(request).await;
+    assert_eq!((answer.status.as_u16(), answer.body.len()), (202, 0));
+    assert_eq!(answer.header("x-call-id"), "mine.1", "the caller's own name for it");
+    let entry = notebook.only();
+    assert_eq!(answer.header("location"), format!("/v1/namespaces/dev/invocations/{}", entry.id));
+    assert_eq!((entry.function.to_string().as_str(), &entry.method), ("hello.dev", &Method::PUT));
+    assert_eq!((entry.path.as_str(), &entry.body[..]), ("/a/b%20c?x=1", &b"body"[..]));
+    assert_eq!((entry.correlation.as_deref(), entry.id.as_str() == "mine.1"), (Some("mine.1"), false));
+    assert_eq!(entry.callback.unwrap().to_string(), "http://127.0.0.1:1/back");
+    let headers = &entry.headers;
+    assert_eq!((header(headers, "x-custom"), header(headers, "content-length")), (Some("kept"), Some("4")));
+    assert_eq!(header(headers, "x-forwarded-host"), Some("faas.example.com"));
+    for gone in ["connection", "x-hop", "authorization", "transfer-encoding", "te", "upgrade"] {
+        assert_eq!(header(headers, gone), None, "{gone}");
+    }
+}
+
+#[tokio::test]
+async fn a_call_without_a_name_is_known_by_ours() {
+    let (platform, notebook) = platform().await;
+    let answer = platform.post("/async-function/hello", "x").await;
+    let entry = notebook.only();
+    assert_eq!((answer.status.as_u16(), answer.header("x-call-id")), (202, entry.id.as_str()));
+    assert_eq!(entry.correlation, None);
+    assert_eq!(answer.header("location"), format!("/v1/namespaces/default/invocations/{}", entry.id));
+    assert!(answer.header("x-start-time").parse::<u128>().is_ok());
+    // One that was there before: by its id.
+    let before = CallId::given("before").unwrap();
+    notebook.next(Ok(Accepted { id: before, repeated: true }));
+    let again = platform.post("/async-function/hello", "x").await;
+    assert_eq!((again.status.as_u16(), again.header("x-call-id")), (202, "before"));
+    assert_eq!(again.header("location"), "/v1/namespaces/default/invocations/before");
+}
+
+#[tokio::test]
+async fn any_method_with_the_header() {
+    let (platform, notebook) = platform().await;
+    for (n, method) in ["GET", "POST", "DELETE", "PUT", "PATCH", "OPTIONS", "HEAD"].into_iter().enumerate() {
+        let request = Request::builder().method(method).uri("/function/hello/p").header("x-taper-async", "True");
+        let answer = platform.send(request.body(call::empty()).unwrap()).await;
+        assert_eq!((answer.status.as_u16(), notebook.count()), (202, n + 1), "{method}");
+    }
+    {
+        let pushed = notebook.pushed.lock().unwrap();
+        assert!(pushed.iter().all(|e| e.path == "/p" && header(&e.headers, "x-taper-async").is_none()));
+        assert_eq!(pushed[2].method, Method::DELETE);
+    }
+    for value in ["false", "", "1"] {
+        let request = Request::post("/function/hello").header("x-taper-async", value).body(call::empty()).unwrap();
+        assert_eq!(platform.send(request).await.text(), "ran", "{value}");
+    }
+    // A tunnel cannot wait.
+    let mut raw = platform.raw().await;
+    raw.write("GET /function/hello HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\nx-taper-async: true\r\n\r\n").await;
+    assert!(raw.until("\r\n\r\n").await.starts_with("HTTP/1.1 202 "));
+    assert_eq!(header(&notebook.pushed.lock().unwrap()[7].headers, "upgrade"), None);
+}
+
+#[tokio::test]
+async fn what_is_refused_is_not_accepted_by_half() {
+    let (platform, notebook) = platform().await;
+    for path in [
+        "/async-function/nobody",
+        "/async-function/",
+        "/async-function",
+        "/async-function/a.b.c",
+        "/async-function/Hello",
+    ] {
+        let answer = platform.post(path, "x").await;
+        assert_eq!((answer.status.as_u16(), answer.header("x-taper-fault")), (404, "route"), "{path}");
+        assert_eq!(answer.header("x-openfaas-internal"), "proxy");
+    }
+    for method in ["GET", "HEAD", "OPTIONS", "TRACE"] {
+        let request = Request::builder().method(method).uri("/async-function/hello").body(call::empty()).unwrap();
+        let answer = platform.send(request).await;
+        assert_eq!((answer.status.as_u16(), answer.header("allow")), (405, "POST, PUT, PATCH"), "{method}");
+    }
+    for (name, value) in [
+        ("x-callback-url", "not a url"),
+        ("x-callback-url", "ftp://example.com/"),
+        ("x-callback-url", "http://user:pw@example.com/"),
+        ("x-taper-delay", "soon"),
+        ("x-taper-at", "yesterday"),
+    ] {
+        // Refused by its head: the body is never waited for.
+        let mut raw = platform.raw().await;
+        raw.write(format!(
+            "POST /async-function/hello HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n{name}: {value}\r\n\r\n"
+        ))
+        .await;
+        let answer = raw.until("\r\n\r\n").await;
+        assert!(answer.starts_with("HTTP/1.1 400 "), "{name}: {value}: {answer}");
+    }
+    assert_eq!(platform.post("/async-function/hello", vec![b'x'; 1000]).await.status, 202);
+    let large = platform.post("/async-function/hello", vec![b'x'; 1001]).await;
+    assert_eq!((large.status.as_u16(), &large.error()["error"]), (413, &"body_too_large".into()));
+    let mut raw = platform.raw().await;
+    raw.write("POST /async-function/hello HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n").await;
+    raw.write(format!("3e9\r\n{}\r\n", "x".repeat(1001))).await;
+    assert!(raw.until("\r\n\r\n").await.starts_with("HTTP/1.1 413 "));
+    assert_eq!(notebook.count(), 1, "one was accepted");
+}
+
+#[tokio::test]
+async fn what_the_queue_says_is_what_the_caller_hears() {
+    let (platform, notebook) = platform().await;
+    let full = || Error::Full {
+        what: "the queue of function hello.default".into(),
+        bound: "3 calls".into(),
+        retry_after: Duration::from_secs(7),
+    };
+    for (error, status, retry) in
+        [(full(), 429, "7"), (Error::Stopped, 503, "1"), (Error::NoSpace { path: "/secret/place".into() }, 500, "")]
+    {
+        notebook.next(Err(error));
+        let answer = platform.post("/async-function/hello", "x").await;
+        assert_eq!((answer.status.as_u16(), answer.header("retry-after")), (status, retry), "{answer:?}");
+        assert!(!answer.text().contains("/secret/place"), "paths of the host are for the log");
+        assert_eq!(answer.header("location"), "");
+    }
+}
+
+#[tokio::test]
+async fn calls_are_cancelled_by_their_id() {
+    let (platform, notebook) = platform().await;
+    let delete = |path: &str| Request::delete(path).body(call::empty()).unwrap();
+    assert_eq!(platform.send(delete("/async-function/known")).await.status, 202);
+    assert_eq!(notebook.cancelled.lock().unwrap().len(), 1);
+    for path in ["/async-function/unknown", "/async-function/known/x", "/async-function/", "/async-function"] {
+        assert_eq!(platform.send(delete(path)).await.status, 404, "{path}");
+    }
+    let done = platform.send(delete("/async-function/done")).await;
+    assert!(done.status.is_client_error() && done.text().contains("done"), "{done:?}");
+}
+
+#[tokio::test]
+async fn a_body_that_stops_half_way_is_not_accepted() {
+    let (platform, notebook) = platform().await;
+    // The connection ends.
+    let mut raw = platform.raw().await;
+    raw.write("POST /async-function/hello HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\nhalf").await;
+    tokio::io::AsyncWriteExt::shutdown(&mut raw.stream).await.unwrap();
+    let (answer, _) = raw.rest().await;
+    assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 400 "), "{answer}");
+    // Chunks that are none.
+    let mut raw = platform.raw().await;
+    raw.write("POST /async-function/hello HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n2\r\nab\r\nzz\r\n")
+        .await;
+    assert!(raw.until("\r\n\r\n").await.starts_with("HTTP/1.1 400 "));
+    // It just stays away: no longer than the function's timeout.
+    let mut raw = platform.raw().await;
+    raw.write("POST /async-function/quick HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\nhalf").await;
+    let answer = raw.until("\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 504 ") && answer.contains("x-taper-fault: accept"), "{answer}");
+    assert_eq!(notebook.count(), 0);
+    assert_eq!(platform.post("/async-function/hello", "whole").await.status, 202);
+}
+
+/// What is being read is bounded for all together, not only for each.
+#[tokio::test]
+async fn all_bodies_together_are_bounded() {
+    let notebook = Arc::new(Notebook::default());
+    let config = Config { max_async_body: 256 << 20, ..Config::default() };
+    let platform = Platform::build(config, axum::Router::new(), Some(notebook.clone()), |_| {
+        Box::pin(async { Ok::<_, Fault>(Reply::new(call::empty())) })
+    })
+    .await;
+    let head = "POST /async-function/hello HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n";
+    let mut greedy = platform.raw().await;
+    greedy.write(head).await.write(format!("{:x}\r\n", 200 << 20)).await;
+    greedy.write(vec![b'x'; 200 << 20]).await;
+    let mut second = platform.raw().await;
+    second.write(head).await.write(format!("{:x}\r\n", 100 << 20)).await;
+    let flood = vec![b'x'; 100 << 20];
+    let _ = tokio::io::AsyncWriteExt::write_all(&mut second.stream, &flood).await;
+    let answer = second.until("\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 429 ") && answer.contains("retry-after"), "{answer}");
+    drop(greedy);
+    let accepted = async {
+        loop {
+            let answer = platform.post("/async-function/hello", vec![b'x'; 100 << 20]).await;
+            if answer.status == 202 {
+                break;
+            }
+        }
+    };
+    within(accepted).await;
+    assert_eq!(notebook.only().body.len(), 100 << 20, "what one holds is given back when it leaves");
+}
+
+#[tokio::test]
+async fn the_queue_is_counted() {
+    let (platform, _) = platform().await;
+    platform.post("/async-function/hello", "x").await;
+    for line in [
+        "taper_async_accepted_total 1",
+        "taper_async_dead_total 2",
+        "taper_async_lag_seconds 1.5",
+        r#"taper_async_calls{function_name="hello.openfaas-fn",state="waiting"} 4"#,
+    ] {
+        platform.counts(line).await;
+    }
+    let text = platform.metrics().await;
+    assert!(!text.contains("gone.openfaas-fn"), "{text}");
+    assert!(!text.contains("gateway_function_invocation_started{"), "it has not run");
+}

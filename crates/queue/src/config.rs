@@ -1,0 +1,136 @@
+//! What an operator may set of the queue, and what holds when nothing is said. How often a function's calls are tried is no part of it:
+//! that is its [`Policy`](crate::Policy).
+
+use std::{fmt, time::Duration};
+
+use serde::{Deserialize, Deserializer};
+use taper_model::{
+    Invalid,
+    quantity::{Memory, Span},
+};
+
+/// Bounds and habits of the queue. Sizes are written as `64Mi` or bytes, times as `10m` or seconds.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Config {
+    /// Most calls of one function that wait or run; further ones are answered with 429. Default 100,000.
+    pub function_calls: u64,
+    /// Most calls of all functions together that wait or run; each takes some 100 bytes of memory while it waits. Default 1,000,000.
+    pub calls: u64,
+    /// Most bytes of calls that wait or run: bodies, paths and headers. Default 4 GiB.
+    #[serde(deserialize_with = "bytes")]
+    pub bytes: u64,
+    /// Largest body of a call, in bytes; the gateway's `maxAsyncBody` comes before it. Default 256 MiB.
+    #[serde(deserialize_with = "bytes")]
+    pub body: u64,
+    /// Most calls that run at a time. Default 256.
+    pub workers: usize,
+    /// Most calls of one function that run at a time. Default 32.
+    pub function_workers: u64,
+    /// How long what became of a call can be looked up. Default 24 h.
+    #[serde(deserialize_with = "span")]
+    pub keep: Duration,
+    /// Most calls that have ended and can be looked up; the oldest go first. Default 100,000.
+    pub results: u64,
+    /// Most bytes of their answers. Default 1 GiB.
+    #[serde(deserialize_with = "bytes")]
+    pub results_bytes: u64,
+    /// Most bytes that are kept of one answer's body. Default 1 MiB.
+    #[serde(deserialize_with = "bytes")]
+    pub result_body: u64,
+    /// How long dead letters are kept. Default 14 days.
+    #[serde(deserialize_with = "span")]
+    pub keep_dead: Duration,
+    /// Most dead letters; the oldest go first. Default 100,000.
+    pub dead: u64,
+    /// Most bytes of dead letters. Default 4 GiB.
+    #[serde(deserialize_with = "bytes")]
+    pub dead_bytes: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        const DAY: u64 = 24 * 3600;
+        Self {
+            function_calls: 100_000,
+            calls: 1_000_000,
+            bytes: 4 << 30,
+            body: 256 << 20,
+            workers: 256,
+            function_workers: 32,
+            keep: Duration::from_secs(DAY),
+            results: 100_000,
+            results_bytes: 1 << 30,
+            result_body: 1 << 20,
+            keep_dead: Duration::from_secs(14 * DAY),
+            dead: 100_000,
+            dead_bytes: 4 << 30,
+        }
+    }
+}
+
+impl Config {
+    /// Checks what serde cannot.
+    ///
+    /// # Errors
+    /// Names the field as the configuration file writes it, the value, and what is allowed.
+    pub fn validate(&self) -> Result<(), Invalid> {
+        let refuse = |field: &str, value: &dyn fmt::Display, allowed: &str| {
+            Err(Invalid(format!("queue.{field}: {value} is out of range; allowed is {allowed}")))
+        };
+        let counts = [
+            ("functionCalls", self.function_calls),
+            ("calls", self.calls),
+            ("functionWorkers", self.function_workers),
+            ("workers", self.workers as u64),
+        ];
+        for (field, value) in counts {
+            if value == 0 || value > 100_000_000 {
+                return refuse(field, &value, "1 to 100000000");
+            }
+        }
+        for (field, value) in [("body", self.body), ("resultBody", self.result_body)] {
+            // What SQLite takes in one piece, with room to spare.
+            if value > 512 << 20 {
+                return refuse(field, &value, "up to 512Mi");
+            }
+        }
+        Ok(())
+    }
+}
+
+fn bytes<'de, D: Deserializer<'de>>(d: D) -> Result<u64, D::Error> {
+    Ok(Memory::deserialize(d)?.0)
+}
+
+fn span<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
+    Ok(Span::deserialize(d)?.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_the_file_writes_it() {
+        let read: Config =
+            serde_json::from_str(r#"{"bytes": "1Gi", "keep": "2h", "functionCalls": 7, "body": 5}"#).unwrap();
+        assert_eq!((read.bytes, read.keep, read.function_calls), (1 << 30, Duration::from_secs(7200), 7));
+        assert_eq!((read.body, read.calls), (5, 1_000_000));
+        assert!(serde_json::from_str::<Config>(r#"{"byte": 1}"#).is_err());
+        assert!(Config::default().validate().is_ok());
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_by_name() {
+        for (field, config) in [
+            ("queue.workers", Config { workers: 0, ..Config::default() }),
+            ("queue.functionWorkers", Config { function_workers: 0, ..Config::default() }),
+            ("queue.calls", Config { calls: u64::MAX, ..Config::default() }),
+            ("queue.body", Config { body: 1 << 30, ..Config::default() }),
+        ] {
+            let text = config.validate().unwrap_err().to_string();
+            assert!(text.contains(&format!("{field}:")), "{text}");
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! Bodies that are too large for the database: files named by the digest of what they hold, so that equal ones are there once and damage
+//! is seen. Never decides which are needed: the journal's rows do.
+
+use std::{
+    collections::HashMap,
+    fmt::Write as _,
+    fs,
+    io::{ErrorKind, Write as _},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use bytes::Bytes;
+use sha2::{Digest as _, Sha256};
+use taper_model::CallId;
+
+use super::dir::{make_private_dir, private_file, sync_dir};
+use crate::Error;
+
+/// The directory of bodies.
+pub(super) struct Bodies {
+    dir: PathBuf,
+    /// How many calls that are not in the database yet count on a file.
+    pins: Mutex<HashMap<String, usize>>,
+}
+
+/// A body's file is there, and stays for as long as this lives.
+pub(super) struct Pin {
+    bodies: Arc<Bodies>,
+    pub(super) digest: String,
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        let mut pins = self.bodies.pins();
+        if let Some(count) = pins.get_mut(&self.digest) {
+            *count -= 1;
+            if *count == 0 {
+                pins.remove(&self.digest);
+            }
+        }
+    }
+}
+
+impl Bodies {
+    /// Opens the directory; makes it when it is missing.
+    pub(super) fn open(dir: PathBuf) -> Result<Self, Error> {
+        make_private_dir(&dir)?;
+        Ok(Self { dir, pins: Mutex::default() })
+    }
+
+    /// Writes a body; when this returns, it is on the medium. Blocks.
+    pub(super) fn keep(self: &Arc<Self>, body: &[u8]) -> Result<Pin, Error> {
+        let digest = digest(body);
+        *self.pins().entry(digest.clone()).or_default() += 1;
+        // From here on nobody removes it.
+        let pin = Pin { bodies: Arc::clone(self), digest };
+        let path = self.dir.join(&pin.digest);
+        if !fs::metadata(&path).is_ok_and(|meta| meta.len() == body.len() as u64) {
+            let new = self.dir.join(format!("{}.new", CallId::random()));
+            let written = private_file(&new).and_then(|mut file| {
+                file.write_all(body).and_then(|()| file.sync_all()).map_err(Error::io("write", &new))?;
+                fs::rename(&new, &path).map_err(Error::io("write", &path))
+            });
+            if let Err(error) = written {
+                drop(fs::remove_file(&new));
+                return Err(error);
+            }
+        }
+        // Also when another call wrote it: it may not have come this far yet.
+        sync_dir(&self.dir)?;
+        Ok(pin)
+    }
+
+    /// Reads a body, and checks that it is what was written. Blocks.
+    pub(super) fn read(&self, digest_: &str) -> Result<Bytes, Error> {
+        let path = self.path(digest_);
+        let corrupt = |detail: &str| Error::Corrupt { path: path.clone(), detail: detail.into() };
+        let body = fs::read(&path).map_err(|e| match e.kind() {
+            ErrorKind::NotFound => corrupt("the body of a call is gone"),
+            _ => Error::io("read", &path)(e),
+        })?;
+        match digest(&body) == digest_ {
+            true => Ok(body.into()),
+            false => Err(corrupt("it is not what was written")),
+        }
+    }
+
+    /// Removes a body's file, unless a call that is about to be written counts on it, or `named` says that one in the database does.
+    pub(super) fn remove(&self, digest: &str, named: impl FnOnce() -> Result<bool, Error>) -> Result<(), Error> {
+        // Held until the file is gone: whoever writes the same body waits, and then writes it anew.
+        let pins = self.pins();
+        if pins.contains_key(digest) || named()? {
+            return Ok(());
+        }
+        let path = self.path(digest);
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != ErrorKind::NotFound => Err(Error::io("remove", &path)(e)),
+            _ => Ok(()),
+        }
+    }
+
+    /// The names of all files, what was left half written among them.
+    pub(super) fn list(&self) -> Result<Vec<String>, Error> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&self.dir).map_err(Error::io("read", &self.dir))? {
+            let entry = entry.map_err(Error::io("read", &self.dir))?;
+            names.extend(entry.file_name().into_string());
+        }
+        Ok(names)
+    }
+
+    fn path(&self, digest: &str) -> PathBuf {
+        self.dir.join(Path::new(digest).file_name().unwrap_or_default())
+    }
+
+    fn pins(&self) -> MutexGuard<'_, HashMap<String, usize>> {
+        self.pins.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn digest(body: &[u8]) -> String {
+    Sha256::digest(body).iter().fold(String::with_capacity(64), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("writing into memory");
+        text
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_stays_for_as_long_as_somebody_counts_on_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let bodies = Arc::new(Bodies::open(dir.path().join("bodies")).unwrap());
+        let (one, two) = (bodies.keep(b"same").unwrap(), bodies.keep(b"same").unwrap());
+        assert_eq!((one.digest.clone(), bodies.list().unwrap().len()), (two.digest.clone(), 1));
+        drop(one);
+        bodies.remove(&two.digest, || Ok(false)).unwrap();
+        assert_eq!(bodies.read(&two.digest).unwrap(), "same");
+        let digest = two.digest.clone();
+        drop(two);
+        bodies.remove(&digest, || Ok(true)).unwrap();
+        assert_eq!(bodies.read(&digest).unwrap(), "same");
+        bodies.remove(&digest, || Ok(false)).unwrap();
+        bodies.remove(&digest, || Ok(false)).unwrap();
+        assert!(matches!(bodies.read(&digest), Err(Error::Corrupt { .. })));
+        assert!(bodies.list().unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_a_name_holds_stays_in_the_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let bodies = Bodies::open(dir.path().join("bodies")).unwrap();
+        fs::write(dir.path().join("secret"), "x").unwrap();
+        assert!(bodies.read("../secret").is_err());
+        bodies.remove("../secret", || Ok(false)).unwrap();
+        assert!(dir.path().join("secret").exists());
+    }
+}

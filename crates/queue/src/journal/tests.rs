@@ -1,0 +1,366 @@
+//! What only the embedded queue must bear: a full disk, damage, a clock that is set, bounds, and being opened again.
+
+use std::{fs, os::unix::fs::PermissionsExt, sync::atomic::AtomicU64};
+
+use tempfile::TempDir;
+use tokio::time::timeout;
+
+use super::*;
+use crate::{
+    Due, Filter,
+    conformance::{entry, settled},
+};
+
+const LARGE: usize = 100_000;
+
+fn open(dir: &TempDir, config: Config) -> Journal {
+    Journal::open(&dir.path().join("queue"), config).unwrap()
+}
+
+fn fresh() -> (TempDir, Journal) {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = open(&dir, Config::default());
+    (dir, journal)
+}
+
+fn bodies(dir: &TempDir) -> usize {
+    fs::read_dir(dir.path().join("queue/bodies")).unwrap().count()
+}
+
+async fn lease(journal: &Journal) -> Lease {
+    timeout(Duration::from_secs(60), journal.lease()).await.unwrap().unwrap()
+}
+
+/// Returns once what was asked before is done, and what is done after a commit as well.
+async fn settle_down(journal: &Journal) {
+    for _ in 0..2 {
+        journal.writer.write(|_| Ok(()), |()| ()).await.unwrap();
+    }
+}
+
+async fn end(journal: &Journal, verdict: Verdict) -> CallId {
+    let lease = lease(journal).await;
+    journal.settle(&lease, settled(verdict, 200, b"answer")).await.unwrap();
+    lease.entry.id.clone()
+}
+
+/// Looks for what is not kept any longer, until there is nothing left.
+async fn expire(journal: &Journal) {
+    let shared = Arc::clone(&journal.shared);
+    // Its own transaction, as between two commits.
+    let connection = connect(&shared.path).unwrap();
+    while writer::expire(&connection, &shared).unwrap() {}
+}
+
+#[tokio::test]
+async fn a_full_disk_refuses_and_loses_nothing() {
+    let (dir, journal) = fresh();
+    let before = journal.push(entry("f", b"before")).await.unwrap().id;
+    let pages = |most: u32| {
+        let job = move |batch: &mut Batch<'_>| {
+            batch.db.connection.pragma_update(None, "max_page_count", most).map_err(Error::sql(batch.db.path))
+        };
+        journal.writer.write(job, |()| ())
+    };
+    pages(1).await.unwrap();
+    let mut refused = 0;
+    for _ in 0..40 {
+        match journal.push(entry("f", &[1; 30_000])).await {
+            Err(Error::NoSpace { path }) => {
+                assert_eq!(path, dir.path().join("queue/journal.db"));
+                refused += 1;
+            }
+            other => assert!(other.is_ok(), "{other:?}"),
+        }
+    }
+    assert!(refused > 30, "{refused}");
+    let held = lease(&journal).await;
+    assert_eq!(held.entry.id, before);
+    let answer = vec![b'x'; LARGE];
+    let large = settled(Verdict::Done, 200, &answer);
+    assert!(matches!(journal.settle(&held, large.clone()).await, Err(Error::NoSpace { .. })));
+    assert_eq!(journal.stats().running, 1, "the lease holds");
+    pages(u32::MAX - 1).await.unwrap();
+    journal.settle(&held, large).await.unwrap();
+    drop(held);
+    let depth = journal.stats().depth;
+    assert_eq!(depth, 40 - refused);
+    drop(journal);
+    let journal = open(&dir, Config::default());
+    assert_eq!(journal.stats().depth, depth, "what was refused is not there");
+    journal.push(entry("f", &[1; 30_000])).await.unwrap();
+}
+
+/// What is committed together stands together; what was only wrong does not make the others fail.
+#[tokio::test]
+async fn one_wrong_command_fails_alone() {
+    let (_dir, journal) = fresh();
+    let first = entry("f", b"x");
+    journal.push(first.clone()).await.unwrap();
+    let unknown = crate::invocation_id();
+    let (again, gone, new) =
+        tokio::join!(journal.push(first), journal.cancel(&unknown), journal.push(entry("f", b"y")));
+    assert!(matches!((again, gone), (Err(Error::Exists(_)), Err(Error::NotFound(_)))));
+    new.unwrap();
+    assert_eq!(journal.stats().depth, 2);
+}
+
+#[tokio::test]
+async fn a_body_that_is_damaged_or_gone_holds_nobody_up() {
+    let (dir, journal) = fresh();
+    let gone = journal.push(entry("f", &[1; LARGE])).await.unwrap().id;
+    let files = || fs::read_dir(dir.path().join("queue/bodies")).unwrap().map(|f| f.unwrap().path());
+    fs::remove_file(files().next().unwrap()).unwrap();
+    let damaged = journal.push(entry("f", &[2; LARGE])).await.unwrap().id;
+    let mut half = fs::read(files().next().unwrap()).unwrap();
+    half[LARGE / 2] ^= 1;
+    fs::write(files().next().unwrap(), half).unwrap();
+    let sound = journal.push(entry("f", &[3; LARGE])).await.unwrap().id;
+    assert_eq!(lease(&journal).await.entry.id, sound);
+    for (id, word) in [(gone, "gone"), (damaged, "not what was written")] {
+        let details = journal.get(&id).await.unwrap().unwrap();
+        assert_eq!(details.invocation.state, State::Dead);
+        let reason = details.invocation.reason.unwrap();
+        assert!(reason.contains("cannot be read") && reason.contains(word), "{reason}");
+    }
+    assert_eq!((journal.stats().dead, journal.stats().depth), (2, 1));
+}
+
+#[tokio::test]
+async fn files_go_with_the_last_call_that_names_them() {
+    let (dir, journal) = fresh();
+    for _ in 0..3 {
+        journal.push(entry("f", &[1; LARGE])).await.unwrap();
+    }
+    let keyed = || Entry { idempotency_key: Some("k".into()), ..entry("g", &[2; LARGE]) };
+    journal.push(keyed()).await.unwrap();
+    assert_eq!(bodies(&dir), 2);
+    assert!(journal.push(Entry { body: vec![3; LARGE].into(), ..keyed() }).await.unwrap().repeated);
+    settle_down(&journal).await;
+    assert_eq!(bodies(&dir), 2, "a repeated call leaves nothing");
+    for left in [2, 2, 2] {
+        assert_eq!(bodies(&dir), left);
+        let lease = lease(&journal).await;
+        if lease.entry.function.name.as_str() == "g" {
+            journal.settle(&lease, settled(Verdict::Bury("no".into()), 500, b"")).await.unwrap();
+        } else {
+            journal.settle(&lease, settled(Verdict::Done, 200, b"")).await.unwrap();
+        }
+        settle_down(&journal).await;
+    }
+    end(&journal, Verdict::Done).await;
+    settle_down(&journal).await;
+    assert_eq!(bodies(&dir), 1, "the dead letter's");
+    assert_eq!(journal.purge(Filter { state: Some(State::Dead), ..Filter::default() }).await.unwrap(), 1);
+    settle_down(&journal).await;
+    assert_eq!(bodies(&dir), 0);
+}
+
+#[tokio::test]
+async fn what_nothing_names_is_swept_at_the_start() {
+    let (dir, journal) = fresh();
+    let id = journal.push(entry("f", &[1; LARGE])).await.unwrap().id;
+    drop(journal);
+    for name in ["half.new", "0".repeat(64).as_str()] {
+        fs::write(dir.path().join("queue/bodies").join(name), "x").unwrap();
+    }
+    let journal = open(&dir, Config::default());
+    assert_eq!(bodies(&dir), 1);
+    let lease = lease(&journal).await;
+    assert_eq!((&lease.entry.id, lease.entry.body.len()), (&id, LARGE));
+}
+
+#[tokio::test]
+async fn what_was_accepted_is_there_again() {
+    let (dir, journal) = fresh();
+    let first = journal.push(entry("f", b"1")).await.unwrap().id;
+    let second = journal.push(entry("f", b"2")).await.unwrap().id;
+    let later = journal.push(Entry { due: Due::After(Duration::from_secs(900)), ..entry("g", b"3") }).await.unwrap().id;
+    let tried = lease(&journal).await;
+    let again = Verdict::Again { after: Duration::ZERO, counts: true };
+    journal.settle(&tried, settled(again, 500, b"")).await.unwrap();
+    // Two are leased when the process goes.
+    let leases = (lease(&journal).await, lease(&journal).await);
+    let (before, due) = (journal.stats(), journal.get(&later).await.unwrap().unwrap().invocation.due_ms);
+    drop((journal, leases));
+    let journal = open(&dir, Config::default());
+    assert_eq!((journal.stats().depth, journal.stats().running, journal.stats().bytes), (3, 0, before.bytes));
+    let leases = [lease(&journal).await, lease(&journal).await];
+    let attempts = |id| leases.iter().find(|lease| lease.entry.id == id).map(|lease| lease.attempts);
+    assert_eq!((attempts(first), attempts(second)), (Some(1), Some(0)));
+    assert_eq!(journal.get(&later).await.unwrap().unwrap().invocation.due_ms, due);
+}
+
+#[tokio::test]
+async fn every_bound_is_held_and_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = Config { function_calls: 3, calls: 4, bytes: 50_000, body: 40_000, ..Config::default() };
+    let journal = open(&dir, config.clone());
+    for body in [40_001, 1 << 20] {
+        let refused = journal.push(entry("f", &vec![1; body])).await;
+        assert!(matches!(refused, Err(Error::TooLarge { what: "body", limit: 40_000, .. })), "{refused:?}");
+    }
+    let long = Entry { path: format!("/{}", "x".repeat(1 << 20)), ..entry("f", b"") };
+    assert!(matches!(journal.push(long).await, Err(Error::TooLarge { what: "head", .. })));
+    let full = async |entry: Entry| match journal.push(entry).await {
+        Err(error @ Error::Full { .. }) => error.to_string(),
+        other => panic!("{other:?}"),
+    };
+    for _ in 0..3 {
+        journal.push(entry("f", &[1; 10_000])).await.unwrap();
+    }
+    let text = full(entry("f", b"")).await;
+    assert!(text.contains("f.default") && text.contains("3 calls") && text.contains("try again in 5 s"), "{text}");
+    assert!(full(entry("g", &[1; 30_000])).await.contains("50000 bytes"));
+    assert_eq!(bodies(&dir), 0, "nothing is written for what is refused");
+    journal.push(entry("g", b"")).await.unwrap();
+    assert!(full(entry("h", b"")).await.contains("4 calls"));
+    assert_eq!(journal.stats().refused, 3);
+    end(&journal, Verdict::Done).await;
+    journal.push(entry("h", b"")).await.unwrap();
+    drop(journal);
+    // A bound that was made smaller loses nothing.
+    let journal = open(&dir, Config { calls: 1, ..config });
+    assert_eq!(journal.stats().depth, 4);
+}
+
+#[tokio::test]
+async fn what_is_kept_is_bounded_in_time_number_and_bytes() {
+    static NOW: AtomicU64 = AtomicU64::new(1_000_000_000);
+    let dir = tempfile::tempdir().unwrap();
+    let hour = Duration::from_secs(3600);
+    let config =
+        Config { keep: hour, results: 5, keep_dead: 3 * hour, dead: 2, results_bytes: 30, ..Config::default() };
+    let journal = Journal::open_at(&dir.path().join("queue"), config, || NOW.load(Relaxed)).unwrap();
+    let count = async |state| {
+        let filter = Filter { state: Some(state), ..Filter::default() };
+        journal.list(filter, Page::default()).await.unwrap().invocations.len()
+    };
+    for n in 0..10_u8 {
+        journal.push(entry("f", &[n; LARGE])).await.unwrap();
+        end(&journal, if n < 6 { Verdict::Done } else { Verdict::Bury("no".into()) }).await;
+    }
+    expire(&journal).await;
+    assert_eq!((count(State::Done).await, count(State::Dead).await), (5, 2), "30 bytes hold five answers of six");
+    assert_eq!(bodies(&dir), 2);
+    NOW.fetch_add(2 * 3_600_000, Relaxed);
+    expire(&journal).await;
+    assert_eq!((count(State::Done).await, count(State::Dead).await), (0, 2));
+    NOW.fetch_add(2 * 3_600_000, Relaxed);
+    expire(&journal).await;
+    assert_eq!((count(State::Dead).await, bodies(&dir)), (0, 0));
+}
+
+#[tokio::test]
+async fn an_answer_is_kept_up_to_its_bound() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = open(&dir, Config { result_body: 4, ..Config::default() });
+    journal.push(entry("f", b"x")).await.unwrap();
+    let answer = journal.get(&end(&journal, Verdict::Done).await).await.unwrap().unwrap().answer.unwrap();
+    assert_eq!((&answer.body[..], answer.cut), (&b"answ"[..], true));
+}
+
+#[tokio::test]
+async fn a_clock_set_back_delays_nothing() {
+    static NOW: AtomicU64 = AtomicU64::new(2_000_000_000);
+    let dir = tempfile::tempdir().unwrap();
+    let at =
+        |dir: &TempDir| Journal::open_at(&dir.path().join("queue"), Config::default(), || NOW.load(Relaxed)).unwrap();
+    let journal = at(&dir);
+    let first = journal.push(entry("f", b"1")).await.unwrap().id;
+    NOW.store(5_000, Relaxed);
+    let second = journal.push(entry("f", b"2")).await.unwrap().id;
+    assert_eq!(end(&journal, Verdict::Done).await, first);
+    let again = Verdict::Again { after: Duration::from_millis(20), counts: true };
+    assert_eq!(end(&journal, again).await, second);
+    assert_eq!(end(&journal, Verdict::Done).await, second);
+    // Nor after a restart.
+    let third = journal.push(entry("f", b"3")).await.unwrap().id;
+    drop(journal);
+    let journal = at(&dir);
+    assert_eq!(end(&journal, Verdict::Done).await, third);
+    // One that is set forward is followed.
+    let later = journal.push(Entry { due: Due::After(Duration::from_secs(900)), ..entry("f", b"4") }).await.unwrap().id;
+    NOW.store(2_000_000_000 + 901_000, Relaxed);
+    assert_eq!(end(&journal, Verdict::Done).await, later);
+}
+
+#[tokio::test]
+async fn whose_it_is() {
+    let (dir, journal) = fresh();
+    journal.push(entry("f", &[1; LARGE])).await.unwrap();
+    let path = dir.path().join("queue");
+    let second = Journal::open(&path, Config::default()).unwrap_err();
+    assert!(matches!(&second, Error::Locked { .. }) && second.to_string().contains("another taper"), "{second}");
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(&path), mode(&path.join("bodies"))), (0o700, 0o700));
+    for file in fs::read_dir(&path).unwrap().chain(fs::read_dir(path.join("bodies")).unwrap()) {
+        let file = file.unwrap().path();
+        assert!(file.is_dir() || mode(&file) == 0o600, "{}", file.display());
+    }
+    drop(journal);
+    fs::write(path.join("journal.db"), vec![b'?'; 20_000]).unwrap();
+    for gone in ["journal.db-wal", "journal.db-shm"] {
+        drop(fs::remove_file(path.join(gone)));
+    }
+    let damaged = Journal::open(&path, Config::default()).unwrap_err();
+    assert!(matches!(damaged, Error::Corrupt { .. }), "{damaged}");
+}
+
+#[tokio::test]
+async fn a_bug_in_the_writer_is_told_to_everybody() {
+    let (dir, journal) = fresh();
+    let journal = Arc::new(journal);
+    let waiting = Arc::clone(&journal);
+    let waiting = tokio::spawn(async move { waiting.lease().await.map(drop) });
+    tokio::task::yield_now().await;
+    let bug = journal.writer.write(|_| -> Result<(), Error> { panic!("a bug, on purpose") }, |()| ()).await;
+    assert!(matches!(bug, Err(Error::Stopped)));
+    assert!(matches!(journal.push(entry("f", b"x")).await, Err(Error::Stopped)));
+    assert!(matches!(waiting.await.unwrap(), Err(Error::Stopped)));
+    assert_eq!(journal.stats().depth, 0, "its room is free");
+    drop(journal);
+    open(&dir, Config::default()).push(entry("f", b"x")).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_backlog_of_one_delays_nobody_else() {
+    let (_dir, journal) = fresh();
+    let pushes = (0..10_000).map(|_| journal.push(entry("big", b"x")));
+    for pushed in futures_util::future::join_all(pushes).await {
+        pushed.unwrap();
+    }
+    let small = journal.push(entry("small", b"x")).await.unwrap().id;
+    let (first, second) = (lease(&journal).await, lease(&journal).await);
+    assert!(first.entry.id == small || second.entry.id == small);
+}
+
+/// What a caller that leaves has asked for is whole, or was never there.
+#[tokio::test]
+async fn a_caller_that_leaves_takes_nothing_along() {
+    let (_dir, journal) = fresh();
+    for size in [10, LARGE] {
+        for polls in 0..4 {
+            let mut push = Box::pin(journal.push(entry("f", &vec![1; size])));
+            for _ in 0..polls {
+                drop(futures_util::poll!(&mut push));
+            }
+        }
+    }
+    settle_down(&journal).await;
+    let listed = journal.list(Filter::default(), Page::default()).await.unwrap().invocations.len();
+    // Bodies that were being written when their callers left may still be on their way.
+    let depth = journal.stats().depth;
+    assert_eq!(depth, listed as u64, "room is held by what is there only");
+    for _ in 0..depth {
+        let held = lease(&journal).await;
+        // Leaving in the middle of settling it does not give it to another one meanwhile.
+        let mut settling = Box::pin(journal.settle(&held, settled(Verdict::Done, 200, b"")));
+        drop(futures_util::poll!(&mut settling));
+        drop(settling);
+        drop(held);
+    }
+    settle_down(&journal).await;
+    let stats = journal.stats();
+    assert_eq!((stats.depth, stats.running, stats.done), (0, 0, depth));
+}

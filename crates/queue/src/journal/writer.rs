@@ -1,0 +1,208 @@
+//! The only one who writes: a thread that takes whatever waits, does it in one transaction, and answers each after the commit. Between two
+//! commits it removes what is not kept any longer, a little at a time.
+
+use std::{
+    io,
+    sync::{
+        Arc,
+        mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use rusqlite::Connection;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+
+use super::{
+    Shared,
+    rows::{Db, Keep},
+};
+use crate::Error;
+
+/// Commands that may wait; whoever comes later waits to get in.
+const WAITING: usize = 4096;
+/// Commands of one commit.
+const TOGETHER: usize = 512;
+/// Calls that are removed between two commits.
+const EXPIRED: u64 = 200;
+/// How often is looked for what is not kept any longer, when nothing else happens.
+const IDLE: Duration = Duration::from_secs(60);
+/// After so many commands it is looked for, too.
+const OFTEN: usize = 2000;
+
+/// What a command works on.
+pub(super) struct Batch<'a> {
+    pub(super) db: Db<'a>,
+    /// Bodies' files that may not be needed any more.
+    pub(super) dropped: Vec<String>,
+}
+
+/// Told after the commit, or why there was none.
+type Finish = Box<dyn FnOnce(Result<(), Error>) + Send>;
+/// Gets a batch, or why there is none any more. An error: nothing that was done together with it can be kept.
+type Job = Box<dyn FnOnce(Result<&mut Batch<'_>, Error>) -> (Finish, Option<Error>) + Send>;
+
+/// The way to the writing thread. Dropping it waits for what was asked.
+pub(super) struct Writer {
+    commands: Option<Sender<Job>>,
+    room: Arc<Semaphore>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Writer {
+    pub(super) fn start(db: Connection, shared: Arc<Shared>) -> io::Result<Self> {
+        let (commands, waiting) = channel();
+        let room = Arc::new(Semaphore::new(WAITING));
+        let end = Ended { room: Arc::clone(&room), shared: Arc::clone(&shared) };
+        let work = move || {
+            let _end = end;
+            work(&db, &shared, &waiting);
+        };
+        let thread = thread::Builder::new().name("taper-queue".into()).spawn(work)?;
+        Ok(Self { commands: Some(commands), room, thread: Some(thread) })
+    }
+
+    /// Has the thread do this. `after` runs there once it is committed, and makes the answer; it is dropped unrun when it was not.
+    ///
+    /// # Cancel safety
+    /// Once it was handed over, it counts whether somebody waits or not.
+    pub(super) async fn write<T: Send + 'static, A: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut Batch<'_>) -> Result<T, Error> + Send + 'static,
+        after: impl FnOnce(T) -> A + Send + 'static,
+    ) -> Result<A, Error> {
+        let permit = Arc::clone(&self.room).acquire_owned().await.map_err(|_| Error::Stopped)?;
+        let (tell, told) = oneshot::channel();
+        self.commands
+            .as_ref()
+            .ok_or(Error::Stopped)?
+            .send(command(job, after, tell, permit))
+            .map_err(|_| Error::Stopped)?;
+        told.await.map_err(|_| Error::Stopped)?
+    }
+
+    pub(super) fn is_running(&self) -> bool {
+        !self.room.is_closed()
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.commands = None;
+        if let Some(thread) = self.thread.take() {
+            // A panic in it was reported when it happened.
+            drop(thread.join());
+        }
+    }
+}
+
+/// However the thread ends, everybody hears of it.
+struct Ended {
+    room: Arc<Semaphore>,
+    shared: Arc<Shared>,
+}
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.room.close();
+        self.shared.changed.notify_waiters();
+    }
+}
+
+fn command<T: Send + 'static, A: Send + 'static>(
+    job: impl FnOnce(&mut Batch<'_>) -> Result<T, Error> + Send + 'static,
+    after: impl FnOnce(T) -> A + Send + 'static,
+    tell: oneshot::Sender<Result<A, Error>>,
+    permit: OwnedSemaphorePermit,
+) -> Job {
+    Box::new(move |batch| {
+        let result = batch.and_then(job);
+        let broken = result.as_ref().err().filter(|e| e.is_medium()).cloned();
+        let finish: Finish = Box::new(move |committed| {
+            let result = committed.and(result).map(after);
+            drop(permit);
+            // Who asked may have gone; what was asked counts all the same.
+            drop(tell.send(result));
+        });
+        (finish, broken)
+    })
+}
+
+fn work(db: &Connection, shared: &Shared, waiting: &Receiver<Job>) {
+    let mut since = 0;
+    loop {
+        let first = match waiting.recv_timeout(IDLE) {
+            Ok(job) => Some(job),
+            Err(RecvTimeoutError::Timeout) => None,
+            Err(RecvTimeoutError::Disconnected) => return,
+        };
+        let idle = first.is_none();
+        let jobs: Vec<_> = first.into_iter().chain(waiting.try_iter().take(TOGETHER - 1)).collect();
+        since += jobs.len();
+        if !jobs.is_empty() {
+            together(db, shared, jobs);
+        }
+        if idle || since >= OFTEN {
+            match expire(db, shared) {
+                Ok(true) => {}
+                Ok(false) => since = 0,
+                Err(error) => {
+                    since = 0;
+                    tracing::warn!(%error, "what is not kept any longer could not be removed from the queue");
+                }
+            }
+        }
+    }
+}
+
+/// One commit. When whoever asked is told yes, it is on the medium.
+fn together(db: &Connection, shared: &Shared, jobs: Vec<Job>) {
+    let mut batch = Batch { db: Db { connection: db, path: &shared.path }, dropped: Vec::new() };
+    let sql = Error::sql(&shared.path);
+    let mut broken = db.execute_batch("BEGIN IMMEDIATE").map_err(&sql).err();
+    let mut finishes = Vec::with_capacity(jobs.len());
+    for job in jobs {
+        // After the first that broke, the others only learn that: there may be no transaction any more.
+        let (finish, error) = job(broken.clone().map_or(Ok(&mut batch), Err));
+        finishes.push(finish);
+        broken = broken.or(error);
+    }
+    if broken.is_none() {
+        broken = db.execute_batch("COMMIT").map_err(&sql).err();
+    }
+    if !db.is_autocommit() {
+        drop(db.execute_batch("ROLLBACK"));
+    }
+    if let Some(error) = &broken {
+        tracing::error!(%error, "the queue could not be written");
+    }
+    for finish in finishes {
+        finish(broken.clone().map_or(Ok(()), Err));
+    }
+    remove(shared, &batch);
+}
+
+/// Removes some of what is not kept any longer; true when there may be more.
+pub(super) fn expire(db: &Connection, shared: &Shared) -> Result<bool, Error> {
+    let (config, now) = (&shared.config, shared.clock.now_ms());
+    let mut batch = Batch { db: Db { connection: db, path: &shared.path }, dropped: Vec::new() };
+    let mut more = false;
+    for keep in [
+        Keep { dead: false, time: config.keep, calls: config.results, bytes: config.results_bytes },
+        Keep { dead: true, time: config.keep_dead, calls: config.dead, bytes: config.dead_bytes },
+    ] {
+        // One statement: its own transaction.
+        more |= batch.db.expire(&keep, now, EXPIRED, &mut batch.dropped)? == EXPIRED;
+    }
+    remove(shared, &batch);
+    Ok(more)
+}
+
+fn remove(shared: &Shared, batch: &Batch<'_>) {
+    for digest in &batch.dropped {
+        if let Err(error) = shared.bodies.remove(digest, || batch.db.names_file(digest)) {
+            tracing::warn!(%error, "a body that no call needs any more is left; the next start tries again");
+        }
+    }
+}

@@ -1,0 +1,349 @@
+//! The service over a journal: what is tried again and what is not, how much runs at a time, and how it ends.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use http::{StatusCode, header::RETRY_AFTER};
+use rand::RngExt;
+use taper_model::{BoxFuture, CallId, Cause, Fault, FunctionName, Reply, Retry, Stage, call};
+use taper_queue::{
+    Config, Details, Entry, Filter, Journal, Observed, Page, Parts, Policy, Queue, Run, Service, State,
+    conformance::entry,
+};
+use tokio::sync::Semaphore;
+
+/// What a service is made of, beside its queue.
+pub(crate) struct Tools {
+    pub(crate) config: Config,
+    pub(crate) policy: Policy,
+    pub(crate) run: Arc<dyn Run>,
+    pub(crate) observe: Box<dyn Fn(&FunctionName, Observed) + Send + Sync>,
+}
+
+impl Tools {
+    pub(crate) fn of(run: impl Run + 'static) -> Self {
+        let policy = Policy { first: Duration::from_millis(1), ..Policy::default() };
+        Self { config: Config::default(), policy, run: Arc::new(run), observe: Box::new(|_, _| {}) }
+    }
+}
+
+fn status(fault: &Fault) -> StatusCode {
+    match fault.cause {
+        Cause::NotFound => StatusCode::NOT_FOUND,
+        Cause::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+        _ => StatusCode::SERVICE_UNAVAILABLE,
+    }
+}
+
+fn build(queue: Arc<dyn Queue>, tools: Tools) -> (Service, taper_queue::Handle) {
+    let Tools { config, policy, run, observe } = tools;
+    let policy = Box::new(move |_: &FunctionName| policy.clone());
+    Service::build(config, Parts { queue, run, policy, status, observe })
+}
+
+/// Runs a service until `until`, and then until what runs has ended.
+pub(crate) async fn serve(queue: Arc<dyn Queue>, tools: Tools, until: impl Future<Output = ()> + Send) {
+    build(queue, tools).0.run(until).await;
+}
+
+/// Runs every call through a closure.
+struct Each<F>(F);
+
+impl<F> Run for Each<F>
+where
+    F: for<'a> Fn(&'a Entry, u32) -> BoxFuture<'a, Result<Reply, Fault>> + Send + Sync,
+{
+    fn run<'a>(&'a self, entry: &'a Entry, attempt: u32) -> BoxFuture<'a, Result<Reply, Fault>> {
+        (self.0)(entry, attempt)
+    }
+}
+
+fn each<F>(run: F) -> Each<F>
+where
+    F: for<'a> Fn(&'a Entry, u32) -> BoxFuture<'a, Result<Reply, Fault>> + Send + Sync,
+{
+    Each(run)
+}
+
+fn answers(status: u16) -> BoxFuture<'static, Result<Reply, Fault>> {
+    let reply = http::Response::builder().status(status).header("x-made", "here").body(call::full("answer")).unwrap();
+    Box::pin(async { Ok(reply) })
+}
+
+fn fails(cause: Cause, retry: Retry) -> BoxFuture<'static, Result<Reply, Fault>> {
+    let mut fault = Fault::new(Stage::Queue, cause, "not now");
+    fault.retry = retry;
+    Box::pin(async { Err(fault) })
+}
+
+fn journal(dir: &tempfile::TempDir) -> Arc<Journal> {
+    Arc::new(Journal::open(&dir.path().join("queue"), Config::default()).unwrap())
+}
+
+async fn until(mut done: impl FnMut() -> bool) {
+    let wait = async {
+        while !done() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), wait).await.expect("it comes to that");
+}
+
+/// Works off what is in a queue.
+async fn drain(queue: &Arc<Journal>, tools: Tools) {
+    let idle = until(|| queue.stats().depth + queue.stats().running == 0);
+    serve(Arc::clone(queue) as _, tools, idle).await;
+}
+
+/// What became of one call.
+async fn outcome(run: impl Run + 'static) -> Details {
+    let dir = tempfile::tempdir().unwrap();
+    let queue = journal(&dir);
+    let id = queue.push(entry("f", b"x")).await.unwrap().id;
+    drain(&queue, Tools::of(run)).await;
+    queue.get(&id).await.unwrap().unwrap()
+}
+
+#[tokio::test]
+async fn what_is_answered_is_done_and_kept() {
+    let seen: Arc<Mutex<Vec<Observed>>> = Arc::default();
+    let dir = tempfile::tempdir().unwrap();
+    let queue = journal(&dir);
+    let id = queue.push(entry("f", b"x")).await.unwrap().id;
+    let notes = Arc::clone(&seen);
+    let observe = Box::new(move |name: &FunctionName, observed| {
+        assert_eq!(name.to_string(), "f.default");
+        notes.lock().unwrap().push(observed);
+    });
+    drain(&queue, Tools { observe, ..Tools::of(each(|_, _| answers(404))) }).await;
+    let details = queue.get(&id).await.unwrap().unwrap();
+    assert_eq!((details.invocation.state, details.invocation.status), (State::Done, Some(404)));
+    let answer = details.answer.unwrap();
+    assert_eq!(
+        (&answer.body[..], &answer.headers["x-made"], answer.cut),
+        (&b"answer"[..], &"here".parse().unwrap(), false)
+    );
+    let seen = seen.lock().unwrap();
+    assert!(matches!(&seen[..], [Observed::Began, Observed::Ended { status: StatusCode::NOT_FOUND, .. }]), "{seen:?}");
+}
+
+#[tokio::test]
+async fn what_fails_is_tried_again_until_it_goes_well() {
+    let details = outcome(each(|entry, attempt| {
+        assert_eq!(entry.body, "x");
+        answers(if attempt < 3 { 500 } else { 200 })
+    }))
+    .await;
+    let statuses: Vec<_> = details.attempts.iter().map(|a| a.status).collect();
+    assert_eq!((details.invocation.state, statuses), (State::Done, vec![500, 500, 200]));
+}
+
+#[tokio::test]
+async fn what_never_goes_well_is_a_dead_letter() {
+    let details = outcome(each(|_, _| answers(502))).await;
+    assert_eq!((details.invocation.state, details.attempts.len()), (State::Dead, 3));
+    assert_eq!(details.invocation.reason.as_deref(), Some("the function answered 502 (attempt 3 of 3)"));
+    assert_eq!((&details.entry.body[..], &details.answer.unwrap().body[..]), (&b"x"[..], &b"answer"[..]));
+}
+
+#[tokio::test]
+async fn what_did_not_reach_the_function_is_no_attempt() {
+    let tries = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&tries);
+    let details = outcome(each(move |_, attempt| {
+        assert_eq!(attempt, 1);
+        match count.fetch_add(1, SeqCst) {
+            0..5 => fails(Cause::QueueFull, Retry::Safe),
+            _ => answers(200),
+        }
+    }))
+    .await;
+    assert_eq!((details.invocation.state, details.invocation.attempts, details.attempts.len()), (State::Done, 1, 6));
+    let first = &details.attempts[0];
+    assert_eq!((first.status, first.stage.as_deref(), first.message.as_deref()), (503, Some("queue"), Some("not now")));
+}
+
+#[tokio::test]
+async fn what_would_fail_again_is_not_tried_again() {
+    let details = outcome(each(|_, _| fails(Cause::NotFound, Retry::Never))).await;
+    assert_eq!((details.invocation.state, details.attempts.len(), details.answer), (State::Dead, 1, None));
+    assert_eq!(details.invocation.reason.as_deref(), Some("not now"));
+    let asks_for_too_much = each(|_, _| {
+        let reply = http::Response::builder().status(503).header(RETRY_AFTER, "999999").body(call::empty()).unwrap();
+        Box::pin(async { Ok(reply) })
+    });
+    assert_eq!(outcome(asks_for_too_much).await.invocation.state, State::Dead);
+}
+
+#[tokio::test]
+async fn a_panic_is_a_failed_attempt() {
+    let details = outcome(each(|_, attempt| match attempt {
+        1 => panic!("a bug, on purpose"),
+        2 => Box::pin(async { panic!("a bug, on purpose") }),
+        _ => answers(200),
+    }))
+    .await;
+    assert_eq!((details.invocation.state, details.attempts.len(), details.attempts[0].status), (State::Done, 3, 500));
+}
+
+#[tokio::test]
+async fn a_cancelled_call_is_ended_while_it_runs() {
+    struct Dropped(Arc<Semaphore>);
+    impl Drop for Dropped {
+        fn drop(&mut self) {
+            self.0.add_permits(1);
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let queue = journal(&dir);
+    let id = queue.push(entry("f", b"x")).await.unwrap().id;
+    let (begun, ended) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
+    let (tell_begun, tell_ended) = (Arc::clone(&begun), Arc::clone(&ended));
+    let run = each(move |_, _| {
+        let guard = Dropped(Arc::clone(&tell_ended));
+        tell_begun.add_permits(1);
+        Box::pin(async move {
+            let _guard = guard;
+            std::future::pending().await
+        })
+    });
+    let cancel = async {
+        begun.acquire().await.unwrap().forget();
+        queue.cancel(&id).await.unwrap();
+        ended.acquire().await.unwrap().forget();
+    };
+    serve(Arc::clone(&queue) as _, Tools::of(run), cancel).await;
+    assert_eq!(queue.get(&id).await.unwrap().unwrap().invocation.state, State::Cancelled);
+    assert_eq!((queue.stats().depth, queue.stats().running, queue.stats().cancelled), (0, 0, 1));
+}
+
+/// Counts what runs at a time, per function and in all.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_runs_at_a_time_is_bounded() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = Config { workers: 5, function_workers: 2, ..Config::default() };
+    let queue = Arc::new(Journal::open(&dir.path().join("queue"), config.clone()).unwrap());
+    for n in 0..200 {
+        queue.push(entry(["a", "b", "c", "d"][n % 4], b"x")).await.unwrap();
+    }
+    let running: Arc<Mutex<BTreeMap<String, usize>>> = Arc::default();
+    let most = Arc::new(Mutex::new((0, 0)));
+    let (now, peak) = (Arc::clone(&running), Arc::clone(&most));
+    let run = each(move |entry, _| {
+        let (now, peak) = (Arc::clone(&now), Arc::clone(&peak));
+        Box::pin(async move {
+            let name = entry.function.to_string();
+            {
+                let mut now = now.lock().unwrap();
+                *now.entry(name.clone()).or_default() += 1;
+                let mut peak = peak.lock().unwrap();
+                *peak = (peak.0.max(now[&name]), peak.1.max(now.values().sum()));
+            }
+            for _ in 0..20 {
+                tokio::task::yield_now().await;
+            }
+            *now.lock().unwrap().get_mut(&name).unwrap() -= 1;
+            answers(200).await
+        })
+    });
+    drain(&queue, Tools { config, ..Tools::of(run) }).await;
+    let (function, all) = *most.lock().unwrap();
+    assert!((1..=2).contains(&function) && (2..=5).contains(&all), "{function} of one function, {all} in all");
+    assert_eq!(queue.stats().done, 200);
+}
+
+/// Ten calls run; the shutdown lets one of them end, and gives the others back.
+#[tokio::test]
+async fn what_runs_at_the_end_is_given_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let queue = journal(&dir);
+    for _ in 0..10 {
+        queue.push(entry("f", b"x")).await.unwrap();
+    }
+    let (begun, go) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
+    let (tell, wait) = (Arc::clone(&begun), Arc::clone(&go));
+    let run = each(move |_, _| {
+        let (tell, wait) = (Arc::clone(&tell), Arc::clone(&wait));
+        Box::pin(async move {
+            tell.add_permits(1);
+            wait.acquire().await.unwrap().forget();
+            answers(200).await
+        })
+    });
+    let (service, handle) = build(Arc::clone(&queue) as _, Tools::of(run));
+    let all_begun = Arc::clone(&begun);
+    let service = tokio::spawn(service.run(async move { drop(all_begun.acquire_many(10).await) }));
+    let _all = begun.acquire_many(10).await.unwrap();
+    let late = queue.push(entry("f", b"late")).await.unwrap().id;
+    go.add_permits(1);
+    until(|| queue.stats().done == 1).await;
+    assert!(!service.is_finished());
+    handle.end();
+    service.await.unwrap();
+    assert_eq!((queue.stats().depth, queue.stats().running), (10, 0));
+    assert_eq!(queue.get(&late).await.unwrap().unwrap().invocation.state, State::Waiting);
+    // They run when there is a service again.
+    drain(&queue, Tools::of(each(|_, _| answers(200)))).await;
+    assert_eq!(queue.stats().done, 11);
+}
+
+#[tokio::test]
+async fn a_backlog_of_ten_thousand_delays_nobody_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let queue = journal(&dir);
+    let pushes = (0..10_000).map(|_| queue.push(entry("big", b"x")));
+    assert!(futures_util::future::join_all(pushes).await.iter().all(Result::is_ok));
+    let order: Arc<Mutex<Vec<String>>> = Arc::default();
+    let notes = Arc::clone(&order);
+    let run = each(move |entry, _| {
+        notes.lock().unwrap().push(entry.function.name.to_string());
+        answers(200)
+    });
+    let small = async {
+        until(|| queue.stats().started > 50).await;
+        let id = queue.push(entry("small", b"x")).await.unwrap().id;
+        let mut behind = 0;
+        while queue.get(&id).await.unwrap().unwrap().invocation.state != State::Done {
+            behind += 1;
+        }
+        assert!(behind < 1000);
+    };
+    serve(Arc::clone(&queue) as _, Tools::of(run), small).await;
+    assert!(order.lock().unwrap().iter().any(|name| name == "small"));
+    assert!(queue.stats().depth > 1000, "{:?}: the backlog is still there", queue.stats());
+}
+
+/// A function that fails at random: every call comes to an end, after no more attempts than its policy says.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_fails_at_random_comes_to_an_end() {
+    const CALLS: u64 = 300;
+    let dir = tempfile::tempdir().unwrap();
+    let queue = journal(&dir);
+    for _ in 0..CALLS {
+        queue.push(entry("f", b"x")).await.unwrap();
+    }
+    drain(&queue, Tools::of(each(|_, _| answers(if rand::rng().random() { 200 } else { 503 })))).await;
+    let stats = queue.stats();
+    assert_eq!(stats.done + stats.dead, CALLS);
+    assert!(stats.done > 200 && stats.dead > 5, "{stats:?}");
+    assert_eq!(stats.started, stats.done + stats.failed);
+    let ids: Vec<CallId> = queue
+        .list(Filter::default(), Page { after: None, size: 1000 })
+        .await
+        .unwrap()
+        .invocations
+        .into_iter()
+        .map(|i| i.id)
+        .collect();
+    for id in ids {
+        let details = queue.get(&id).await.unwrap().unwrap();
+        let (attempts, state) = (details.attempts.len(), details.invocation.state);
+        assert!(attempts == 3 || (attempts < 3 && state == State::Done), "{attempts} attempts, {state:?}");
+    }
+}
