@@ -33,7 +33,8 @@ impl Reconcile {
         let Some(live) = self.live.get(id) else { return };
         let role = self.role(live);
         let (goal, stale) = (live.goal(role), live.stale(role));
-        if stale.is_empty() || live.ready_count() <= goal || !live.may_order(now) {
+        // Where none should be left, whoever scales down takes them out.
+        if stale.is_empty() || goal == 0 || live.ready_count() <= goal || !live.may_order(now) {
             return;
         }
         let out = self.shared.parts.load.withdraw(id, &stale, goal);

@@ -88,7 +88,7 @@ pub(crate) fn inward(head: &mut request::Parts, record: &Record, own: HeaderValu
     headers.entry(FORWARDED_PROTO).or_insert(HeaderValue::from_static("http"));
     headers.insert(header::HOST, own);
     headers.insert(CALL_ID, value(record.id().as_str()));
-    headers.insert(START_TIME, record.start_time());
+    headers.insert(START_TIME, record.start_time().clone());
     trace::pass_on(headers);
 }
 

@@ -35,8 +35,8 @@ pub(crate) struct Record {
     transfer: Arc<Transfer>,
     /// The first byte came.
     arrived: Instant,
-    /// The same on the wall.
-    unix: Duration,
+    /// The same on the wall, as `X-Start-Time` has it.
+    start_time: HeaderValue,
     /// The revision was chosen.
     routed: Option<Instant>,
     function: Option<Arc<Found>>,
@@ -63,7 +63,7 @@ impl Record {
             version: head.version,
             transfer: Arc::new(Transfer::new(now)),
             arrived,
-            unix: clock::unix().saturating_sub(now - arrived),
+            start_time: start_time(clock::unix().saturating_sub(now - arrived)),
             routed: None,
             function: None,
             answer: None,
@@ -114,9 +114,9 @@ impl Record {
         self.arrived
     }
 
-    /// When the first byte came, in nanoseconds since the Unix epoch: the value of `X-Start-Time`.
-    pub(crate) fn start_time(&self) -> HeaderValue {
-        Words::new().number(u64::try_from(self.unix.as_nanos()).unwrap_or(u64::MAX), 1).value()
+    /// When the first byte came, as `X-Start-Time` has it.
+    pub(crate) fn start_time(&self) -> &HeaderValue {
+        &self.start_time
     }
 
     pub(crate) fn http2(&self) -> bool {
@@ -168,7 +168,7 @@ impl Record {
         headers.reserve(6);
         headers.insert(headers::CALL_ID, headers::value(self.id.as_str()));
         headers.insert(headers::SERVED_BY, SERVED_BY);
-        headers.insert(headers::START_TIME, self.start_time());
+        headers.insert(headers::START_TIME, self.start_time.clone());
         let function = self.timing.map_or(took, |t| t.invoke);
         headers.insert(headers::DURATION, Words::new().seconds(function).value());
         if let Some(start) = self.start {
@@ -220,6 +220,11 @@ impl Record {
             tracing::debug!(call = %self.id, path = self.path(), "the reply broke off: {}", reply::code(cause));
         }
     }
+}
+
+/// Nanoseconds since the Unix epoch.
+fn start_time(unix: Duration) -> HeaderValue {
+    Words::new().number(u64::try_from(unix.as_nanos()).unwrap_or(u64::MAX), 1).value()
 }
 
 impl Drop for Record {

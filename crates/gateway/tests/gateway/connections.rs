@@ -134,11 +134,11 @@ async fn pipelined_requests_are_answered_in_order() {
     }
 }
 
-/// A gateway whose calls wait for a permit.
+/// A gateway with one lane, whose calls wait for a permit.
 async fn waiting(drain: Duration) -> (Platform, Arc<Semaphore>, Arc<Semaphore>) {
     let (begun, go) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
     let (started, gate) = (begun.clone(), go.clone());
-    let config = Config { drain, ..Config::default() };
+    let config = Config { drain, threads: 1, ..Config::default() };
     let platform = Platform::with(config, axum::Router::new(), move |_| {
         let (started, gate) = (started.clone(), gate.clone());
         Box::pin(async move {
