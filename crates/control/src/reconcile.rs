@@ -189,8 +189,8 @@ impl Reconcile {
         }
     }
 
-    /// Takes in the newest snapshot. Whoever routes a call has the snapshot before this loop is told of it, so what a call asks for
-    /// may be newer than what the loop has seen.
+    /// Takes in the newest snapshot. Whoever routes a call or speaks to the API has the snapshot before this loop is told of it, so what
+    /// they ask for may be newer than what the loop has seen.
     fn catch_up(&mut self) {
         let newest = Arc::clone(&self.shared.parts.store.snapshot().borrow());
         if !Arc::ptr_eq(&newest, &self.snapshot) {
@@ -392,6 +392,7 @@ impl Reconcile {
 
     /// Others say what the store does not.
     fn nudged(&mut self, nudge: Nudge) {
+        self.catch_up();
         let now = Instant::now();
         match nudge {
             Nudge::Scale { function, count, done } => {

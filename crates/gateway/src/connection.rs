@@ -31,6 +31,8 @@ pub(crate) type Refuse = Box<dyn Fn(&[u8]) -> Bytes + Send + Sync>;
 
 /// What is known of a connection by all who work on it.
 pub(crate) struct Link {
+    /// What every request finds. Calls borrow it here: a count of theirs would be shared by all lanes.
+    pub(crate) context: Arc<crate::Context>,
     /// The other end.
     pub(crate) peer: SocketAddr,
     /// The number of its lane.
@@ -81,7 +83,7 @@ pub(crate) enum Due {
 }
 
 impl Link {
-    pub(crate) fn new(peer: SocketAddr, lane: usize, refuse: Refuse) -> Arc<Self> {
+    pub(crate) fn new(context: Arc<crate::Context>, peer: SocketAddr, lane: usize, refuse: Refuse) -> Arc<Self> {
         let now = Instant::now();
         let state = State {
             fresh: true,
@@ -97,7 +99,7 @@ impl Link {
             cut: false,
         };
         let (forwarded_for, forwarded) = (headers::value(&peer.to_string()), Mutex::default());
-        Arc::new(Self { peer, lane, forwarded_for, forwarded, state: Mutex::new(state), refuse })
+        Arc::new(Self { context, peer, lane, forwarded_for, forwarded, state: Mutex::new(state), refuse })
     }
 
     /// The value of `Forwarded` (RFC 7239) for a call to this host. Hosts hardly ever change on a connection.
@@ -194,7 +196,7 @@ pub(crate) struct Replying(Arc<Link>);
 
 impl Replying {
     /// The connection.
-    pub(crate) fn link(&self) -> &Link {
+    pub(crate) fn link(&self) -> &Arc<Link> {
         &self.0
     }
 

@@ -6,7 +6,9 @@ use std::{future::pending, sync::Arc, time::Duration};
 use http::{header, request, uri::PathAndQuery};
 use http_body::Body as _;
 use hyper::upgrade::OnUpgrade;
-use taper_model::{Call, Cause, Fault, Function, Reply, Retry, Revision, RevisionState, Stage, fault::brief};
+use taper_model::{
+    Call, Cause, Fault, Function, FunctionSpec, Reply, Retry, RevisionId, RevisionState, Stage, fault::brief,
+};
 use tracing::Instrument;
 
 use crate::{
@@ -25,9 +27,12 @@ const GRACE: Duration = Duration::from_millis(250);
 /// Calls a function.
 pub(crate) async fn forward(context: &Context, request: Request) -> Response {
     let (mut head, Arrival { upload, mut record }) = request.into_parts();
-    let (found, revision) = match route(context, &head, &mut record) {
+    let found = match route(context, &head, &mut record) {
         Ok(found) => found,
         Err(fault) => return reply::fault(record, &fault, false),
+    };
+    let Some((id, revision)) = &found.route else {
+        return reply::fault(record, &unready(&found.function), false);
     };
     let spec = &revision.spec;
     let max = context.config.max_body;
@@ -36,23 +41,22 @@ pub(crate) async fn forward(context: &Context, request: Request) -> Response {
     }
     let asked = head.headers.get(header::CONTENT_TYPE).cloned();
     let tunnel = head.extensions.remove::<OnUpgrade>().filter(|_| headers::wants_tunnel(&head));
-    let call = call(head, upload.limited(max), &record, &revision, found.host.clone());
+    let call = call(head, upload.limited(max), &record, (id, spec), found.host.clone());
     match invoke(context, call, &record).await {
         Ok(reply) => reply::function(record, reply, spec, asked, tunnel),
         Err(fault) => reply::fault(record, &fault, spec.debug),
     }
 }
 
-/// The function that this request calls, and the revision that serves it.
-fn route(context: &Context, head: &request::Parts, record: &mut Record) -> Result<(Arc<Found>, Arc<Revision>), Fault> {
+/// The function that this request calls.
+fn route(context: &Context, head: &request::Parts, record: &mut Record) -> Result<Arc<Found>, Fault> {
     if !reply::METHODS.contains(&head.method) {
         let text = format!("functions are not called with {}", head.method);
         return Err(Fault::new(Stage::Route, Cause::Method, text));
     }
     let found = context.routes[record.link().lane].find(head.uri.path(), &context.metrics)?;
     record.calls(found.clone());
-    let revision = found.function.route().cloned().ok_or_else(|| unready(&found.function))?;
-    Ok((found, revision))
+    Ok(found)
 }
 
 /// A function without a ready revision cannot be called.
@@ -75,7 +79,7 @@ fn call(
     mut head: request::Parts,
     body: taper_model::Body,
     record: &Record,
-    revision: &Revision,
+    (id, spec): (&RevisionId, &FunctionSpec),
     host: http::HeaderValue,
 ) -> Call {
     headers::inward(&mut head, record, host);
@@ -88,8 +92,8 @@ fn call(
     head.extensions.clear();
     Call {
         id: record.id().clone(),
-        revision: revision.id.clone(),
-        deadline: record.arrived() + revision.spec.timeout(),
+        revision: id.clone(),
+        deadline: record.arrived() + spec.timeout(),
         request: http::Request::from_parts(head, body),
     }
 }

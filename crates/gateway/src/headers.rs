@@ -150,6 +150,9 @@ pub(crate) fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iter
 }
 
 fn strip(headers: &mut HeaderMap) {
+    if !headers.keys().any(is_hop) {
+        return;
+    }
     if headers.contains_key(header::CONNECTION) {
         let named: Vec<HeaderName> = tokens(headers, &header::CONNECTION).filter_map(|t| t.parse().ok()).collect();
         for name in named {

@@ -6,7 +6,7 @@ use std::{
     future::{Ready, poll_fn},
     net::SocketAddr,
     pin::pin,
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering::Relaxed},
     task::{Context as Task, Poll, Waker, ready},
     time::Duration,
 };
@@ -120,16 +120,13 @@ impl Gateway {
     /// Dropping the future stops accepting; connections go on until they end by themselves.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Drained {
         let Self { context, credentials, listener, metrics, lanes, .. } = self;
-        let router = {
-            let context = context.clone();
-            tower::service_fn(move |request| route(context.clone(), request))
-        };
+        let router = tower::service_fn(route);
         let guesses = Guesses::new(context.drain.clone(), context.tasks.clone());
         let service = Authenticate::new(credentials, guesses, router);
         let beside = async {
             match &metrics {
                 Some((listener, _)) => {
-                    accept(&context, &Bare(context.clone()), listener, METRICS_CONNECTIONS, None).await
+                    accept(&context, &Bare(context.clone()), listener, METRICS_CONNECTIONS, None).await;
                 }
                 None => std::future::pending().await,
             }
@@ -153,15 +150,17 @@ impl Gateway {
 }
 
 /// The way that a request takes behind authentication.
-async fn route(context: Arc<Context>, request: Request) -> Result<Response, Infallible> {
+async fn route(request: Request) -> Result<Response, Infallible> {
+    let link = request.body().record.link().clone();
+    let context = &link.context;
     let door = Door::of(request.uri().path());
     Ok(match door {
         // Boxed, so that the way of every call is no longer for it.
-        Door::Function if enqueue::asked(request.headers()) => Box::pin(enqueue::answer(&context, request)).await,
-        Door::Async => Box::pin(enqueue::answer(&context, request)).await,
-        Door::Function => forward::forward(&context, request).await,
-        Door::Health | Door::Ready | Door::Metrics => health::answer(&context, request, door),
-        Door::System | Door::Other => control::answer(&context, request).await,
+        Door::Function if enqueue::asked(request.headers()) => Box::pin(enqueue::answer(context, request)).await,
+        Door::Async => Box::pin(enqueue::answer(context, request)).await,
+        Door::Function => forward::forward(context, request).await,
+        Door::Health | Door::Ready | Door::Metrics => health::answer(context, request, door),
+        Door::System | Door::Other => control::answer(context, request).await,
     })
 }
 
@@ -254,13 +253,18 @@ async fn serve<S: Way>(
     // long because: a connection's end has six causes, and all look at the same four pinned futures.
     let _ = stream.set_nodelay(true);
     let link = {
-        let context = context.clone();
-        Link::new(peer, lane, Box::new(move |bare| refuse(&context, peer, bare)))
+        let own = context.clone();
+        Link::new(context.clone(), peer, lane, Box::new(move |bare| refuse(&own, peer, bare)))
     };
     let io = TokioIo::new(Socket::new(stream, link.clone(), permit));
     let answer = service_fn({
         let (context, link) = (context.clone(), link.clone());
-        move |request| answer(&context, &link, service.clone(), request)
+        // Its own, and no copy for each call, which all lanes would count.
+        let service = Mutex::new(service);
+        move |request| {
+            let mut service = service.lock().unwrap_or_else(PoisonError::into_inner);
+            answer(&context, &link, &mut *service, request)
+        }
     });
     let builder = builder(&context);
     let mut connection = pin!(builder.serve_connection_with_upgrades(io, answer));
@@ -358,7 +362,7 @@ fn builder(context: &Context) -> auto::Builder<Tracked> {
 fn answer<S: Way>(
     context: &Arc<Context>,
     link: &Arc<Link>,
-    mut service: S,
+    service: &mut S,
     request: http::Request<Incoming>,
 ) -> impl Future<Output = Result<Response, Infallible>> + use<S> {
     let request = accept::arrive(context, link, request);

@@ -3,6 +3,7 @@
 
 mod expose;
 mod histogram;
+mod shares;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -21,7 +22,8 @@ use taper_queue::Queue;
 use taper_store::Snapshot;
 use tokio::sync::watch;
 
-use histogram::Histogram;
+pub(crate) use histogram::Histogram;
+use shares::Shares;
 
 /// Upper bounds in seconds of a call's whole time: those of OpenFaaS's gateway.
 const CALL: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
@@ -73,7 +75,7 @@ impl Invocations {
     /// Calls that began.
     pub fn of(&self, function: &FunctionName) -> u64 {
         let functions = self.0.functions.read().expect("counting does not panic");
-        functions.get(function).map_or(0, |series| series.started.load(Relaxed))
+        functions.get(function).map_or(0, |series| series.calls())
     }
 
     /// A call that did not come through the gateway's door began: one from the queue. A function that is not there counts nothing.
@@ -93,33 +95,44 @@ impl Invocations {
 
 /// What is counted of one function.
 pub(crate) struct Series {
-    started: AtomicU64,
-    starts: [AtomicU64; STARTS.len()],
+    begun: Shares<Begun>,
     wait: Histogram,
     /// By status; 0 stands for all that came when there were too many.
     codes: Mutex<BTreeMap<u16, Arc<Histogram>>>,
+}
+
+/// How many calls began, and how many of them reached an instance that came to be there so.
+#[derive(Default)]
+struct Begun {
+    calls: AtomicU64,
+    starts: [AtomicU64; STARTS.len()],
 }
 
 const STARTS: [Start; 3] = [Start::Warm, Start::Pool, Start::Cold];
 
 impl Series {
     fn new() -> Self {
-        Self {
-            started: AtomicU64::new(0),
-            starts: Default::default(),
-            wait: Histogram::new(STAGE),
-            codes: Mutex::new(BTreeMap::new()),
-        }
+        Self { begun: Shares::default(), wait: Histogram::new(STAGE), codes: Mutex::new(BTreeMap::new()) }
     }
 
     /// A call began.
     pub(crate) fn started(&self) {
-        self.started.fetch_add(1, Relaxed);
+        self.begun.mine().calls.fetch_add(1, Relaxed);
+    }
+
+    /// Calls that began.
+    fn calls(&self) -> u64 {
+        self.begun.all().map(|begun| begun.calls.load(Relaxed)).sum()
+    }
+
+    /// Calls that reached an instance that came to be there so.
+    fn starts(&self, start: Start) -> u64 {
+        self.begun.all().map(|begun| begun.starts[start as usize].load(Relaxed)).sum()
     }
 
     /// A call reached an instance that came to be there so, after waiting this long.
     pub(crate) fn reached(&self, start: Start, wait: Duration) {
-        self.starts[start as usize].fetch_add(1, Relaxed);
+        self.begun.mine().starts[start as usize].fetch_add(1, Relaxed);
         self.wait.observe(wait);
     }
 
@@ -130,12 +143,15 @@ impl Series {
 
     /// A call ended.
     pub(crate) fn ended(&self, status: StatusCode, took: Duration) {
+        self.code(status).observe(took);
+    }
+
+    /// What is counted of calls that ended with this status.
+    pub(crate) fn code(&self, status: StatusCode) -> Arc<Histogram> {
         let mut codes = self.codes.lock().expect("counting does not panic");
         let known = codes.len() < CODES || codes.contains_key(&status.as_u16());
         let code = if known { status.as_u16() } else { 0 };
-        let histogram = codes.entry(code).or_insert_with(|| Arc::new(Histogram::new(CALL))).clone();
-        drop(codes);
-        histogram.observe(took);
+        codes.entry(code).or_insert_with(|| Arc::new(Histogram::new(CALL))).clone()
     }
 }
 

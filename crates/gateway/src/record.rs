@@ -27,7 +27,6 @@ const SERVED_BY: HeaderValue = HeaderValue::from_static(concat!("taper/", env!("
 
 /// What is known of one request. Its drop is the request's end.
 pub(crate) struct Record {
-    context: Arc<Context>,
     id: CallId,
     method: Method,
     uri: Uri,
@@ -56,7 +55,6 @@ impl Record {
         let now = Instant::now();
         context.metrics.stage(Stage::Accept, now - arrived);
         Self {
-            context: context.clone(),
             id: given.and_then(|id| CallId::given(id).ok()).unwrap_or_else(CallId::random),
             method: head.method.clone(),
             uri: head.uri.clone(),
@@ -76,7 +74,7 @@ impl Record {
     }
 
     pub(crate) fn context(&self) -> &Arc<Context> {
-        &self.context
+        &self.link().context
     }
 
     pub(crate) fn peer(&self) -> SocketAddr {
@@ -84,7 +82,7 @@ impl Record {
     }
 
     /// Its connection.
-    pub(crate) fn link(&self) -> &Link {
+    pub(crate) fn link(&self) -> &Arc<Link> {
         self.replying.link()
     }
 
@@ -125,9 +123,9 @@ impl Record {
 
     /// The call is one to this function.
     pub(crate) fn calls(&mut self, function: Arc<Found>) {
-        function.series.started();
+        function.series().started();
         let now = Instant::now();
-        self.context.metrics.stage(Stage::Route, now.saturating_duration_since(self.transfer.began()));
+        self.context().metrics.stage(Stage::Route, now.saturating_duration_since(self.transfer.began()));
         self.routed = Some(now);
         self.function = Some(function);
     }
@@ -137,25 +135,25 @@ impl Record {
         self.start = head.extensions.remove::<Start>();
         self.timing = head.extensions.remove::<Timing>();
         if let Some(timing) = self.timing {
-            let metrics = &self.context.metrics;
+            let metrics = &self.context().metrics;
             metrics.stage(Stage::Queue, timing.queue);
             metrics.stage(Stage::Activate, timing.activate);
             metrics.stage(Stage::Invoke, timing.invoke);
         }
         if let (Some(function), Some(start)) = (&self.function, self.start) {
-            function.series.reached(start, self.timing.map_or(Duration::ZERO, |t| t.queue + t.activate));
+            function.series().reached(start, self.timing.map_or(Duration::ZERO, |t| t.queue + t.activate));
         }
     }
 
     /// The platform or the function failed.
     pub(crate) fn fails(&mut self, fault: &Fault) {
         self.fault = Some((fault.stage, reply::code(fault.cause)));
-        self.context.metrics.fault(fault.stage);
+        self.context().metrics.fault(fault.stage);
         if let (Some(function), Some(routed)) = (&self.function, self.routed) {
             let took = routed.elapsed();
-            self.context.metrics.stage(fault.stage, took);
+            self.context().metrics.stage(fault.stage, took);
             if matches!(fault.stage, Stage::Queue | Stage::Activate) {
-                function.series.waited(took);
+                function.series().waited(took);
             }
         }
     }
@@ -216,7 +214,7 @@ impl Record {
     pub(crate) fn breaks(&mut self, cause: Cause) {
         if self.fault.is_none() {
             self.fault = Some((Stage::Respond, reply::code(cause)));
-            self.context.metrics.fault(Stage::Respond);
+            self.context().metrics.fault(Stage::Respond);
             tracing::debug!(call = %self.id, path = self.path(), "the reply broke off: {}", reply::code(cause));
         }
     }
@@ -235,10 +233,10 @@ impl Drop for Record {
             self.fault = Some((Stage::Respond, reply::code(Cause::CallerLeft)));
         }
         if let Some(function) = &self.function {
-            function.series.ended(status, total);
-            self.context.metrics.stage(Stage::Respond, total - head);
+            function.ended(status, total);
+            self.context().metrics.stage(Stage::Respond, total - head);
         }
-        self.context.log.line(&Entry {
+        self.context().log.line(&Entry {
             peer: self.link().peer,
             method: &self.method,
             path: self.uri.path(),

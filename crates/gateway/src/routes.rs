@@ -4,16 +4,17 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
-use http::HeaderValue;
-use taper_model::{Cause, Fault, Function, FunctionName, Stage};
+use http::{HeaderValue, StatusCode};
+use taper_model::{Cause, Fault, Function, FunctionName, Revision, RevisionId, Stage};
 use taper_store::Snapshot;
 use tokio::sync::watch;
 
 use crate::{
     headers,
-    metrics::{Metrics, Series},
+    metrics::{Histogram, Metrics, Series},
     route,
 };
 
@@ -32,7 +33,11 @@ struct Known {
 /// A function that exists, with what each call of it needs.
 pub(crate) struct Found {
     pub(crate) function: Arc<Function>,
-    pub(crate) series: Arc<Series>,
+    series: Arc<Series>,
+    /// What is counted of calls that end as the last one did.
+    last: Mutex<Option<(StatusCode, Arc<Histogram>)>>,
+    /// The revision that serves; none when no one is ready. Its id is this lane's own copy: the store's would be counted by all.
+    pub(crate) route: Option<(RevisionId, Arc<Revision>)>,
     /// The value of `Host` in calls of it.
     pub(crate) host: HeaderValue,
 }
@@ -59,11 +64,34 @@ impl Routes {
         let name = route::parse(path)?.function;
         let function = snapshot.borrow_and_update().function(&name).cloned().ok_or_else(|| missing(&name))?;
         let series = metrics.function(&name);
-        let new = Arc::new(Found { function, series, host: headers::value(&name.to_string()) });
+        let route = function.route().map(|revision| {
+            let id = RevisionId::new(revision.id.function().clone(), revision.id.number());
+            (id, revision.clone())
+        });
+        let host = headers::value(&name.to_string());
+        let new = Arc::new(Found { function, series, last: Mutex::default(), route, host });
         if let Some(name) = route::name(path) {
             found.insert(name.into(), new.clone());
         }
         Ok(new)
+    }
+}
+
+impl Found {
+    /// What is counted of it.
+    pub(crate) fn series(&self) -> &Series {
+        &self.series
+    }
+
+    /// A call of it ended.
+    pub(crate) fn ended(&self, status: StatusCode, took: Duration) {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.as_ref().is_none_or(|(known, _)| *known != status) {
+            *last = Some((status, self.series.code(status)));
+        }
+        if let Some((_, histogram)) = &*last {
+            histogram.observe(took);
+        }
     }
 }
 

@@ -46,6 +46,9 @@ pub struct Config {
     /// Most bytes of dead letters. Default 4 GiB.
     #[serde(deserialize_with = "bytes")]
     pub dead_bytes: u64,
+    /// Whether callbacks may go to addresses inside this host and its network: whoever may call a function can then have it speak to what
+    /// listens there. Default no.
+    pub private_callbacks: bool,
 }
 
 impl Default for Config {
@@ -65,6 +68,7 @@ impl Default for Config {
             keep_dead: Duration::from_secs(14 * DAY),
             dead: 100_000,
             dead_bytes: 4 << 30,
+            private_callbacks: false,
         }
     }
 }

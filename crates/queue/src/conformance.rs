@@ -172,7 +172,7 @@ async fn a_lease_is_one_persons(queue: Arc<dyn Queue>) {
 }
 
 async fn what_is_done_is_done(queue: &dyn Queue) {
-    let id = push(queue, entry("f", &[7; 100_000])).await;
+    let id = push(queue, entry("f", &vec![7; 100_000])).await;
     let first = lease(queue).await;
     queue.settle(&first, settled(Verdict::Done, 201, b"made")).await.expect("settled");
     drop(first);
@@ -239,7 +239,7 @@ async fn a_spent_lease_says_nothing(queue: &dyn Queue) {
 }
 
 async fn cancelled_is_cancelled(queue: &dyn Queue) {
-    let (first, second) = (push(queue, entry("f", b"1")).await, push(queue, entry("f", &[2; 50_000])).await);
+    let (first, second) = (push(queue, entry("f", b"1")).await, push(queue, entry("f", &vec![2; 50_000])).await);
     queue.cancel(&second).await.expect("it waits");
     let running = lease(queue).await;
     assert!(running.entry.id == first && !running.cancelled.is_cancelled());
@@ -257,7 +257,7 @@ async fn cancelled_is_cancelled(queue: &dyn Queue) {
 
 async fn the_same_key_is_the_same_call(queue: &dyn Queue) {
     let keyed =
-        |function: &str, key: &str| Entry { idempotency_key: Some(key.into()), ..entry(function, &[1; 40_000]) };
+        |function: &str, key: &str| Entry { idempotency_key: Some(key.into()), ..entry(function, &vec![1; 40_000]) };
     let first = queue.push(keyed("f", "k")).await.expect("accepted");
     let second = queue.push(keyed("f", "k")).await.expect("accepted");
     assert_eq!((first.repeated, second.repeated, &second.id), (false, true, &first.id));
@@ -325,7 +325,7 @@ async fn calls_are_listed_newest_first(queue: &dyn Queue) {
 
 async fn only_what_has_ended_is_purged(queue: &dyn Queue) {
     for n in 0..6 {
-        push(queue, entry(["a", "b"][n % 2], &[n as u8; 40_000])).await;
+        push(queue, entry(["a", "b"][n % 2], &vec![n as u8; 40_000])).await;
     }
     let mut done = Vec::new();
     for _ in 0..4 {

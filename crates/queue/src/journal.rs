@@ -10,6 +10,7 @@
 
 mod bodies;
 mod dir;
+mod outbox;
 mod rows;
 mod schema;
 #[cfg(test)]
@@ -32,12 +33,13 @@ use tokio::{sync::Notify, task::spawn_blocking, time::sleep_until};
 
 use self::{
     bodies::Bodies,
+    outbox::Outbox,
     rows::{Body, Db, Ready, Written},
     writer::{Batch, Writer},
 };
 use crate::{
-    Accepted, Backlog, Config, Details, Entry, Error, Filter, Lease, Listed, Page, Queue, Settled, State, Stats,
-    Verdict,
+    Accepted, Backlog, Config, Delivery, Details, Entry, Error, Filter, Lease, Listed, Page, Queue, Settled, State,
+    Stats, Verdict,
     clock::Clock,
     schedule::{Bounds, Key, Next, Passed, Schedule, Ticket},
 };
@@ -78,6 +80,7 @@ struct Shared {
     /// Told whenever there may be something to lease.
     changed: Notify,
     bodies: Arc<Bodies>,
+    outbox: Outbox,
     counts: Counts,
 }
 
@@ -148,6 +151,8 @@ impl Journal {
         });
         let now = clock.now_ms();
         db.waiting(|call| schedule.restore(&call.function, call.key, call.size, now))?;
+        let outbox = Outbox::default();
+        db.deliveries(|key| outbox.add(key))?;
         for name in bodies.list()? {
             bodies.remove(&name, || db.names_file(&name))?;
         }
@@ -159,6 +164,7 @@ impl Journal {
             schedule: Mutex::new(schedule),
             changed: Notify::new(),
             bodies,
+            outbox,
             counts: Counts::default(),
         });
         let reader = || {
@@ -270,9 +276,12 @@ impl Journal {
         let Some(settling) = Settling::begin(&held) else { return Ok(()) };
         let (seq, now) = (held.ticket.key.1, self.shared.clock.now_ms());
         let job = move |batch: &mut Batch<'_>| batch.db.bury(seq, &format!("it cannot be read: {detail}"), now);
-        let after = move |buried| {
-            if buried {
+        let after = move |buried: Option<bool>| {
+            if buried.is_some() {
                 settling.shared.counts.dead.fetch_add(1, Relaxed);
+            }
+            if buried == Some(true) {
+                settling.shared.outbox.add((now, seq));
             }
             settling.shared.schedule().ended(&settling.ticket, now);
         };
@@ -298,11 +307,12 @@ impl Journal {
         let due = due.min(i64::MAX.cast_unsigned());
         let verdict = settled.verdict.clone();
         let job = move |batch: &mut Batch<'_>| batch.db.settle(seq, &settled, due, now, &mut batch.dropped);
-        let after = move |written: bool| {
+        let after = move |written: Option<bool>| {
             let Settling { shared, ticket } = &settling;
             // Else it was cancelled, and whoever did so has counted it.
-            if !written {
-                return;
+            let Some(delivers) = written else { return };
+            if delivers {
+                shared.outbox.add((now, seq));
             }
             let count = &shared.counts;
             let counters: &[&AtomicU64] = match verdict {
@@ -337,20 +347,8 @@ impl Queue for Journal {
     }
 
     fn get<'a>(&'a self, id: &'a CallId) -> BoxFuture<'a, Result<Option<Details>, Error>> {
-        let (id, bodies, shared) = (id.clone(), Arc::clone(&self.shared.bodies), Arc::clone(&self.shared));
-        Box::pin(self.looks.read(move |db| {
-            let Some(mut whole) = db.whole(&id)? else { return Ok(None) };
-            match &whole.file {
-                // A body that is damaged does not hide what else is known.
-                Some(digest) => whole.entry.body = bodies.read(digest).unwrap_or_default(),
-                None => {}
-            }
-            if whole.invocation.state == State::Waiting && shared.schedule().is_leased(whole.seq) {
-                running(&mut whole.invocation);
-            }
-            let rows::Whole { invocation, entry, attempts, answer, .. } = whole;
-            Ok(Some(Details { invocation, entry, attempts, answer }))
-        }))
+        let (id, shared) = (id.clone(), Arc::clone(&self.shared));
+        Box::pin(self.looks.read(move |db| shared.details(db, &id)))
     }
 
     fn list(&self, filter: Filter, page: Page) -> BoxFuture<'_, Result<Listed, Error>> {
@@ -406,6 +404,14 @@ impl Queue for Journal {
         })
     }
 
+    fn outbox(&self) -> BoxFuture<'_, Result<Delivery, Error>> {
+        Box::pin(self.next_delivery())
+    }
+
+    fn delivered(&self, delivery: Delivery, again: Option<Duration>) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(self.end_delivery(delivery, again))
+    }
+
     fn stats(&self) -> Stats {
         let count = &self.shared.counts;
         let (total, lag) = {
@@ -424,6 +430,7 @@ impl Queue for Journal {
             depth: total.waiting,
             running: total.running,
             bytes: total.bytes,
+            callbacks: self.shared.outbox.open(),
             lag: Duration::from_millis(lag),
         }
     }
@@ -441,6 +448,19 @@ impl fmt::Debug for Journal {
 }
 
 impl Shared {
+    fn details(&self, db: &Db<'_>, id: &CallId) -> Result<Option<Details>, Error> {
+        let Some(mut whole) = db.whole(id)? else { return Ok(None) };
+        if let Some(digest) = &whole.file {
+            // A body that is damaged does not hide what else is known.
+            whole.entry.body = self.bodies.read(digest).unwrap_or_default();
+        }
+        if whole.invocation.state == State::Waiting && self.schedule().is_leased(whole.seq) {
+            running(&mut whole.invocation);
+        }
+        let rows::Whole { invocation, entry, attempts, answer, .. } = whole;
+        Ok(Some(Details { invocation, entry, attempts, answer }))
+    }
+
     fn schedule(&self) -> MutexGuard<'_, Schedule> {
         // Deciding does not panic half way: what it changes, it changes after the last thing that could.
         self.schedule.lock().unwrap_or_else(PoisonError::into_inner)

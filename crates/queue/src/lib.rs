@@ -7,6 +7,7 @@
 //! This crate never starts an instance, never chooses a revision, knows no route and no status of a fault, and is never asked anything
 //! on the path of a call whose caller waits.
 
+mod callback;
 mod clock;
 mod config;
 pub mod conformance;
@@ -30,7 +31,7 @@ pub use entry::{Due, Entry, invocation_id};
 pub use error::Error;
 pub use journal::Journal;
 pub use policy::{Codes, Outcome, Policy};
-pub use service::{Handle, Observed, Parts, Run, Service};
+pub use service::{Deadline, Handle, Observe, Observed, Parts, Run, Service};
 
 /// What the queue has accepted, and will be asked for until it has ended.
 ///
@@ -100,6 +101,26 @@ pub trait Queue: Send + Sync {
     /// Those of the medium.
     fn purge(&self, filter: Filter) -> BoxFuture<'_, Result<u64, Error>>;
 
+    /// The next callback that is due: a call with [`Entry::callback`] has ended. Waits until there is one; polls nothing. A queue that has no
+    /// callbacks waits for ever.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`], and those of the medium.
+    ///
+    /// # Cancel safety
+    /// As [`lease`](Self::lease).
+    fn outbox(&self) -> BoxFuture<'_, Result<Delivery, Error>> {
+        Box::pin(std::future::pending())
+    }
+
+    /// Says how a delivery went: it is over, or due again after this long.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`], and those of the medium; it is due again then.
+    fn delivered(&self, _delivery: Delivery, _again: Option<Duration>) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(async { Ok(()) })
+    }
+
     /// What happened since the start, and what is there now.
     fn stats(&self) -> Stats;
 
@@ -137,6 +158,16 @@ impl fmt::Debug for Lease {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Lease").field("entry", &self.entry).field("attempts", &self.attempts).finish_non_exhaustive()
     }
+}
+
+/// A callback in the hands of one worker. Dropping it leaves it due.
+pub struct Delivery {
+    /// The call that has ended.
+    pub details: Details,
+    /// How often its delivery was tried before.
+    pub tries: u32,
+    /// The queue's own; what it does when it is dropped gives the delivery back.
+    pub(crate) held: Box<dyn Any + Send + Sync>,
 }
 
 /// How an attempt ended, and what becomes of the call.
@@ -345,6 +376,8 @@ pub struct Stats {
     pub running: u64,
     /// Bytes of calls that wait or run.
     pub bytes: u64,
+    /// Callbacks that are still to be delivered.
+    pub callbacks: u64,
     /// How long the oldest of the calls that are due has been so; zero when none is.
     pub lag: Duration,
 }

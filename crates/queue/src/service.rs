@@ -16,14 +16,17 @@ use taper_model::{
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     task::JoinSet,
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{Answer, Attempt, Config, Entry, Error, Lease, Outcome, Policy, Queue, Settled};
+use crate::{Answer, Attempt, Config, Entry, Error, Lease, Outcome, Policy, Queue, Settled, Verdict, callback};
 
 /// How long after an error of the medium the next try is.
 const PAUSE: Duration = Duration::from_secs(1);
+
+/// Callbacks that are delivered at a time.
+const DELIVERIES: usize = 64;
 
 /// Whoever can run a call: resolves its function, and hands it to an instance.
 pub trait Run: Send + Sync {
@@ -37,6 +40,11 @@ pub trait Run: Send + Sync {
     /// Dropping the future, or the reply's body, ends the call: it was cancelled, or the platform ends.
     fn run<'a>(&'a self, entry: &'a Entry, attempt: u32) -> BoxFuture<'a, Result<Reply, Fault>>;
 }
+
+/// When the last byte of an answer must be there; whoever runs a call puts it into the reply's extensions. Nobody else waits for that
+/// answer, and so nobody else would leave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Deadline(pub Instant);
 
 /// What is told of every attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +60,9 @@ pub enum Observed {
     },
 }
 
+/// Told of every attempt at a call of a function; for counting.
+pub type Observe = Box<dyn Fn(&FunctionName, Observed) + Send + Sync>;
+
 /// What the service works with.
 pub struct Parts {
     /// Where the calls are.
@@ -63,7 +74,7 @@ pub struct Parts {
     /// The status of a fault, as a caller who waits would have seen it.
     pub status: fn(&Fault) -> StatusCode,
     /// Told of every attempt.
-    pub observe: Box<dyn Fn(&FunctionName, Observed) + Send + Sync>,
+    pub observe: Observe,
 }
 
 /// Works the calls off.
@@ -96,7 +107,7 @@ impl Service {
 
     /// Runs until `shutdown`. Then nothing more is begun; what runs may end, until [`Handle::end`].
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send) {
-        let mut attempts = JoinSet::new();
+        let (mut attempts, mut deliveries) = (JoinSet::new(), JoinSet::new());
         let room = Arc::new(Semaphore::new(self.config.workers));
         let keep = usize::try_from(self.config.result_body).unwrap_or(usize::MAX);
         let work = async {
@@ -113,8 +124,9 @@ impl Service {
                 }
             }
         };
+        let post = deliver(&self.parts, self.config.private_callbacks, &mut deliveries);
         tokio::select! {
-            () = work => {}
+            () = async { tokio::join!(work, post); } => {}
             () = shutdown => {}
         }
         let ended = async { while attempts.join_next().await.is_some() {} };
@@ -123,8 +135,36 @@ impl Service {
             () = ended => {}
             () = self.end.cancelled() => {}
         }
-        // What is left is dropped, and with it the leases: those calls are as they were.
+        // What is left is dropped, and with it the leases: those calls are as they were, and those callbacks are delivered again.
         attempts.shutdown().await;
+        deliveries.shutdown().await;
+    }
+}
+
+/// Delivers callbacks.
+async fn deliver(parts: &Parts, private: bool, deliveries: &mut JoinSet<()>) {
+    let room = Arc::new(Semaphore::new(DELIVERIES));
+    loop {
+        while deliveries.try_join_next().is_some() {}
+        let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
+        match parts.queue.outbox().await {
+            Ok(delivery) => {
+                let queue = Arc::clone(&parts.queue);
+                deliveries.spawn(async move {
+                    let again = callback::deliver(&delivery, private).await;
+                    if let Err(error) = queue.delivered(delivery, again).await {
+                        tracing::error!(%error, "how a callback went could not be written; it is delivered again");
+                        sleep(PAUSE).await;
+                    }
+                    drop(permit);
+                });
+            }
+            Err(Error::Stopped) => return,
+            Err(error) => {
+                tracing::error!(%error, "no callback can be read from the queue");
+                sleep(PAUSE).await;
+            }
+        }
     }
 }
 
@@ -153,6 +193,9 @@ async fn attempt(parts: Arc<Parts>, lease: Lease, _room: OwnedSemaphorePermit, k
         tracing::debug!(call = %lease.entry.id, %function, ?fault, "an attempt failed");
     }
     let settled = settled(&(parts.policy)(function), &lease, came, status, started_ms, took);
+    if let Verdict::Bury(reason) = &settled.verdict {
+        tracing::warn!(call = %lease.entry.id, %function, reason, "a call became a dead letter");
+    }
     while let Err(error) = parts.queue.settle(&lease, settled.clone()).await {
         if matches!(error, Error::Stopped) {
             return;
@@ -166,7 +209,11 @@ async fn attempt(parts: Arc<Parts>, lease: Lease, _room: OwnedSemaphorePermit, k
 async fn run(parts: &Parts, lease: &Lease, keep: usize) -> Result<(Answer, Option<Start>), Fault> {
     let reply = parts.run.run(&lease.entry, lease.attempts.saturating_add(1)).await?;
     let (head, body) = reply.into_parts();
-    let (body, cut) = read(body, keep).await?;
+    let late = || Fault::new(Stage::Respond, Cause::Deadline, "the deadline passed before the function's answer ended");
+    let (body, cut) = match head.extensions.get::<Deadline>() {
+        Some(Deadline(at)) => timeout_at(*at, read(body, keep)).await.unwrap_or_else(|_| Err(late())),
+        None => read(body, keep).await,
+    }?;
     Ok((Answer { status: head.status, headers: head.headers, body, cut }, head.extensions.get::<Start>().copied()))
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use http::{HeaderName, HeaderValue, Uri, uri::PathAndQuery};
 use taper_model::{BoxFuture, Call, Cause, Fault, FunctionName, Invoke, Reply, Retry, Stage, call};
-use taper_queue::{Entry, Policy, Run};
+use taper_queue::{Deadline, Entry, Policy, Run};
 use taper_store::Snapshot;
 use tokio::{
     sync::watch,
@@ -22,7 +22,13 @@ pub(crate) struct Later {
 
 impl Run for Later {
     fn run<'a>(&'a self, entry: &'a Entry, _attempt: u32) -> BoxFuture<'a, Result<Reply, Fault>> {
-        Box::pin(async move { self.invoke.invoke(self.call(entry)?).await })
+        Box::pin(async move {
+            let call = self.call(entry)?;
+            let deadline = Deadline(call.deadline);
+            let mut reply = self.invoke.invoke(call).await?;
+            reply.extensions_mut().insert(deadline);
+            Ok(reply)
+        })
     }
 }
 

@@ -76,7 +76,9 @@ impl Secret {
             }
             Self::RotateKey => {
                 let answer = client.json(Method::POST, "/v1/secrets/rotate-key", None)?;
-                output::line(&format!("{} secrets are sealed with a new key", output::text(&answer, "/secrets")))
+                let count = output::text(&answer, "/secrets");
+                let are = if count == "1" { "secret is" } else { "secrets are" };
+                output::line(&format!("{count} {are} sealed with a new key"))
             }
             Self::List => {
                 let list = client.json(Method::GET, &path, None)?;

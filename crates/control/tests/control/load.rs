@@ -157,3 +157,16 @@ async fn a_call_of_a_revision_that_became_ready_this_moment_is_no_stranger() {
     pass(5.0).await;
     assert_eq!(house.stage.fake.ready().len(), 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_number_set_right_after_the_verdict_is_not_lost() {
+    let house = House::new();
+    house.stage.starts("hello", 1, 5.0, None);
+    house.deploy_later("hello", json!({})).await;
+    pass(1.0).await;
+    // Both are news to the loop, and it is told of the number first.
+    house.store.settle(&id("hello", 1), RevisionState::Ready).await.unwrap();
+    assert_eq!(house.scale("hello", 3).await.0, 200);
+    pass(0.1).await;
+    assert_eq!(house.count("hello", 1), 3);
+}

@@ -3,10 +3,7 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+    sync::{Arc, atomic::Ordering::Relaxed},
 };
 
 use prometheus_client::{
@@ -43,7 +40,7 @@ impl Collector for Counts {
             MetricType::Counter,
         )?;
         for s in Stage::ALL {
-            count(&mut m, &stage(s), &self.faults[s as usize])?;
+            count(&mut m, &stage(s), self.faults[s as usize].load(Relaxed))?;
         }
         let mut m =
             encoder.encode_descriptor("taper_stage_seconds", "Time spent in a stage.", None, MetricType::Histogram)?;
@@ -78,7 +75,7 @@ impl Counts {
         let mut m =
             encoder.encode_descriptor("gateway_function_invocation_started", help, None, MetricType::Unknown)?;
         for (name, series) in counted {
-            m.encode_family(&[("function_name", name.as_str())])?.encode_gauge(&series.started.load(Relaxed))?;
+            m.encode_family(&[("function_name", name.as_str())])?.encode_gauge(&series.calls())?;
         }
         let help = "Calls that began and have not ended.";
         let name = "gateway_invocation_function_invocation_inflight";
@@ -86,7 +83,7 @@ impl Counts {
         for (name, series) in counted {
             // The ended ones first: none of them began later than what is read after.
             let ended: u64 = codes(series).values().map(|h| h.count()).sum();
-            let inflight = series.started.load(Relaxed).saturating_sub(ended);
+            let inflight = series.calls().saturating_sub(ended);
             m.encode_family(&[("function_name", name.as_str())])?.encode_gauge(&inflight)?;
         }
         Ok(())
@@ -97,11 +94,7 @@ impl Counts {
         let mut m = encoder.encode_descriptor("taper_cold_starts", help, None, MetricType::Counter)?;
         for (name, series) in counted {
             for start in STARTS {
-                count(
-                    &mut m,
-                    &[("function_name", name.as_str()), ("start", start.as_str())],
-                    &series.starts[start as usize],
-                )?;
+                count(&mut m, &[("function_name", name.as_str()), ("start", start.as_str())], series.starts(start))?;
             }
         }
         let help = "Time a call waited for a slot, an instance's start included.";
@@ -201,6 +194,6 @@ fn shown(code: u16) -> String {
 pub(super) type NoLabels = [(&'static str, &'static str); 0];
 const NONE: Option<&Exemplar<NoLabels, f64>> = None;
 
-fn count(m: &mut MetricEncoder, labels: &impl EncodeLabelSet, value: &AtomicU64) -> fmt::Result {
-    m.encode_family(labels)?.encode_counter::<NoLabels, _, f64>(&value.load(Relaxed), NONE)
+fn count(m: &mut MetricEncoder, labels: &impl EncodeLabelSet, value: u64) -> fmt::Result {
+    m.encode_family(labels)?.encode_counter::<NoLabels, _, f64>(&value, NONE)
 }

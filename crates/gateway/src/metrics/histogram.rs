@@ -1,4 +1,4 @@
-//! Durations in buckets, counted without a lock: every call from every core adds to them.
+//! Durations in buckets, counted without a lock and without sharing: every call on every lane adds to them.
 
 use std::{
     fmt,
@@ -8,36 +8,50 @@ use std::{
 
 use prometheus_client::encoding::{EncodeLabelSet, MetricEncoder};
 
-use super::expose::NoLabels;
+use super::{expose::NoLabels, shares::Shares};
 
-/// A histogram without a lock: `observe` is called for every call from every core.
-pub(super) struct Histogram {
+/// Most bounds that a histogram has.
+const BOUNDS: usize = 12;
+
+/// A histogram without a lock: `observe` is called for every call from every lane.
+pub(crate) struct Histogram {
     bounds: &'static [f64],
+    counts: Shares<Counts>,
+}
+
+#[derive(Default)]
+struct Counts {
     /// One per bound, and one for what is above the last.
-    buckets: Box<[AtomicU64]>,
+    buckets: [AtomicU64; BOUNDS + 1],
     nanos: AtomicU64,
 }
 
 impl Histogram {
     pub(super) fn new(bounds: &'static [f64]) -> Self {
-        Self { bounds, buckets: (0..=bounds.len()).map(|_| AtomicU64::new(0)).collect(), nanos: AtomicU64::new(0) }
+        assert!(bounds.len() <= BOUNDS, "a bucket for each bound");
+        Self { bounds, counts: Shares::default() }
     }
 
-    pub(super) fn observe(&self, took: Duration) {
+    pub(crate) fn observe(&self, took: Duration) {
         let seconds = took.as_secs_f64();
-        self.buckets[self.bounds.partition_point(|b| *b < seconds)].fetch_add(1, Relaxed);
-        self.nanos.fetch_add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX), Relaxed);
+        let counts = self.counts.mine();
+        counts.buckets[self.bounds.partition_point(|b| *b < seconds)].fetch_add(1, Relaxed);
+        counts.nanos.fetch_add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX), Relaxed);
     }
 
     pub(super) fn count(&self) -> u64 {
-        self.buckets.iter().map(|b| b.load(Relaxed)).sum()
+        (0..=self.bounds.len()).map(|at| self.bucket(at)).sum()
+    }
+
+    fn bucket(&self, at: usize) -> u64 {
+        self.counts.all().map(|counts| counts.buckets[at].load(Relaxed)).sum()
     }
 
     pub(super) fn encode(&self, m: &mut MetricEncoder, labels: &impl EncodeLabelSet) -> fmt::Result {
         let bounds = self.bounds.iter().copied().chain([f64::INFINITY]);
-        let buckets: Vec<(f64, u64)> = bounds.zip(self.buckets.iter().map(|b| b.load(Relaxed))).collect();
+        let buckets: Vec<(f64, u64)> = bounds.zip((0..).map(|at| self.bucket(at))).collect();
         let count = buckets.iter().map(|b| b.1).sum();
-        let sum = Duration::from_nanos(self.nanos.load(Relaxed)).as_secs_f64();
+        let sum = Duration::from_nanos(self.counts.all().map(|counts| counts.nanos.load(Relaxed)).sum()).as_secs_f64();
         m.encode_family(labels)?.encode_histogram::<NoLabels>(sum, count, &buckets, None)
     }
 }
@@ -54,7 +68,17 @@ mod tests {
             h.observe(Duration::from_millis(ms));
         }
         assert_eq!(h.count(), 4);
-        assert_eq!((h.buckets[2].load(Relaxed), h.buckets[3].load(Relaxed)), (2, 1));
-        assert_eq!(h.buckets[BOUNDS.len()].load(Relaxed), 1);
+        assert_eq!((h.bucket(2), h.bucket(3), h.bucket(BOUNDS.len())), (2, 1, 1));
+    }
+
+    #[test]
+    fn what_threads_count_is_summed() {
+        let h = Histogram::new(&[0.001]);
+        std::thread::scope(|all| {
+            for _ in 0..20 {
+                all.spawn(|| (0..100).for_each(|_| h.observe(Duration::from_millis(1))));
+            }
+        });
+        assert_eq!((h.count(), h.bucket(0), h.bucket(1)), (2000, 2000, 0));
     }
 }

@@ -198,7 +198,8 @@ impl Db<'_> {
         })
     }
 
-    /// Writes how an attempt ended; `due` is when the call is due again, if it is. False when the call does not wait any more.
+    /// Writes how an attempt ended; `due` is when the call is due again, if it is. Says whether a callback is to be delivered; nothing when
+    /// the call does not wait any more.
     pub(super) fn settle(
         &self,
         seq: Seq,
@@ -206,13 +207,13 @@ impl Db<'_> {
         due: u64,
         now: u64,
         dropped: &mut Vec<String>,
-    ) -> Result<bool, Error> {
+    ) -> Result<Option<bool>, Error> {
         let text = "SELECT history, file, size FROM call WHERE seq = ?1 AND state = 0";
         let before = self.one(text, [seq], |row| {
             let file = self.column::<Option<String>>(row, 1)?;
             Ok((self.parse::<Vec<Attempt>>(&self.text(row, 0)?)?, file, self.get::<u64>(row, 2)?))
         })?;
-        let Some((mut history, file, size)) = before else { return Ok(false) };
+        let Some((mut history, file, size)) = before else { return Ok(None) };
         history.push(settled.attempt.clone());
         if history.len() > ATTEMPTS {
             history.drain(..history.len() - ATTEMPTS);
@@ -222,7 +223,7 @@ impl Db<'_> {
             let text = "UPDATE call SET due_ms = ?2, attempts = attempts + ?3, deferred = iif(?3, 0, deferred + 1),
                         history = ?4, status = ?5 WHERE seq = ?1";
             self.run(text, params![seq, int(due), counts, history, status])?;
-            return Ok(true);
+            return Ok(Some(false));
         }
         let reason = match &settled.verdict {
             Verdict::Bury(reason) => Some(reason),
@@ -237,21 +238,50 @@ impl Db<'_> {
             None => (DONE, answer_size),
         };
         let text = "UPDATE call SET state = ?2, ended_ms = ?3, attempts = attempts + 1, history = ?4, status = ?5, reason = ?6,
-                    answer = ?7, answer_body = ?8, kept = ?9 WHERE seq = ?1";
+                    answer = ?7, answer_body = ?8, kept = ?9, deliver_ms = iif(head ->> '$.callback' IS NULL, NULL, ?3)
+                    WHERE seq = ?1 RETURNING deliver_ms IS NOT NULL";
         let body = answer.map(|a| &a.body[..]);
-        self.run(text, params![seq, state, int(now), history, status, reason, head, body, int(kept)])?;
+        let values = params![seq, state, int(now), history, status, reason, head, body, int(kept)];
+        let delivers = self.one(text, values, |row| self.column::<bool>(row, 0))?.unwrap_or(false);
         if reason.is_none() {
             // Nobody will run it again.
             self.run("UPDATE call SET body = NULL, file = NULL WHERE seq = ?1", [seq])?;
             dropped.extend(file);
         }
-        Ok(true)
+        Ok(Some(delivers))
     }
 
-    /// Marks a call as dead without an attempt: it cannot be read.
-    pub(super) fn bury(&self, seq: Seq, reason: &str, now: u64) -> Result<bool, Error> {
-        let text = "UPDATE call SET state = ?2, ended_ms = ?3, reason = ?4, kept = size WHERE seq = ?1 AND state = 0";
-        Ok(self.run(text, params![seq, DEAD, int(now), reason])? > 0)
+    /// Marks a call as dead without an attempt: it cannot be read. As [`settle`](Self::settle) says it.
+    pub(super) fn bury(&self, seq: Seq, reason: &str, now: u64) -> Result<Option<bool>, Error> {
+        let text = "UPDATE call SET state = ?2, ended_ms = ?3, reason = ?4, kept = size,
+                    deliver_ms = iif(head ->> '$.callback' IS NULL, NULL, ?3)
+                    WHERE seq = ?1 AND state = 0 RETURNING deliver_ms IS NOT NULL";
+        self.one(text, params![seq, DEAD, int(now), reason], |row| self.column(row, 0))
+    }
+
+    /// Every callback that is to be delivered.
+    pub(super) fn deliveries(&self, mut each: impl FnMut(Key)) -> Result<(), Error> {
+        let sql = Error::sql(self.path);
+        let text = "SELECT deliver_ms, seq FROM call WHERE deliver_ms IS NOT NULL";
+        let mut statement = self.connection.prepare(text).map_err(&sql)?;
+        let mut rows = statement.query(()).map_err(&sql)?;
+        while let Some(row) = rows.next().map_err(&sql)? {
+            each((self.get(row, 0)?, self.int(row, 1)?));
+        }
+        Ok(())
+    }
+
+    /// The id of a call whose callback is to be delivered, and how often that was tried; none when it is not any more.
+    pub(super) fn delivery(&self, seq: Seq) -> Result<Option<(CallId, u32)>, Error> {
+        let text = "SELECT id, deliveries FROM call WHERE seq = ?1 AND deliver_ms IS NOT NULL";
+        self.one(text, [seq], |row| Ok((self.id(row, 0)?, self.get(row, 1)?)))
+    }
+
+    /// Writes that a delivery was tried, and when it is due again, if it is. False when there is none any more.
+    pub(super) fn delivered(&self, seq: Seq, again: Option<u64>) -> Result<bool, Error> {
+        let text =
+            "UPDATE call SET deliver_ms = ?2, deliveries = deliveries + 1 WHERE seq = ?1 AND deliver_ms IS NOT NULL";
+        Ok(self.run(text, params![seq, again.map(int)])? > 0)
     }
 
     /// Ends a call that waits.
@@ -271,7 +301,7 @@ impl Db<'_> {
     /// Has a dead letter wait again, with all its attempts and its time anew.
     pub(super) fn redrive(&self, seq: Seq, now: u64) -> Result<(), Error> {
         let text = "UPDATE call SET state = 0, ended_ms = NULL, due_ms = ?2, since_ms = ?2, attempts = 0, deferred = 0,
-                    reason = NULL, answer = NULL, answer_body = NULL, kept = 0 WHERE seq = ?1";
+                    reason = NULL, answer = NULL, answer_body = NULL, kept = 0, deliver_ms = NULL, deliveries = 0 WHERE seq = ?1";
         self.run(text, params![seq, int(now)]).map(drop)
     }
 
@@ -353,7 +383,7 @@ impl Db<'_> {
         let (calls, bytes) =
             self.one(&text, (), |row| Ok((self.get::<u64>(row, 0)?, self.get::<u64>(row, 1)?)))?.unwrap_or_default();
         let text = format!(
-            "SELECT seq, ended_ms, kept FROM call WHERE state > 0 AND {states} ORDER BY ended_ms, seq LIMIT ?1"
+            "SELECT seq, ended_ms, kept, deliver_ms IS NOT NULL FROM call WHERE state > 0 AND {states} ORDER BY ended_ms, seq LIMIT ?1"
         );
         let sql = Error::sql(self.path);
         let mut statement = self.connection.prepare_cached(&text).map_err(&sql)?;
@@ -364,6 +394,10 @@ impl Db<'_> {
             let old = self.get::<u64>(row, 1)? < oldest;
             if !old && calls <= keep.calls && bytes <= keep.bytes {
                 break;
+            }
+            // What is still to be delivered is needed.
+            if self.column(row, 3)? {
+                continue;
             }
             calls -= 1;
             bytes = bytes.saturating_sub(self.get(row, 2)?);

@@ -8,7 +8,8 @@ use taper_model::clock;
 use crate::Error;
 
 /// The way to each version: the first makes version 1 of nothing.
-pub(super) const MIGRATIONS: &[&str] = &["
+pub(super) const MIGRATIONS: &[&str] = &[
+    "
 CREATE TABLE schema (version INTEGER PRIMARY KEY, applied_ms INTEGER NOT NULL) STRICT;
 
 CREATE TABLE call (
@@ -42,7 +43,13 @@ CREATE INDEX call_waiting ON call (seq, namespace, name, due_ms, size) WHERE sta
 CREATE INDEX call_ended ON call (state, ended_ms, seq, kept) WHERE state > 0;
 CREATE INDEX call_key ON call (namespace, name, key) WHERE key IS NOT NULL;
 CREATE INDEX call_file ON call (file) WHERE file IS NOT NULL;
-"];
+",
+    "
+ALTER TABLE call ADD COLUMN deliver_ms INTEGER;                    -- when its callback is due, while one is
+ALTER TABLE call ADD COLUMN deliveries INTEGER NOT NULL DEFAULT 0; -- how often that was tried
+CREATE INDEX call_deliver ON call (deliver_ms, seq) WHERE deliver_ms IS NOT NULL;
+",
+];
 
 /// Brings a database to the newest version, one transaction for each step; a newer one is left untouched.
 pub(super) fn migrate(db: &mut Connection, path: &Path, steps: &[&str]) -> Result<(), Error> {
@@ -121,8 +128,8 @@ mod tests {
     #[test]
     fn what_is_newer_or_not_ours_is_refused_with_the_mend() {
         let mut db = Connection::open_in_memory().unwrap();
-        migrate(&mut db, Path::new("x.db"), &[MIGRATIONS[0], ""]).unwrap();
-        let text = migrate(&mut db, Path::new("x.db"), MIGRATIONS).unwrap_err().to_string();
+        migrate(&mut db, Path::new("x.db"), MIGRATIONS).unwrap();
+        let text = migrate(&mut db, Path::new("x.db"), &MIGRATIONS[..1]).unwrap_err().to_string();
         assert!(text.contains("x.db was made by a newer taper") && text.contains("another --data"), "{text}");
         let mut other = Connection::open_in_memory().unwrap();
         other.execute_batch("CREATE TABLE note (text)").unwrap();

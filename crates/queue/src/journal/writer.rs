@@ -107,6 +107,7 @@ impl Drop for Ended {
     fn drop(&mut self) {
         self.room.close();
         self.shared.changed.notify_waiters();
+        self.shared.outbox.wake();
     }
 }
 

@@ -15,7 +15,7 @@ use rand::{RngExt, SeedableRng, rngs::StdRng};
 use taper_model::{BoxFuture, Fault, Reply, call};
 use taper_queue::{Config, Entry, Filter, Journal, Page, Policy, Queue, Run, State, conformance};
 
-use crate::service::{Tools, serve};
+use crate::service::{Tools, is_idle, serve};
 
 const KILLS: usize = 25;
 const PRODUCERS: u64 = 8;
@@ -50,7 +50,7 @@ async fn what_was_accepted_runs_although_it_is_killed() {
         Arc::clone(&journal) as _,
         Tools::of(Quick(Box::new(move |id| hear.lock().unwrap().push(id.to_owned())))),
         async {
-            while journal.stats().depth + journal.stats().running > 0 {
+            while !is_idle(&journal) {
                 tokio::task::yield_now().await;
             }
         },

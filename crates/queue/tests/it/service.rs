@@ -9,21 +9,25 @@ use std::{
     time::Duration,
 };
 
+use futures_util::StreamExt;
 use http::{StatusCode, header::RETRY_AFTER};
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::Frame;
 use rand::RngExt;
 use taper_model::{BoxFuture, CallId, Cause, Fault, FunctionName, Reply, Retry, Stage, call};
 use taper_queue::{
-    Config, Details, Entry, Filter, Journal, Observed, Page, Parts, Policy, Queue, Run, Service, State,
-    conformance::entry,
+    Config, Deadline, Details, Entry, Filter, Journal, Observe, Observed, Page, Parts, Policy, Queue, Run, Service,
+    State, conformance::entry,
 };
-use tokio::sync::Semaphore;
+use tokio::{sync::Semaphore, time::Instant};
+use tokio_util::sync::CancellationToken;
 
 /// What a service is made of, beside its queue.
 pub(crate) struct Tools {
     pub(crate) config: Config,
     pub(crate) policy: Policy,
     pub(crate) run: Arc<dyn Run>,
-    pub(crate) observe: Box<dyn Fn(&FunctionName, Observed) + Send + Sync>,
+    pub(crate) observe: Observe,
 }
 
 impl Tools {
@@ -86,7 +90,7 @@ fn journal(dir: &tempfile::TempDir) -> Arc<Journal> {
     Arc::new(Journal::open(&dir.path().join("queue"), Config::default()).unwrap())
 }
 
-async fn until(mut done: impl FnMut() -> bool) {
+pub(crate) async fn until(mut done: impl FnMut() -> bool) {
     let wait = async {
         while !done() {
             tokio::task::yield_now().await;
@@ -95,9 +99,15 @@ async fn until(mut done: impl FnMut() -> bool) {
     tokio::time::timeout(Duration::from_secs(60), wait).await.expect("it comes to that");
 }
 
+/// Whether nothing waits or runs.
+pub(crate) fn is_idle(queue: &Journal) -> bool {
+    let stats = queue.stats();
+    stats.depth + stats.running == 0
+}
+
 /// Works off what is in a queue.
 async fn drain(queue: &Arc<Journal>, tools: Tools) {
-    let idle = until(|| queue.stats().depth + queue.stats().running == 0);
+    let idle = until(|| is_idle(queue));
     serve(Arc::clone(queue) as _, tools, idle).await;
 }
 
@@ -192,6 +202,27 @@ async fn a_panic_is_a_failed_attempt() {
     assert_eq!((details.invocation.state, details.attempts.len(), details.attempts[0].status), (State::Done, 3, 500));
 }
 
+/// An answer that never ends holds nobody up for longer than its deadline; so does one that breaks off.
+#[tokio::test]
+async fn an_answer_that_does_not_end_is_a_failed_attempt() {
+    let details = outcome(each(|_, attempt| {
+        let (head, rest) = (Ok(Frame::data("half".into())), Err("gone".into()));
+        let frames = futures_util::stream::iter([head, rest].into_iter().take(if attempt == 1 { 1 } else { 2 }));
+        let endless = StreamBody::new(frames.chain(futures_util::stream::pending()));
+        let mut reply = Reply::new(BodyExt::boxed_unsync(endless));
+        reply.extensions_mut().insert(Deadline(Instant::now()));
+        match attempt {
+            1 | 2 => Box::pin(async { Ok(reply) }),
+            _ => answers(200),
+        }
+    }))
+    .await;
+    assert_eq!((details.invocation.state, details.attempts.len()), (State::Done, 3));
+    let said: Vec<_> = details.attempts.iter().map(|a| a.message.as_deref().unwrap_or_default()).collect();
+    let (late, broken) = ("the deadline passed before the function's answer ended", "the function's answer broke off");
+    assert_eq!(said, [late, broken, ""]);
+}
+
 #[tokio::test]
 async fn a_cancelled_call_is_ended_while_it_runs() {
     struct Dropped(Arc<Semaphore>);
@@ -277,20 +308,19 @@ async fn what_runs_at_the_end_is_given_back() {
         })
     });
     let (service, handle) = build(Arc::clone(&queue) as _, Tools::of(run));
-    let all_begun = Arc::clone(&begun);
-    let service = tokio::spawn(service.run(async move { drop(all_begun.acquire_many(10).await) }));
-    let _all = begun.acquire_many(10).await.unwrap();
-    let late = queue.push(entry("f", b"late")).await.unwrap().id;
+    let shutdown = CancellationToken::new();
+    let service = tokio::spawn(service.run(shutdown.clone().cancelled_owned()));
+    begun.acquire_many(10).await.unwrap().forget();
+    shutdown.cancel();
     go.add_permits(1);
     until(|| queue.stats().done == 1).await;
     assert!(!service.is_finished());
     handle.end();
     service.await.unwrap();
-    assert_eq!((queue.stats().depth, queue.stats().running), (10, 0));
-    assert_eq!(queue.get(&late).await.unwrap().unwrap().invocation.state, State::Waiting);
+    assert_eq!((queue.stats().depth, queue.stats().running), (9, 0));
     // They run when there is a service again.
     drain(&queue, Tools::of(each(|_, _| answers(200)))).await;
-    assert_eq!(queue.stats().done, 11);
+    assert_eq!(queue.stats().done, 10);
 }
 
 #[tokio::test]

@@ -338,6 +338,49 @@ async fn the_deadline_and_a_caller_that_leaves_close_the_connection() {
     bench.rested().await;
 }
 
+/// A connection keeps its alarm from call to call: one that rings early ends nothing, and one that would ring late is set anew.
+#[tokio::test]
+async fn calls_of_one_connection_keep_to_their_own_deadlines() {
+    let answer = Arc::new(Semaphore::new(1));
+    let gate = answer.clone();
+    let bench = bench(move |_| {
+        let gate = gate.clone();
+        async move {
+            gate.acquire().await.unwrap().forget();
+            Response::new(call::full("ok"))
+        }
+    });
+    let short = Duration::from_millis(50);
+    assert_eq!(bytes(bench.within(short, request("GET", call::empty())).await.unwrap()).await, "ok");
+    let late = async {
+        tokio::time::sleep(2 * short).await;
+        answer.add_permits(1);
+    };
+    let (second, ()) = tokio::join!(bench.invoke(request("GET", call::empty())), late);
+    assert_eq!(bytes(second.unwrap()).await, "ok", "the first call's deadline is not the second's");
+    assert_eq!(bench.accepted(), 1, "all over one connection");
+    let third = timeout(Duration::from_secs(20), bench.within(short, request("GET", call::empty()))).await;
+    assert_eq!(third.unwrap().unwrap_err().cause, Cause::Deadline, "nor the second's the third's");
+    bench.rested().await;
+}
+
+#[tokio::test]
+async fn what_nobody_uses_is_closed() {
+    let (tx, mut rx) = mpsc::unbounded_channel();
+    let bench = raw_bench(Arc::new(move |mut stream| {
+        let tx = tx.clone();
+        Box::pin(async move {
+            let mut seen = Vec::new();
+            while !seen.ends_with(b"\r\n\r\n") && stream.read_buf(&mut seen).await.unwrap() > 0 {}
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
+            tx.send(stream.read(&mut [0; 16]).await.unwrap()).unwrap();
+        })
+    }));
+    assert_eq!(bytes(bench.invoke(request("GET", call::empty())).await.unwrap()).await, "ok");
+    let left = timeout(Duration::from_secs(20), rx.recv()).await.expect("closed though no call came");
+    assert_eq!(left, Some(0));
+}
+
 #[tokio::test]
 async fn a_request_that_breaks_is_the_callers_doing() {
     let bench = bench(|request| async move {
