@@ -195,7 +195,12 @@ impl Journal {
             (Body::Inline(entry.body.clone()), None)
         };
         let (id, now, window) = (entry.id.clone(), shared.clock.now_ms(), config.keep);
+        let pin = pin.map(Arc::new);
+        let job_pin = pin.clone();
         let job = move |batch: &mut Batch<'_>| {
+            if let Some(pin) = &job_pin {
+                pin.hand_over();
+            }
             let written = batch.db.insert(&entry, &body, now, window);
             if let (Body::File(digest), false) = (&body, matches!(written, Ok(Written::New(_)))) {
                 batch.dropped.push(digest.clone());

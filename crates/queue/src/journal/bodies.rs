@@ -20,24 +20,49 @@ use crate::Error;
 /// The directory of bodies.
 pub(super) struct Bodies {
     dir: PathBuf,
-    /// How many calls that are not in the database yet count on a file.
-    pins: Mutex<HashMap<String, usize>>,
+    /// The files that calls count on which are not in the database yet.
+    pins: Mutex<HashMap<String, Pinned>>,
 }
 
-/// A body's file is there, and stays for as long as this lives.
+#[derive(Default)]
+struct Pinned {
+    /// How many calls count on it.
+    count: usize,
+    /// It was not there before them.
+    new: bool,
+    /// One of them came as far as the database, which has the last word on the file.
+    handed_over: bool,
+}
+
+/// A body's file is there, and stays for as long as this lives. One that came into being for calls which were then given up goes with
+/// the last of them.
 pub(super) struct Pin {
     bodies: Arc<Bodies>,
     pub(super) digest: String,
 }
 
+impl Pin {
+    /// From now on the database's writer removes the file if nobody needs it.
+    pub(super) fn hand_over(&self) {
+        if let Some(pinned) = self.bodies.pins().get_mut(&self.digest) {
+            pinned.handed_over = true;
+        }
+    }
+}
+
 impl Drop for Pin {
     fn drop(&mut self) {
         let mut pins = self.bodies.pins();
-        if let Some(count) = pins.get_mut(&self.digest) {
-            *count -= 1;
-            if *count == 0 {
-                pins.remove(&self.digest);
-            }
+        let Some(pinned) = pins.get_mut(&self.digest) else { return };
+        pinned.count -= 1;
+        if pinned.count > 0 {
+            return;
+        }
+        let given_up = pinned.new && !pinned.handed_over;
+        pins.remove(&self.digest);
+        if given_up {
+            // While the lock is held: whoever writes the same body waits. What cannot be removed is swept at the next start.
+            let _ = fs::remove_file(self.bodies.path(&self.digest));
         }
     }
 }
@@ -52,7 +77,7 @@ impl Bodies {
     /// Writes a body; when this returns, it is on the medium. Blocks.
     pub(super) fn keep(self: &Arc<Self>, body: &[u8]) -> Result<Pin, Error> {
         let digest = digest(body);
-        *self.pins().entry(digest.clone()).or_default() += 1;
+        self.pins().entry(digest.clone()).or_default().count += 1;
         // From here on nobody removes it.
         let pin = Pin { bodies: Arc::clone(self), digest };
         let path = self.dir.join(&pin.digest);
@@ -62,6 +87,9 @@ impl Bodies {
                 file.write_all(body).and_then(|()| file.sync_all()).map_err(Error::io("write", &new))?;
                 fs::rename(&new, &path).map_err(Error::io("write", &path))
             });
+            if let Some(pinned) = self.pins().get_mut(&pin.digest) {
+                pinned.new = true;
+            }
             if let Err(error) = written {
                 drop(fs::remove_file(&new));
                 return Err(error);
@@ -114,7 +142,7 @@ impl Bodies {
         self.dir.join(Path::new(digest).file_name().unwrap_or_default())
     }
 
-    fn pins(&self) -> MutexGuard<'_, HashMap<String, usize>> {
+    fn pins(&self) -> MutexGuard<'_, HashMap<String, Pinned>> {
         self.pins.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -137,6 +165,7 @@ mod tests {
         let (one, two) = (bodies.keep(b"same").unwrap(), bodies.keep(b"same").unwrap());
         assert_eq!((one.digest.clone(), bodies.list().unwrap().len()), (two.digest.clone(), 1));
         drop(one);
+        two.hand_over();
         bodies.remove(&two.digest, || Ok(false)).unwrap();
         assert_eq!(bodies.read(&two.digest).unwrap(), "same");
         let digest = two.digest.clone();
@@ -147,6 +176,22 @@ mod tests {
         bodies.remove(&digest, || Ok(false)).unwrap();
         assert!(matches!(bodies.read(&digest), Err(Error::Corrupt { .. })));
         assert!(bodies.list().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_body_that_was_given_up_goes_unless_somebody_else_has_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let bodies = Arc::new(Bodies::open(dir.path().join("bodies")).unwrap());
+        let (one, two) = (bodies.keep(b"same").unwrap(), bodies.keep(b"same").unwrap());
+        drop(one);
+        assert_eq!(bodies.list().unwrap().len(), 1);
+        drop(two);
+        assert!(bodies.list().unwrap().is_empty(), "nobody got as far as the database");
+        let kept = bodies.keep(b"same").unwrap();
+        kept.hand_over();
+        drop(kept);
+        drop(bodies.keep(b"same").unwrap());
+        assert_eq!(bodies.list().unwrap().len(), 1, "it was there before, and is the database's");
     }
 
     #[test]
