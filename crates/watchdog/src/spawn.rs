@@ -184,8 +184,11 @@ impl Setup {
             let mut none: libc::sigset_t = std::mem::zeroed();
             libc::sigemptyset(&raw mut none);
             let mut defaults = none;
-            // The watchdog ignores SIGPIPE, and an ignored signal would stay ignored.
-            libc::sigaddset(&raw mut defaults, libc::SIGPIPE);
+            // The watchdog ignores SIGPIPE, and whoever started it may have had it ignore the others (as `nohup` does): an ignored
+            // signal would stay ignored.
+            for signal in [libc::SIGPIPE, libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM] {
+                libc::sigaddset(&raw mut defaults, signal);
+            }
             check(libc::posix_spawnattr_setsigmask(&raw mut setup.attributes, &raw const none))?;
             check(libc::posix_spawnattr_setsigdefault(&raw mut setup.attributes, &raw const defaults))?;
             check(libc::posix_spawnattr_setpgroup(&raw mut setup.attributes, 0))?;
