@@ -16,7 +16,12 @@ use crate::{
     Error, Shared,
     admit::admit,
     api,
-    openfaas::{Asked, Text, deployment::Deployment, status::Status, target, told},
+    openfaas::{
+        Asked, Text,
+        deployment::Deployment,
+        status::{Status, used},
+        target, told,
+    },
 };
 
 #[derive(Deserialize, Default)]
@@ -45,7 +50,7 @@ pub(super) async fn list(State(shared): State<Arc<Shared>>, uri: Uri) -> Result<
     api::known(&snapshot, &namespace)?;
     let mut functions: Vec<_> = snapshot.functions.values().filter(|f| f.name.namespace == namespace).collect();
     functions.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-    Ok(Json(functions.iter().map(|f| json!(Status::of(&shared, f, false))).collect()))
+    Ok(Json(functions.iter().map(|f| json!(Status::of(&shared, f, None))).collect()))
 }
 
 pub(super) async fn get(
@@ -56,7 +61,10 @@ pub(super) async fn get(
     // A name that nothing can have is not there.
     let found = target(&name, "", &uri).ok().and_then(|name| function(&shared, &name));
     let Some(function) = found else { return Ok(StatusCode::NOT_FOUND.into_response()) };
-    let usage = matches!(Asked::of(&uri)?.usage.as_str(), "1" | "true");
+    let usage = match Asked::of(&uri)?.usage.as_str() {
+        "1" | "true" => Some(used(&shared, &function.name).await),
+        _ => None,
+    };
     Ok(Json(json!(Status::of(&shared, &function, usage))).into_response())
 }
 

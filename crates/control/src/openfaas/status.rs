@@ -1,10 +1,11 @@
 //! A function of ours as OpenFaaS's clients read it. What was deployed through this surface is shown as it was sent.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use serde::Serialize;
-use serde_json::Value;
-use taper_model::{Function, FunctionSpec, Name, clock};
+use serde_json::{Value, json};
+use taper_model::{Function, FunctionName, FunctionSpec, Name, clock};
+use tokio::time::{Instant, sleep};
 
 use crate::{
     Shared,
@@ -56,8 +57,8 @@ fn is_zero(n: &u64) -> bool {
 }
 
 impl<'a> Status<'a> {
-    /// A function as this surface shows it; with what it uses when asked for.
-    pub(super) fn of(shared: &Shared, function: &'a Function, usage: bool) -> Self {
+    /// A function as this surface shows it; with what it uses when that was asked for.
+    pub(super) fn of(shared: &Shared, function: &'a Function, usage: Option<Value>) -> Self {
         let revision = &function.latest().revision;
         let spec = &revision.spec;
         let echo = Echo::of(revision).unwrap_or_else(|| Echo {
@@ -87,7 +88,7 @@ impl<'a> Status<'a> {
             replicas: seen.want.into(),
             available_replicas: seen.ready.len() as u64,
             created_at: clock::rfc3339(function.created_ms),
-            usage: usage.then(|| used(shared, function)),
+            usage,
         }
     }
 }
@@ -98,7 +99,30 @@ fn limits(spec: &FunctionSpec) -> Option<BTreeMap<String, String>> {
     Some(memory.into_iter().chain(cpu).collect()).filter(|l: &BTreeMap<_, _>| !l.is_empty())
 }
 
-fn used(shared: &Shared, function: &Function) -> Value {
-    let bytes: u64 = shared.parts.provider.usage(&function.name).iter().filter_map(|u| u.memory_bytes).sum();
-    if bytes == 0 { serde_json::json!({}) } else { serde_json::json!({"totalMemoryBytes": bytes}) }
+/// How long the CPU's use is looked at.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// What a function uses now: memory, and CPU in thousandths of a core over a moment. Zero counts are absent.
+pub(super) async fn used(shared: &Shared, function: &FunctionName) -> Value {
+    let provider = &shared.parts.provider;
+    let (begun, before) = (Instant::now(), provider.usage(function));
+    sleep(LOOK).await;
+    let (seconds, now) = (begun.elapsed().as_secs_f64(), provider.usage(function));
+    let nanos: u64 = now
+        .iter()
+        .filter_map(|after| {
+            let before = before.iter().find(|before| before.instance == after.instance)?;
+            Some(after.cpu_nanos?.saturating_sub(before.cpu_nanos?))
+        })
+        .sum();
+    let bytes: u64 = now.iter().filter_map(|usage| usage.memory_bytes).sum();
+    let milli = (nanos as f64 / 1e6 / seconds).round();
+    let mut shown = json!({});
+    if milli > 0.0 {
+        shown["cpu"] = json!(milli);
+    }
+    if bytes > 0 {
+        shown["totalMemoryBytes"] = json!(bytes);
+    }
+    shown
 }
