@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use http::{HeaderName, HeaderValue, Uri, uri::PathAndQuery};
-use taper_model::{BoxFuture, Call, Cause, Fault, FunctionName, Invoke, Reply, Retry, Stage, call};
+use taper_model::{BoxFuture, Call, CallId, Cause, Fault, FunctionName, Invoke, Reply, Retry, Stage, call};
 use taper_queue::{Deadline, Entry, Policy, Run};
 use taper_store::Snapshot;
 use tokio::{
@@ -50,20 +50,13 @@ impl Later {
         (*request.method_mut(), *request.uri_mut()) = (entry.method.clone(), target);
         *request.headers_mut() = entry.headers.clone();
         // The caller's own name for the call is the one that he looks for in the function's log.
-        let id = entry.correlation.as_deref().unwrap_or(entry.id.as_str());
-        if let Ok(id) = HeaderValue::try_from(id) {
-            request.headers_mut().insert(CALL_ID, id);
+        let given = entry.correlation.as_deref().and_then(|id| CallId::given(id).ok());
+        let id = given.unwrap_or_else(|| entry.id.clone());
+        if let Ok(value) = HeaderValue::try_from(id.as_str()) {
+            request.headers_mut().insert(CALL_ID, value);
         }
-        Ok(Call {
-            id: entry
-                .correlation
-                .as_deref()
-                .and_then(|id| taper_model::CallId::given(id).ok())
-                .unwrap_or_else(|| entry.id.clone()),
-            revision: revision.id.clone(),
-            deadline: Instant::now() + revision.spec.timeout(),
-            request,
-        })
+        let deadline = Instant::now() + revision.spec.timeout();
+        Ok(Call { id, revision: revision.id.clone(), deadline, request })
     }
 }
 
