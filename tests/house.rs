@@ -11,7 +11,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("autoscaler", &["model"]),
     ("store", &["model"]),
     ("provider", &["model"]),
-    ("queue", &["model", "store"]),
+    ("queue", &["model"]),
     ("watchdog", &["model"]),
     ("local", &["model", "provider", "watchdog", "runtimes"]),
     ("dispatch", &["model", "provider"]),
