@@ -23,6 +23,31 @@ impl Drop for End<'_> {
     }
 }
 
+/// Calls a function from so many threads, one call after another each, for as long as `what` takes. Every answer must be a 200; `heard`
+/// is given its body.
+fn under_load(
+    platform: &Platform,
+    callers: usize,
+    (name, body): (&str, &[u8]),
+    heard: impl Fn(String) + Sync,
+    what: impl FnOnce(),
+) {
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let _end = End(&stop);
+        for _ in 0..callers {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    let answer = platform.call(name, body);
+                    assert_eq!(answer.status, 200, "{}", answer.text());
+                    heard(answer.text());
+                }
+            });
+        }
+        what();
+    });
+}
+
 #[test]
 fn a_call_at_zero_is_held_not_refused() {
     let platform = Platform::start();
@@ -94,17 +119,7 @@ fn an_update_loses_no_call() {
     let platform = Platform::start();
     let file = platform.file("v.py", "def handle(req):\n    return '0'\n");
     platform.ok(&["deploy", &file, "--concurrency", "4"]);
-    let stop = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let _end = End(&stop);
-        for _ in 0..4 {
-            scope.spawn(|| {
-                while !stop.load(Ordering::Relaxed) {
-                    let answer = platform.call("v", b"");
-                    assert_eq!(answer.status, 200, "{}", answer.text());
-                }
-            });
-        }
+    under_load(&platform, 4, ("v", b""), drop, || {
         for version in 1..=5 {
             platform.file("v.py", &format!("def handle(req):\n    return '{version}'\n"));
             platform.ok(&["deploy", &file, "--concurrency", "4"]);
@@ -140,33 +155,29 @@ fn a_changed_secret_reaches_running_instances_and_loses_no_call() {
     // A short window, so that nobody waits for a minute when the load is over.
     platform.ok(&[&deploy[..], &["--annotation", "autoscaling.knative.dev/window=6s"]].concat());
     assert_eq!(platform.call("peek", b"").text(), "v0");
-    let (stop, seen) = (AtomicBool::new(false), Mutex::new(BTreeSet::new()));
-    std::thread::scope(|scope| {
-        let _end = End(&stop);
-        for _ in 0..4 {
-            scope.spawn(|| {
-                while !stop.load(Ordering::Relaxed) {
-                    let answer = platform.call("peek", b"");
-                    assert_eq!(answer.status, 200, "{}", answer.text());
-                    seen.lock().unwrap().insert(answer.text());
-                }
-            });
-        }
-        for version in ["v1", "v2", "v3"] {
-            platform.ok(&["secret", "update", "key", "--from-literal", version]);
-            platform.until("the new value is served", || platform.call("peek", b"").text() == version);
-        }
-        // As long as two more calls of anybody were served by an older one, it is not over.
-        let is_last = || {
-            seen.lock().unwrap().clear();
-            let begun = now();
-            while begun.elapsed() < Duration::from_millis(300) {
-                std::thread::park_timeout(Duration::from_millis(20));
+    let seen = Mutex::new(BTreeSet::new());
+    under_load(
+        &platform,
+        4,
+        ("peek", b""),
+        |body| seen.lock().unwrap().extend([body]),
+        || {
+            for version in ["v1", "v2", "v3"] {
+                platform.ok(&["secret", "update", "key", "--from-literal", version]);
+                platform.until("the new value is served", || platform.call("peek", b"").text() == version);
             }
-            seen.lock().unwrap().iter().eq(["v3"])
-        };
-        platform.until("every instance has the new value", is_last);
-    });
+            // As long as two more calls of anybody were served by an older one, it is not over.
+            let is_last = || {
+                seen.lock().unwrap().clear();
+                let begun = now();
+                while begun.elapsed() < Duration::from_millis(300) {
+                    std::thread::park_timeout(Duration::from_millis(20));
+                }
+                seen.lock().unwrap().iter().eq(["v3"])
+            };
+            platform.until("every instance has the new value", is_last);
+        },
+    );
     platform.until("as many as before", || platform.instances("peek") == 2);
 }
 
@@ -196,16 +207,7 @@ fn openfaas_labels_alone_scale_from_two_to_the_most_and_to_zero_and_back() {
     assert_eq!(answer.status, 202, "{}", answer.text());
     platform.until("min", || replicas() == 2);
 
-    let stop = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let _end = End(&stop);
-        for _ in 0..12 {
-            scope.spawn(|| {
-                while !stop.load(Ordering::Relaxed) {
-                    assert_eq!(platform.call("nap", b"").status, 200);
-                }
-            });
-        }
+    under_load(&platform, 12, ("nap", b""), drop, || {
         platform.until("max", || replicas() == 4);
     });
     platform.until("min again", || replicas() == 2);
@@ -250,16 +252,7 @@ fn by_cpu_idle_calls_bring_nothing_and_work_does() {
     let annotations = ["--annotation", &metric, "--annotation", &target, "--annotation", &window];
     platform.ok(&[&["deploy", &file, "--concurrency", "8", "--max", "3"], &annotations[..]].concat());
     let storm = |body: &[u8], enough: &mut dyn FnMut() -> bool| {
-        let stop = AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            let _end = End(&stop);
-            for _ in 0..4 {
-                scope.spawn(|| {
-                    while !stop.load(Ordering::Relaxed) {
-                        assert_eq!(platform.call("work", body).status, 200);
-                    }
-                });
-            }
+        under_load(&platform, 4, ("work", body), drop, || {
             platform.until("enough", enough);
         });
     };
