@@ -565,7 +565,44 @@ class Runtime {
   }
 }
 
+// What a runtime that is started ahead loads: what many functions import and what costs little memory.
+const COMMON = ['node:buffer', 'node:events', 'node:http', 'node:querystring', 'node:stream', 'node:timers', 'node:url'];
+
+/** Goes through everything once that a first call goes through, which is slow the first time: ES modules, the listener, a call. */
+async function rehearse() {
+  const folder = fs.mkdtempSync(path.join(require('node:os').tmpdir(), 'taper-'));
+  const [file, socket] = [path.join(folder, 'first.mjs'), path.join(folder, 'first.sock')];
+  try {
+    fs.writeFileSync(file, 'export const handle = (event, context) => event.body;\n');
+    const runtime = new Runtime(adapt(choose(await import(require('node:url').pathToFileURL(file)), file, 'handle')));
+    await new Promise((resolve, reject) => runtime.server.once('error', reject).listen(socket, resolve));
+    const head = { id: '', method: 'POST', path: '/', query: '', headers: [], deadlineMs: 60000, function: '', namespace: '', revision: '' };
+    await new Promise((resolve, reject) => {
+      const caller = net.connect(socket).on('data', () => caller.destroy()).on('error', reject).on('close', resolve);
+      caller.write(Buffer.concat([packJson(HEAD, head), pack(DATA, Buffer.from('{}')), END_FRAME]));
+    });
+    await new Promise((resolve) => runtime.server.close(resolve));
+  } finally {
+    fs.rmSync(folder, { recursive: true });
+  }
+}
+
+/** Started ahead of a function: loads what most functions load, waits until it is told what to be, and becomes that. */
+async function wait(fd) {
+  for (const name of COMMON) require(name);
+  await rehearse().catch(() => {}); // without it the first call is slower
+  // Nothing else is to happen before: the whole process stands still in this.
+  const told = fs.readFileSync(fd, 'utf8');
+  fs.closeSync(fd);
+  if (told === '') process.exit(0); // nobody wants it any more
+  const { cwd, env } = JSON.parse(told);
+  process.chdir(cwd);
+  for (const name of Object.keys(process.env)) delete process.env[name];
+  Object.assign(process.env, env);
+}
+
 async function main() {
+  if (process.env.TAPER_CLAIM_FD) await wait(Number(process.env.TAPER_CLAIM_FD));
   const setting = (name) => {
     const value = process.env[name];
     delete process.env[name];

@@ -31,6 +31,10 @@ DEADLINE_GRACE = 0.5
 MAX_DEATHS, DEATHS_WITHIN = 5, 10.0
 
 
+# What a runtime that is started ahead loads: what many functions import and what costs little memory.
+COMMON = ("os", "json", "re", "collections", "functools", "datetime", "math", "base64", "traceback")
+
+
 def _codec():
     """JSON in C without the `json` package, which would import `re`; the package where an interpreter has none."""
     try:
@@ -722,21 +726,21 @@ class Master:
     """Forks the workers and replaces the dead. It never loads user code: a worker is always forked from the same clean
     state, before any thread, connection or secret of the user's exists, and shares the interpreter's memory."""
 
-    def __init__(self, settings):
+    def __init__(self, settings, words=None, control=True):
         self.spec, self.convention = settings["HANDLER"], settings["CONVENTION"]
         self.count = max(1, int(settings["CONCURRENCY"] or 1))
         self.listener = _socket.socket(fileno=int(settings["LISTEN_FD"] or LISTEN_FD))
         self.listener.setblocking(True)
         self.control = int(settings["CONTROL_FD"] or CONTROL_FD)
-        for fd in (self.listener.fileno(), self.control):
+        for fd in (self.listener.fileno(), self.control)[: 1 + control]:
             posix.set_inheritable(fd, False)
-        self.words, self.deaths, self.stopping = {}, [], False
+        self.words, self.deaths, self.stopping = words or {}, [], False
 
     def run(self):
         """As master, until the workers are stopped; as one of the workers, until that one is."""
         _signal.signal(_signal.SIGTERM, self.stop)
         gc.freeze()
-        for _ in range(self.count):
+        for _ in range(len(self.words), self.count):
             worker = self.fork()
             if worker:
                 return worker.run()
@@ -776,13 +780,17 @@ class Master:
             if fd is not None:
                 posix.close(fd)
         _signal.signal(_signal.SIGTERM, _signal.SIG_DFL)
+        return self.worker(theirs)
+
+    def worker(self, word):
+        """Loads the function, in the process that is to serve it."""
         try:
             invoke = load(self.spec, self.convention)
         except BaseException as error:
-            posix.write(theirs, dumps(describe(error, self.spec)).encode()[:60000])
+            posix.write(word, dumps(describe(error, self.spec)).encode()[:60000])
             raise SystemExit(1) from None
-        posix.write(theirs, b"R")
-        return Worker(self.listener, invoke, theirs)
+        posix.write(word, b"R")
+        return Worker(self.listener, invoke, word)
 
     def fail(self, pid, word, said):
         """The function cannot start: says why, and ends."""
@@ -827,5 +835,124 @@ def ended(status):
     return "exited with status %d" % posix.WEXITSTATUS(status)
 
 
+def wait(fd):
+    """Started ahead of a function: loads what most functions load, forks the first worker, waits until it is told what to
+    be, and becomes that. Gives the master, or the worker."""
+    bare = set(sys.modules)
+    for name in COMMON:
+        try:
+            __import__(name)
+        except ImportError:
+            pass
+    loaded = {name.partition(".")[0] for name in set(sys.modules) - bare}
+    gc.collect()
+    gc.freeze()
+    (ours, word), (claim, tell) = posix.pipe(), posix.pipe()
+    pid = posix.fork()
+    if not pid:
+        for other in (ours, tell, fd, CONTROL_FD):
+            posix.close(other)
+        try:
+            rehearse()
+        except Exception:  # without it the first call is slower
+            pass
+        # The master says what is declined.
+        return posix._exit(0) if become(whole(claim), loaded) else Master(prepare(), control=False).worker(word)
+    posix.close(word)
+    posix.close(claim)
+    told = whole(fd)
+    words = {pid: ours}
+    try:
+        at = 0
+        while at < len(told):
+            at += posix.write(tell, told[at:])
+    except OSError:  # it died while it waited
+        words.clear()
+        posix.close(ours)
+    posix.close(tell)
+    declined = become(told, loaded)
+    if declined:
+        posix.write(CONTROL_FD, dumps({"declined": declined}).encode() + b"\n")
+        posix._exit(0)
+    return Master(prepare(), words)
+
+
+def rehearse():
+    """Goes through everything once that a first call goes through. After a fork all memory that is written to is copied first,
+    and that is most of what a start takes; nothing of this remains but the copies."""
+    folder = "/tmp/taper-%d" % posix.getpid()
+    posix.mkdir(folder, 0o700)
+    kept, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    sys.path.insert(0, folder)
+    try:
+        file = posix.open(folder + "/taper_first.py", posix.O_WRONLY | posix.O_CREAT, 0o600)
+        posix.write(file, b"def handle(event, context):\n    return event.body\n")
+        posix.close(file)
+        handle = adapt("taper_first.py", "handle", __import__("taper_first").handle)
+        ours, theirs = _socket.socketpair()
+        call = {"id": "", "method": "POST", "path": "/", "query": "", "headers": [], "deadlineMs": 60000, "function": "", "namespace": "", "revision": ""}
+        ours.send(pack(HEAD, dumps(call).encode()) + pack_data(b"{}") + END_FRAME)
+        Worker(None, handle, None).serve(Wire(theirs))
+        ours.recv(65536)
+        ours.close()
+        theirs.close()
+    finally:
+        _signal.setitimer(_signal.ITIMER_REAL, 0)
+        sys.dont_write_bytecode = kept
+        sys.path.remove(folder)
+        sys.path_importer_cache.pop(folder, None)
+        sys.modules.pop("taper_first", None)
+        posix.unlink(folder + "/taper_first.py")
+        posix.rmdir(folder)
+
+
+def whole(fd):
+    """All that comes through a pipe."""
+    pieces = []
+    while not pieces or pieces[-1]:
+        pieces.append(posix.read(fd, 65536))
+    posix.close(fd)
+    return b"".join(pieces)
+
+
+def become(told, loaded):
+    """Takes on folder and environment. Says why not when it has loaded what the function has modules of its own for: what
+    that calls `json` must not be another one because it was there before."""
+    if not told:  # nobody wants it any more
+        posix._exit(0)
+    told = loads(told.decode("utf-8", "surrogatepass"))
+    posix.chdir(told["cwd"])
+    environment(told["env"])
+    hidden = loaded & files(told["cwd"], told["env"].get("TAPER_DEPS") or "/deps")
+    return "the function has modules of its own by these names: %s" % ", ".join(sorted(hidden)) if hidden else None
+
+
+def files(*folders):
+    """The names by which something in these folders can be imported."""
+    names = set()
+    for folder in folders:
+        try:
+            names.update(name.partition(".")[0] for name in posix.listdir(folder))
+        except OSError:
+            pass
+    return names
+
+
+def environment(wanted):
+    """Replaces the whole environment: the interpreter's own view, that of `os`, and the C library's."""
+    for name in list(posix.environ):
+        posix.unsetenv(name)
+    posix.environ.clear()
+    for name, value in wanted.items():
+        name, value = name.encode("utf-8", "surrogateescape"), value.encode("utf-8", "surrogateescape")
+        posix.putenv(name, value)
+        posix.environ[name] = value
+    if "TZ" in wanted:
+        from time import tzset
+
+        tzset()
+
+
 if __name__ == "__main__":
-    Master(prepare()).run()
+    claim = posix.environ.get(b"TAPER_CLAIM_FD")
+    (wait(int(claim)) if claim else Master(prepare())).run()

@@ -33,6 +33,7 @@ fn dispatcher(functions: &[RevisionId], instances: usize, slots: u32) -> Dispatc
                 revision: revision.clone(),
                 slots,
                 start: Start::Cold,
+                phases: Default::default(),
                 secrets: Default::default(),
                 run,
             }));

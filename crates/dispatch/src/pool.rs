@@ -507,8 +507,16 @@ mod tests {
 
         let (id, slots, run) = (InstanceId::new("a"), NonZeroU32::MIN, Arc::new(Uncalled));
         assert!(
-            pool.ready(vec![Instance { id, revision, slots, start: Start::Cold, secrets: Default::default(), run }])
-                .is_ok()
+            pool.ready(vec![Instance {
+                id,
+                revision,
+                slots,
+                start: Start::Cold,
+                phases: Default::default(),
+                secrets: Default::default(),
+                run
+            }])
+            .is_ok()
         );
         drop(third.wait(deadline).await.expect("the slot that nobody took"));
         assert!(pool.is_empty());

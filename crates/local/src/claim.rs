@@ -1,7 +1,7 @@
 //! Owns what an instance is told to be: the claim's command, environment and limits, from a revision. It starts
 //! nothing.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::Path};
 
 use taper_model::{
     FunctionSpec, InstanceId, Mode, Revision, Runtime,
@@ -13,7 +13,8 @@ use taper_watchdog::control::Claim;
 use crate::{
     language::Languages,
     network::Policy,
-    sandbox::{Layout, Limits, NetworkSpace, ParkSpec},
+    pool::Kind,
+    sandbox::{Layout, Limits, NetworkSpace, RUNTIME},
 };
 
 /// Where a function in mode `http` listens, in its own network.
@@ -22,14 +23,30 @@ const PORT: u16 = 8080;
 const REPLY_HOLD: u64 = 1 << 20;
 /// The same while the request is still arriving: a little more than the largest request, and at most half the memory.
 const EARLY_HOLD: u64 = 128 << 20;
+/// A function with less memory gets a runtime of its own: one that waits has loaded more than it may need.
+const AHEAD_MEMORY: u64 = 64 << 20;
 
 /// What must be known of a revision before there is a sandbox for it.
-pub(crate) fn park_spec(revision: &Revision) -> ParkSpec {
-    let network = match revision.spec.network() {
+pub(crate) fn kind(revision: &Revision, languages: &Languages) -> Kind {
+    let spec = &revision.spec;
+    let runtime = spec.runtime();
+    let fits = spec.mode() == Mode::Handler
+        && spec.memory() >= AHEAD_MEMORY
+        && taper_runtimes::starts_ahead(runtime, &spec.env);
+    let command = if fits { command(runtime, languages, Path::new(RUNTIME)).ok() } else { None };
+    let network = match spec.network() {
         Wanted::Host => NetworkSpace::Host,
         _ => NetworkSpace::Own,
     };
-    ParkSpec { network, temporary: revision.spec.tmp(), limits: limits(revision) }
+    Kind { network, policy: policy(revision), temporary: spec.tmp(), ahead: command.map(|command| (runtime, command)) }
+}
+
+/// How a language runtime is started, with its shim in this folder.
+fn command(runtime: Runtime, languages: &Languages, folder: &Path) -> Result<Vec<String>, Error> {
+    let language = languages.get(runtime)?;
+    let (program, shim) = (language.program.display().to_string(), folder.join(&language.shim).display().to_string());
+    taper_runtimes::command(runtime, &program, &shim)
+        .ok_or_else(|| Error::Prepare(format!("the runtime {runtime} has no handlers")))
 }
 
 /// What an instance of this revision may use.
@@ -64,11 +81,9 @@ pub(crate) fn claim(
     let mode = spec.mode();
     let command = match mode {
         Mode::Handler => {
-            let language = languages.get(spec.runtime())?;
-            let shim = layout.runtime.join(&language.shim).display().to_string();
-            let program = language.program.display().to_string();
-            taper_runtimes::command(spec.runtime(), &program, &shim)
-                .ok_or_else(|| Error::Prepare(format!("the runtime {} has no handlers", spec.runtime())))?
+            // Without isolation there is no other place for it than its own.
+            let isolated = *layout == Layout::sandboxed();
+            command(spec.runtime(), languages, if isolated { Path::new(RUNTIME) } else { languages.folder() })?
         }
         Mode::Classic | Mode::Http => spec.command.clone(),
     };
@@ -237,7 +252,9 @@ mod tests {
     fn the_watchdog_is_not_counted_against_the_function() {
         let revision = revision(FunctionSpec::default());
         assert_eq!(limits(&revision).pids, 257);
-        assert_eq!(park_spec(&revision).temporary, 64 << 20);
+        let dir = tempfile::tempdir().unwrap();
+        let languages = Languages::find(dir.path(), &[]).unwrap();
+        assert_eq!(kind(&revision, &languages).temporary, 64 << 20);
         assert_eq!(policy(&revision), Policy::Open);
     }
 }

@@ -25,9 +25,8 @@ pub struct Config {
     pub search: Vec<PathBuf>,
     /// Starts that may be under way at once on this machine; 0 for twice the number of processors.
     pub starts: usize,
-    /// Empty sandboxes kept ready for each kind that is in use, so that a start need not make one. 0 for none. Default
-    /// 2.
-    pub pool: usize,
+    /// Sandboxes kept ready, so that a start need not make one.
+    pub pool: Pool,
     /// Time from a function's SIGTERM to its SIGKILL, after its last call has ended. Default 5 s.
     pub grace: Span,
     /// What one artifact may unpack to. Default 1 GiB.
@@ -44,6 +43,22 @@ pub struct Config {
     /// [`main_if_spawner`](crate::spawner::main_if_spawner).
     #[serde(skip)]
     pub program: Option<PathBuf>,
+}
+
+/// How many sandboxes are kept ready. Each is complete: with its network, and for handlers with the language runtime
+/// loaded, but with nothing of a function.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Pool {
+    /// For each kind in use (language, network, size of `/tmp`) at least so many. Default 2.
+    pub floor: usize,
+    /// The most of all kinds together; 0 keeps none. Default 64. Between floor and ceiling there are as many of a kind as
+    /// the largest burst of its starts within five minutes took.
+    pub ceiling: usize,
+    /// The most memory of all together; none for a tenth of the machine's.
+    pub memory: Option<Memory>,
+    /// A kind is no longer kept when nothing has used it for so long. Default 15 min.
+    pub idle: Span,
 }
 
 /// Limits on the installation of one function's dependencies.
@@ -76,7 +91,7 @@ impl Default for Config {
             isolation: Isolation::Auto,
             search: Vec::new(),
             starts: 0,
-            pool: 2,
+            pool: Pool::default(),
             grace: Span(Duration::from_secs(5)),
             max_code: Memory(1 << 30),
             code_cache: Memory(2 << 30),
@@ -85,6 +100,12 @@ impl Default for Config {
             logs: Logs::default(),
             program: None,
         }
+    }
+}
+
+impl Default for Pool {
+    fn default() -> Self {
+        Self { floor: 2, ceiling: 64, memory: None, idle: Span(Duration::from_secs(900)) }
     }
 }
 
@@ -130,9 +151,10 @@ mod tests {
 
     #[test]
     fn written_as_an_operator_writes_it() {
-        let text = r#"{"pool": 0, "grace": "1s", "logs": {"file": "1Mi"}, "install": {"memory": "4Gi"}}"#;
+        let text = r#"{"pool": {"ceiling": 0, "memory": "1Gi"}, "grace": "1s", "logs": {"file": "1Mi"}, "install": {"memory": "4Gi"}}"#;
         let config: Config = serde_json::from_str(text).unwrap();
-        assert_eq!((config.pool, config.grace.0, config.logs.file.0), (0, Duration::from_secs(1), 1 << 20));
+        assert_eq!((config.grace.0, config.logs.file.0), (Duration::from_secs(1), 1 << 20));
+        assert_eq!((config.pool.floor, config.pool.ceiling, config.pool.memory), (2, 0, Some(Memory(1 << 30))));
         assert_eq!((config.install.memory.0, config.install.space), (4 << 30, Install::default().space));
         let refused = serde_json::from_str::<Config>(r#"{"grace": "1s", "pol": 1}"#).unwrap_err().to_string();
         assert!(refused.contains("pol"), "{refused}");

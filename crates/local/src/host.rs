@@ -26,8 +26,8 @@ use crate::{
     language::Languages,
     logs::Logs,
     network::{self, Lease, Network, Policy},
-    pool::Pool,
-    sandbox::{Isolation, Life, ParkSpec, Parked},
+    pool::{Kind, Pool, Sandbox},
+    sandbox::{Isolation, Life, Limits, ParkSpec},
     spawner::{self, Spawner},
 };
 
@@ -97,7 +97,7 @@ impl Host {
         let network = Network::start(&network::Config::new(&config.dir)).await;
         let spawner = launch(&config, &languages).await?;
         Ok(Self {
-            pool: Pool::new(config.pool),
+            pool: Pool::new(config.pool.clone()),
             config,
             languages,
             logs,
@@ -149,15 +149,28 @@ impl Host {
         self.network.join(if bare { Policy::Host } else { policy }, life.pid()).await
     }
 
-    /// An empty sandbox: one that was kept ready, else a new one.
+    /// A sandbox with its network: one that was kept ready, else a new one. In a new one no runtime waits: the claim comes
+    /// at once, and a runtime is started sooner without what it would load for others.
     ///
     /// # Errors
     /// When none can be made.
-    pub(crate) async fn sandbox(&self, spec: &ParkSpec) -> Result<(Parked, Start), crate::Error> {
-        match self.pool.take(spec) {
-            Some(parked) => Ok((parked, Start::Pool)),
-            None => Ok((self.spawner().park(spec).await?, Start::Cold)),
+    pub(crate) async fn sandbox(&self, kind: &Kind, limits: &Limits) -> Result<(Sandbox, Start), crate::Error> {
+        if let Some(taken) = self.pool.take(kind) {
+            return Ok(taken);
         }
+        let (network, temporary) = (kind.network, kind.temporary);
+        let spec = ParkSpec { network, temporary, limits: *limits, ..ParkSpec::default() };
+        Ok((self.empty(&spec, kind.policy).await?, Start::Cold))
+    }
+
+    /// A new sandbox with its network.
+    ///
+    /// # Errors
+    /// When it cannot be made; nothing of it is left then.
+    pub(crate) async fn empty(&self, spec: &ParkSpec, policy: Policy) -> Result<Sandbox, crate::Error> {
+        let parked = self.spawner().park(spec).await?;
+        let lease = self.join(policy, &parked.life).await?;
+        Ok(Sandbox { parked, lease })
     }
 
     /// Ends the pool, every sandbox and the spawner, and undoes what was changed on the host.
@@ -252,6 +265,7 @@ async fn launch(config: &Config, languages: &Languages) -> Result<Spawner, crate
     let mut wanted = spawner::Config::new(&config.dir);
     wanted.isolation = config.isolation.wanted();
     wanted.interpreters = languages.folders();
+    wanted.runtime = Some(languages.folder().to_owned());
     match &config.program {
         Some(program) => Spawner::start_with(&wanted, program, &[]).await,
         None => Spawner::start(&wanted).await,

@@ -117,7 +117,7 @@ pub(crate) async fn run(host: &Host, function: &FunctionName, job: Job<'_>, prog
     let config = &host.config.install;
     let processors = std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(1));
     let limits = Limits { memory: config.memory.0, cpu_millis: processors * 1000, pids: PIDS };
-    let spec = ParkSpec { network: NetworkSpace::Own, temporary: config.space.0, limits };
+    let spec = ParkSpec { network: NetworkSpace::Own, temporary: config.space.0, limits, ..ParkSpec::default() };
     let spawner = host.spawner();
     let Parked { control, listener, stdout, stderr, layout, life } = spawner.park(&spec).await.map_err(failed)?;
     let lease = host.join(job.policy, &life).await.map_err(failed)?;

@@ -13,23 +13,30 @@ use std::{
     time::Duration,
 };
 
-use taper_model::{Cause, InstanceId, Mode, Name, Revision, Runtime, call::Start, quantity::Memory};
+use taper_model::{
+    Cause, InstanceId, Mode, Name, Revision, Runtime,
+    call::{Phases, Start},
+    quantity::Memory,
+};
 use taper_provider::{Error, Usage};
 use taper_watchdog::control::{Channel, FailedKind, Order, Report};
 use tokio::{
     net::UnixStream,
     sync::{Semaphore, oneshot},
     task::JoinHandle,
-    time::{error::Elapsed, timeout},
+    time::{Instant, error::Elapsed, timeout},
+    try_join,
 };
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    cache::Kept,
     call::{Connect, End, Fate, Processes, Run, Way, framed::Framed, http::Http},
     claim,
     host::{Host, Prepared},
     logs::{Calls, Collector, Source},
     network::Lease,
+    pool::Sandbox,
     sandbox::{Binding, Exit, Life, Parked, Secret},
 };
 
@@ -43,6 +50,7 @@ pub(crate) struct Instance {
     pub(crate) id: InstanceId,
     pub(crate) revision: Arc<Revision>,
     pub(crate) start: Start,
+    pub(crate) phases: Phases,
     pub(crate) run: Arc<Run>,
     life: Arc<Life>,
     slots: u32,
@@ -98,7 +106,7 @@ impl Failure {
 
 /// Makes an instance and waits until its function is ready.
 ///
-/// *Flow.* A sandbox, parked already or made now; limits, network, code and secrets; the claim; the watchdog's word.
+/// *Flow.* A sandbox with its network, kept ready or made now; limits, code and secrets; the claim; the watchdog's word.
 ///
 /// # Errors
 /// The function's or the tool's own words, or what the host refused. Nothing of the instance is left then.
@@ -111,7 +119,7 @@ pub(crate) async fn start(
     revision: &Arc<Revision>,
     id: InstanceId,
 ) -> Result<(Arc<Instance>, Keeper), Failure> {
-    let function = revision.id.function();
+    let (begun, function) = (Instant::now(), revision.id.function());
     let prepared = host.prepared(revision, &taper_provider::Progress::silent()).await?;
     let mut secrets = Vec::with_capacity(revision.spec.secrets.len());
     let mut versions = BTreeMap::new();
@@ -121,24 +129,21 @@ pub(crate) async fn start(
         versions.insert(name.clone(), secret.version);
     }
 
-    let (parked, start) = host.sandbox(&claim::park_spec(revision)).await?;
+    let limits = claim::limits(revision);
+    let (sandbox, start) = host.sandbox(&claim::kind(revision, &host.languages), &limits).await?;
+    let Sandbox { parked, lease } = sandbox;
     let Parked { control, listener, stdout, stderr, layout, life } = parked;
     let claim = claim::claim(revision, &id, &layout, &host.languages, prepared.dependencies.is_some())?;
-    let limits = claim::limits(revision);
-    life.set_limits(&limits)?;
-    let lease = host.join(claim::policy(revision), &life).await?;
     let spawner = host.spawner();
-    let mut binding = Binding { secrets, pids: Some(limits.pids), ..Binding::default() };
+    let tree = async |kept: &Option<Kept>| match kept {
+        Some(kept) => spawner.tree(&kept.path()).await.map(Some),
+        None => Ok(None),
+    };
+    // The spawner works while the limits are written.
+    let limited = async { life.set_limits(&limits) };
+    let (code, dependencies, ()) = try_join!(tree(&prepared.code), tree(&prepared.dependencies), limited)?;
+    let mut binding = Binding { code, dependencies, secrets, pids: Some(limits.pids), ..Binding::default() };
     lease.bind(&mut binding);
-    if let Some(code) = &prepared.code {
-        binding.code = Some(spawner.tree(&code.path()).await?);
-    }
-    if let Some(dependencies) = &prepared.dependencies {
-        binding.dependencies = Some(spawner.tree(&dependencies.path()).await?);
-    }
-    if revision.spec.mode() == Mode::Handler {
-        binding.runtime = Some(spawner.tree(host.languages.folder()).await?);
-    }
 
     let calls = Arc::new(Calls::default());
     let mode = revision.spec.mode();
@@ -148,18 +153,22 @@ pub(crate) async fn start(
     let descriptors = binding.into_descriptors()?;
     let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
     let patience = revision.spec.start_timeout() + MARGIN;
+    let claimed = begun.elapsed();
     let first = async {
         channel.send(&Order::Claim(Box::new(claim)), &borrowed).await?;
         channel.receive::<Report>().await
     };
     let word = timeout(patience, first).await;
     drop(descriptors);
-    match word {
-        Ok(Ok(Some((Report::Ready { load_ms }, _)))) => {
-            tracing::debug!(instance = %id, load_ms, "ready");
+    let phases = match word {
+        Ok(Ok(Some((Report::Ready { bind_ms, load_ms }, _)))) => {
+            // The instance's word is not to be trusted: a number that is none counts as nothing.
+            let span = |ms: f64| Duration::try_from_secs_f64(ms / 1000.0).unwrap_or_default();
+            Phases { claim: claimed, bind: span(bind_ms), load: span(load_ms) }
         }
         other => return Err(unready(other, life, &mut collector, Memory(limits.memory)).await),
-    }
+    };
+    tracing::debug!(instance = %id, start = start.as_str(), ?phases, "ready");
 
     let life = Arc::new(life);
     let witness = life.clone();
@@ -184,7 +193,7 @@ pub(crate) async fn start(
     let run = Arc::new(Run { way, slots: Arc::new(Semaphore::new(slots as usize)), calls });
     let stop = CancellationToken::new();
     let instance =
-        Arc::new(Instance { id, revision: revision.clone(), start, run, life, slots, secrets: versions, stop });
+        Arc::new(Instance { id, revision: revision.clone(), start, phases, run, life, slots, secrets: versions, stop });
     let keeper = Keeper {
         instance: instance.clone(),
         host: host.clone(),
@@ -350,6 +359,7 @@ impl Instance {
             revision: self.revision.id.clone(),
             slots: NonZeroU32::new(self.slots).unwrap_or(NonZeroU32::MIN),
             start: self.start,
+            phases: self.phases,
             secrets: self.secrets.clone(),
             run: self.run.clone(),
         }

@@ -7,7 +7,7 @@
 //! # Flow
 //!
 //! [`Local`] is the provider. `host` has what instances are made of: unpacked code (`code`, `cache`), dependencies
-//! (`install`), interpreters (`language`), empty sandboxes kept ready (`pool`), logs. `instance` leads one from its claim
+//! (`install`), interpreters (`language`), sandboxes kept ready (`pool`), logs. `instance` leads one from its claim
 //! (`claim`) to its end, and `call` is how calls cross into it; below these are [`spawner`], [`sandbox`] and [`network`].
 //!
 //! # Cancel safety
@@ -39,7 +39,7 @@ mod logs;
 mod pool;
 mod provider;
 
-pub use config::{Config, Install, Isolation, Logs};
+pub use config::{Config, Install, Isolation, Logs, Pool};
 pub use error::Error;
 pub use provider::Local;
 

@@ -10,7 +10,7 @@ use std::{
 use futures_util::StreamExt;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use taper_model::{BoxFuture, BoxStream, Cause, FunctionName, InstanceId, Revision, RevisionId, clock};
-use taper_provider::{Error, Event, LogLine, LogQuery, Progress, Provider, Supply, Usage};
+use taper_provider::{Error, Event, LogLine, LogQuery, Pooled, Progress, Provider, Supply, Usage};
 use tokio::{
     sync::{Semaphore, mpsc},
     time::{Instant, sleep, timeout, timeout_at},
@@ -93,6 +93,7 @@ impl Local {
             stopping: CancellationToken::new(),
         });
         tokio::spawn(shared.clone().supervise());
+        tokio::spawn(shared.clone().tend());
         Ok(Arc::new(Self { shared }))
     }
 
@@ -105,7 +106,6 @@ impl Local {
         }
         .to_owned()
     }
-
     /// Ends every instance, then the spawner, and undoes what was changed on the host. Calls that still run may end for
     /// as long as an instance's grace; after that everything is killed.
     ///
@@ -216,6 +216,17 @@ impl Shared {
         }
     }
 
+    /// Lets the pool forget, now and then, what nobody uses any more.
+    async fn tend(self: Arc<Self>) {
+        let pool = self.host.pool();
+        loop {
+            tokio::select! {
+                () = self.stopping.cancelled() => return,
+                () = sleep(pool.pause()) => pool.tend(&self.host),
+            }
+        }
+    }
+
     /// One start, to its end in `ready`, a failure, or neither when it is no longer wanted.
     async fn begin(self: Arc<Self>, revision: Arc<Revision>, id: InstanceId, cancel: CancellationToken) {
         let turn = async {
@@ -235,7 +246,7 @@ impl Shared {
             () = cancel.cancelled() => return,
         };
         // What it took from the pool is replaced now, when it no longer competes with the start.
-        self.host.pool().refill(&self.host, &claim::park_spec(&revision));
+        self.host.pool().want(&self.host, &claim::kind(&revision, &self.host.languages));
         match started {
             Ok((instance, keeper)) => self.ready(&instance, keeper),
             Err(Failure { cause, why }) => {
@@ -331,9 +342,13 @@ impl Provider for Local {
                 self.shared.host.languages.get(revision.spec.runtime())?;
             }
             tokio::select! {
-                prepared = self.shared.host.prepared(revision, &progress) => prepared.map(drop),
-                () = self.shared.stopping.cancelled() => Err(Error::Stopping),
+                prepared = self.shared.host.prepared(revision, &progress) => prepared.map(drop)?,
+                () = self.shared.stopping.cancelled() => return Err(Error::Stopping),
             }
+            // Its first call may come at any moment.
+            let host = &self.shared.host;
+            host.pool().want(host, &claim::kind(revision, &host.languages));
+            Ok(())
         })
     }
 
@@ -397,6 +412,10 @@ impl Provider for Local {
             mine.flat_map(|(_, applied)| applied.ready.iter().cloned()).collect()
         };
         instances.iter().map(|instance| instance.usage()).collect()
+    }
+
+    fn pool(&self) -> Pooled {
+        self.shared.host.pool().told()
     }
 
     fn forget(&self, function: &FunctionName) {

@@ -47,9 +47,10 @@ async fn a_command_runs_and_its_output_arrives() {
 
 #[tokio::test]
 async fn code_and_secrets_are_there_and_only_for_reading() {
-    let data = Data::new();
-    let spawner = data.spawner().await;
+    let mut data = Data::new();
     let folder = data.code("handler.sh", "#!/bin/sh\necho from the code\n");
+    data.config.runtime = Some(folder.clone());
+    let spawner = data.spawner().await;
     let tree = |spawner: Spawner| {
         let folder = folder.clone();
         async move { spawner.tree(&folder).await.map(Some) }
@@ -57,7 +58,6 @@ async fn code_and_secrets_are_there_and_only_for_reading() {
     let binding = Binding {
         code: tree(spawner.clone()).await.expect("binds"),
         dependencies: tree(spawner.clone()).await.expect("binds"),
-        runtime: tree(spawner.clone()).await.expect("binds"),
         secrets: vec![
             Secret { name: "api-key".to_owned(), value: b"s3cret".to_vec() },
             Secret { name: "other".to_owned(), value: vec![0, 255] },

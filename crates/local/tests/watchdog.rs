@@ -9,7 +9,7 @@ use std::os::fd::AsFd;
 use bytes::Bytes;
 use futures_util::stream;
 use support::Data;
-use taper_local::sandbox::{Binding, Isolation, Limits, ParkSpec, Parked};
+use taper_local::sandbox::{Binding, Isolation, Limits, ParkSpec, Parked, Secret};
 use taper_local::spawner::Spawner;
 use taper_model::Mode;
 use taper_watchdog::control::{Channel, Claim, Order, Report};
@@ -132,5 +132,84 @@ async fn an_http_function_is_reached_in_its_own_network() {
     assert!(text.contains("200 OK") && text.ends_with("kill -9 $$\n"), "{text}");
     parked.life.kill();
     parked.life.gone().await;
+    spawner.stop().await;
+}
+
+/// Runs the escape program within a handler, and tells who its runtime was started by.
+const ESCAPE: &str = r#"
+import contextlib, io, json, os, resource, runpy, socket
+def handle(event, context):
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        runpy.run_path("/function/escape.py", run_name="__main__")
+    seen = {
+        "began": [part for part in open("/proc/%d/environ" % os.getppid()).read().split("\0") if part],
+        "processes": resource.getrlimit(resource.RLIMIT_NPROC), "host": socket.gethostname(),
+        "secret": open("/run/secrets/mine").read(), "names": open("/etc/resolv.conf").read(),
+    }
+    return {"verdicts": json.loads(out.getvalue()), "seen": seen}
+"#;
+
+#[tokio::test]
+async fn nothing_escapes_from_a_runtime_that_waited_and_it_has_what_the_claim_brought() {
+    const PYTHON: &str = "/usr/bin/python3";
+    if !support::installed("a runtime that waits", PYTHON) {
+        return;
+    }
+    let mut data = Data::new();
+    let shim = data.code("shim.py", taper_runtimes::python3::SHIM);
+    data.config.runtime = Some(shim);
+    let spawner = data.with_watchdog().await;
+    let ahead: Vec<String> = [PYTHON, "-S", "/runtime/shim.py"].map(String::from).into();
+    for waits in [true, false] {
+        let spec = ParkSpec { ahead: waits.then(|| ahead.clone()), ..ParkSpec::default() };
+        let code = data.code("escape.py", include_str!("escape.py"));
+        std::fs::write(code.join("handler.py"), ESCAPE).expect("writes");
+        let mut parked = spawner.park(&spec).await.expect("parks");
+        let words: Vec<&str> = ahead.iter().map(String::as_str).collect();
+        let mut claim = claim(&parked, &words, Mode::Handler);
+        claim.handler = Some("handler".to_owned());
+        claim.concurrency = 1;
+        for (name, value) in [
+            ("ESCAPE_DATA", data.folder.path().to_string_lossy().into_owned()),
+            ("ESCAPE_PID", std::process::id().to_string()),
+            ("ESCAPE_SECRETS", "mine".to_owned()),
+        ] {
+            claim.env.insert(name.to_owned(), value);
+        }
+        let binding = Binding {
+            code: Some(spawner.tree(&code).await.expect("binds")),
+            secrets: vec![Secret { name: "mine".to_owned(), value: b"s3cret".to_vec() }],
+            resolv_conf: "nameserver 192.0.2.7\n".to_owned(),
+            pids: Some(77),
+            ..Binding::default()
+        };
+        let descriptors = binding.into_descriptors().expect("packs");
+        let (spare, _) = rustix::pipe::pipe().expect("makes");
+        let channel = Channel::new(std::mem::replace(&mut parked.control, spare)).expect("watches");
+        let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+        channel.send(&Order::Claim(Box::new(claim)), &borrowed).await.expect("sends");
+        let (report, _) = channel.receive::<Report>().await.expect("reads").expect("a report");
+        assert!(matches!(report, Report::Ready { .. }), "{report:?}");
+        let (status, body, fault) = answer(&parked, Vec::new()).await;
+        assert_eq!((status, fault.as_str()), (Some(200), ""));
+        let told: serde_json::Value = serde_json::from_slice(&body).expect("JSON");
+        let verdicts = told["verdicts"].as_array().expect("verdicts");
+        assert!(verdicts.len() > 90, "only {} attempts were made", verdicts.len());
+        let broken: Vec<_> = verdicts.iter().filter(|verdict| verdict["held"] != true).collect();
+        assert!(broken.is_empty(), "{broken:?}");
+        let seen = &told["seen"];
+        assert_eq!(seen["began"].to_string().contains("TAPER_CLAIM_FD"), waits, "{seen}");
+        assert!(!waits || !seen["began"].to_string().contains("ESCAPE"), "{seen}");
+        assert_eq!(seen["processes"].to_string(), "[77,77]");
+        assert_eq!(
+            (&seen["host"], &seen["secret"], &seen["names"]),
+            (&"hello-00001-x".into(), &"s3cret".into(), &"nameserver 192.0.2.7\n".into())
+        );
+        // The watchdog may still signal it, and it ends as every function does.
+        channel.send(&Order::Drain { ms: 20_000 }, &[]).await.expect("sends");
+        let exit = parked.life.gone().await;
+        assert_eq!((exit.code, exit.signal), (Some(0), None), "{exit:?}");
+    }
     spawner.stop().await;
 }

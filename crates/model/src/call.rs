@@ -117,6 +117,17 @@ impl Start {
     }
 }
 
+/// How long an instance took to come to be, phase by phase.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Phases {
+    /// A sandbox with its place on the network, taken from the pool or made, and told what to be.
+    pub claim: Duration,
+    /// Code, files and limits put in their place, privileges given up.
+    pub bind: Duration,
+    /// The runtime and the function's own code, until it takes calls.
+    pub load: Duration,
+}
+
 /// Where a call's time went before its response began; rides in the reply's extensions (`Server-Timing` on the wire).
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Timing {

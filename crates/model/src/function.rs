@@ -108,6 +108,9 @@ pub struct Scale {
     /// What is counted: `concurrency` (default), `rps` or `cpu`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metric: Option<Metric>,
+    /// What decides when idle instances go. Default `fixed` where `zeroAfter` or `window` is set, else `adaptive`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keep_alive: Option<KeepAlive>,
     /// Idle time before zero. Default 60 s, or `window` when only that is set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub zero_after: Option<Span>,
@@ -148,6 +151,17 @@ pub enum Metric {
     Rps,
     /// CPU used, in thousandths of a core.
     Cpu,
+}
+
+/// What decides when idle instances go, and whether one comes ahead of a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KeepAlive {
+    /// After an idle time that is always the same: `zeroAfter`.
+    Fixed,
+    /// After an idle time that follows from the function's own past, and back just before a regular call.
+    #[default]
+    Adaptive,
 }
 
 /// How handlers are called, where the code itself cannot say.

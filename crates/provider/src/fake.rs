@@ -22,7 +22,7 @@ use tokio_util::{
     task::{TaskTracker, task_tracker::TaskTrackerToken},
 };
 
-use crate::{Error, Event, Instance, LogLine, LogQuery, Progress, Provider, Usage};
+use crate::{Error, Event, Instance, LogLine, LogQuery, Pooled, Progress, Provider, Usage};
 
 /// What instances of the fake do with a call.
 pub type Behaviour = Arc<dyn Fn(InstanceId, Call) -> BoxFuture<'static, Result<Reply, Fault>> + Send + Sync>;
@@ -176,6 +176,7 @@ impl Fake {
             revision: revision.clone(),
             slots,
             start: Start::Cold,
+            phases: Default::default(),
             secrets: script.secrets.clone(),
             run,
         };
@@ -289,6 +290,10 @@ impl Provider for Fake {
                 cpu_nanos: Some(u64::try_from(h.cpu.as_nanos()).unwrap_or(u64::MAX)),
             })
             .collect()
+    }
+
+    fn pool(&self) -> Pooled {
+        Pooled::default()
     }
 
     fn forget(&self, function: &FunctionName) {

@@ -53,7 +53,9 @@ pub enum Report {
     /// The runtime can take calls; exactly once.
     #[serde(rename_all = "camelCase")]
     Ready {
-        /// Milliseconds from the claim until now.
+        /// Milliseconds from the claim until it was bound: everything in its place, every privilege given up.
+        bind_ms: f64,
+        /// Milliseconds from then until now: the runtime, and the user's code.
         load_ms: f64,
     },
     /// It cannot start; the watchdog then exits.
@@ -337,7 +339,7 @@ mod tests {
     #[test]
     fn messages_are_the_documented_json() {
         let json = |m: &Report| serde_json::to_string(m).unwrap();
-        assert_eq!(json(&Report::Ready { load_ms: 1.5 }), r#"{"ready":{"loadMs":1.5}}"#);
+        assert_eq!(json(&Report::Ready { bind_ms: 0.5, load_ms: 1.5 }), r#"{"ready":{"bindMs":0.5,"loadMs":1.5}}"#);
         assert_eq!(json(&Report::Connected(7)), r#"{"connected":7}"#);
         assert_eq!(
             json(&Report::Failed(Failed::new(FailedKind::Missing, "no"))),

@@ -11,6 +11,7 @@ pub mod control;
 pub mod standalone;
 pub mod wire;
 
+mod ahead;
 mod classic;
 mod environment;
 mod forked;
@@ -23,6 +24,7 @@ mod run;
 mod serve;
 mod spawn;
 
+pub use ahead::Ahead;
 pub use run::run;
 
 /// Why a frame, a message or a call could not be carried.

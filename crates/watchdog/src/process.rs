@@ -5,7 +5,8 @@
 
 use std::{
     ffi::CString,
-    os::fd::{AsFd, BorrowedFd, RawFd},
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -76,8 +77,23 @@ impl Process {
         // Standard error first: its pipe may have a number that one of the places is about to take.
         let places: Vec<_> = [(writer.as_fd(), 2)].into_iter().chain(places.iter().copied()).collect();
         let pid = program.spawn(more, &places).map_err(failed)?;
+        Self::watch(name, pid, reader, children, relay).map_err(failed)
+    }
+
+    /// Takes charge of a process that was started before, and not yet reaped, with its standard error.
+    pub(crate) fn adopt(name: String, pid: Pid, stderr: OwnedFd, log: Log, children: &Children) -> io::Result<Self> {
+        Self::watch(name, pid, stderr, children, |stderr, tail| spawn_local(relay(stderr, log, tail)))
+    }
+
+    fn watch(
+        name: String,
+        pid: Pid,
+        stderr: OwnedFd,
+        children: &Children,
+        relay: impl FnOnce(pipe::Receiver, Arc<Mutex<Tail>>) -> JoinHandle<()>,
+    ) -> io::Result<Self> {
         let exit = children.expect(pid);
-        let reader = pipe::Receiver::from_owned_fd(reader).map_err(failed)?;
+        let reader = pipe::Receiver::from_owned_fd(stderr)?;
         let tail = Arc::new(Mutex::new(Tail::default()));
         let relay = relay(reader, Arc::clone(&tail));
         Ok(Self { name, pid, exit, tail, relay })

@@ -10,12 +10,13 @@ use std::{
 
 use rustix::{
     io::{FdFlags, fcntl_setfd},
-    process::set_child_subreaper,
+    process::{Pid, set_child_subreaper},
 };
 use tokio::{task::LocalSet, time::Instant};
 
 use crate::{
-    Error,
+    Ahead, Error,
+    ahead::Waiting,
     control::{Claim, Failed, FailedKind, Order, Report, receive_first, send_now},
     reap::kill_all,
     serve,
@@ -24,7 +25,7 @@ use crate::{
 /// Is the watchdog of one instance, until the end of that instance.
 ///
 /// # Flow
-/// Wait for the claim → `confine` → start the function → `ready` or `failed` → serve → drain or die.
+/// Start what is to wait (`ahead`) → wait for the claim → `confine` → start the function → `ready` or `failed` → serve → drain or die.
 ///
 /// # Guarantees
 /// When it returns, every process it started, and all that those started, is dead or about to be: by `kill(-1)` as pid 1 of
@@ -33,7 +34,8 @@ use crate::{
 ///
 /// # Assumptions
 /// The process is single-threaded, its own, and not used for anything else afterwards: the caller exits with the result.
-/// `confine` gets the claim's descriptors and returns when the process is what its children shall be. Standard output and
+/// `confine` gets the claim's descriptors, and the process that was started ahead if it still waits, and returns when
+/// this process is what its children shall be and the other has what only a claim can give it. Standard output and
 /// standard error are the function's log. `listener` listens already.
 ///
 /// # Errors
@@ -41,9 +43,10 @@ use crate::{
 pub fn run(
     control: OwnedFd,
     listener: OwnedFd,
-    confine: impl FnOnce(&Claim, Vec<OwnedFd>) -> Result<(), String>,
+    ahead: Option<Ahead<'_>>,
+    confine: impl FnOnce(&Claim, Vec<OwnedFd>, Option<Pid>) -> Result<(), String>,
 ) -> ExitCode {
-    let code = live(control, listener, confine).map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);
+    let code = live(control, listener, ahead, confine).map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);
     kill_all();
     code
 }
@@ -51,9 +54,12 @@ pub fn run(
 fn live(
     control: OwnedFd,
     listener: OwnedFd,
-    confine: impl FnOnce(&Claim, Vec<OwnedFd>) -> Result<(), String>,
+    ahead: Option<Ahead<'_>>,
+    confine: impl FnOnce(&Claim, Vec<OwnedFd>, Option<Pid>) -> Result<(), String>,
 ) -> Result<(), Error> {
     keep_to_itself(&[control.as_fd(), listener.as_fd()])?;
+    // What cannot be started ahead is started at the claim, which then says why it cannot be.
+    let waiting = ahead.and_then(|ahead| Waiting::start(&ahead, listener.as_fd()).ok());
     // Made before the claim, so that a claim does not wait for it.
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::io("the event loop"))?;
@@ -65,14 +71,15 @@ fn live(
         None => return Ok(()),
     };
     let claimed = runtime.block_on(async { Instant::now() });
-    let ready = confine(&claim, descriptors).and_then(|()| {
+    let waiting = waiting.filter(Waiting::is_alive);
+    let ready = confine(&claim, descriptors, waiting.as_ref().map(Waiting::pid)).and_then(|()| {
         std::env::set_current_dir(&claim.cwd).map_err(|e| format!("the working directory `{}`: {e}", claim.cwd))
     });
     if let Err(message) = ready {
         return send_now(&control, &Report::Failed(Failed::new(FailedKind::Confine, message)));
     }
     // One thread for good: tasks need not be `Send`.
-    LocalSet::new().block_on(&runtime, serve::serve(&claim, claimed, control, listener))
+    LocalSet::new().block_on(&runtime, serve::serve(&claim, claimed, control, listener, waiting))
 }
 
 /// No descriptor but the standard three reaches a child, orphans come to this process, a reader that left is an error and

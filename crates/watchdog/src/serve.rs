@@ -20,6 +20,7 @@ use tokio::{
 
 use crate::{
     Error,
+    ahead::Waiting,
     classic::Classic,
     control::{Channel, Claim, Failed, FailedKind, Order, Report},
     handler, http,
@@ -32,13 +33,20 @@ use crate::{
 const LAST_REPORT: Duration = Duration::from_secs(1);
 
 /// Starts the function and serves until the control channel ends, the function ends, or a drain is over.
-pub(crate) async fn serve(claim: &Claim, claimed: Instant, control: OwnedFd, listener: OwnedFd) -> Result<(), Error> {
+pub(crate) async fn serve(
+    claim: &Claim,
+    claimed: Instant,
+    control: OwnedFd,
+    listener: OwnedFd,
+    waiting: Option<Waiting>,
+) -> Result<(), Error> {
+    let bound = Instant::now();
     let control = Arc::new(Channel::new(control)?);
     let (children, reaper) = Children::watch().map_err(Error::io("listening for SIGCHLD"))?;
     spawn_local(reaper);
     let log = Log::stderr().map_err(Error::io("standard error"))?;
     let started = tokio::select! {
-        started = Function::start(claim, listener, log, &children) => started,
+        started = Function::start(claim, listener, log, &children, waiting) => started,
         // Whatever is asked of a function that has not started, it ends here; a `connect` is the platform's mistake.
         order = control.receive::<Order>() => return order.map(|_| ()),
     };
@@ -46,7 +54,9 @@ pub(crate) async fn serve(claim: &Claim, claimed: Instant, control: OwnedFd, lis
         Ok(function) => function,
         Err(failed) => return last(&control, &Report::Failed(failed)).await,
     };
-    control.send(&Report::Ready { load_ms: claimed.elapsed().as_secs_f64() * 1000.0 }, &[]).await?;
+    let ms = |time: Duration| time.as_secs_f64() * 1000.0;
+    let ready = Report::Ready { bind_ms: ms(bound - claimed), load_ms: ms(bound.elapsed()) };
+    control.send(&ready, &[]).await?;
     loop {
         tokio::select! {
             order = control.receive::<Order>() => match order?.map(|(order, _)| order) {
@@ -79,7 +89,13 @@ enum Function {
 }
 
 impl Function {
-    async fn start(claim: &Claim, listener: OwnedFd, log: Log, children: &Children) -> Result<Self, Failed> {
+    async fn start(
+        claim: &Claim,
+        listener: OwnedFd,
+        log: Log,
+        children: &Children,
+        waiting: Option<Waiting>,
+    ) -> Result<Self, Failed> {
         match claim.mode {
             Mode::Classic => {
                 let classic = Arc::new(Classic::prepare(claim, log, children.clone())?);
@@ -88,7 +104,7 @@ impl Function {
                 let (stop, stopped) = watch::channel(false);
                 Ok(Self::Classic { stop, server: spawn_local(classic.serve(listener, stopped)) })
             }
-            Mode::Handler => handler::start(claim, listener, log, children).await.map(Self::Handler),
+            Mode::Handler => handler::start(claim, listener, log, children, waiting).await.map(Self::Handler),
             Mode::Http => http::start(claim, log, children).await.map(Self::Http),
         }
     }

@@ -89,6 +89,39 @@ impl Program {
         Pid::from_raw(pid).ok_or_else(|| io::Error::other("the child has no pid"))
     }
 
+    /// Starts it as the leader of a process group of its own, with `last` done in the new process before its program
+    /// takes over. Slower than [`spawn`](Self::spawn): for what nobody waits for. A `last` that fails, or a program that
+    /// cannot be executed, ends the process with its words on standard error.
+    ///
+    /// # Errors
+    /// When there can be no process.
+    pub(crate) fn fork(
+        &self,
+        places: &[(BorrowedFd<'_>, RawFd)],
+        last: &dyn Fn() -> Result<(), String>,
+    ) -> io::Result<Pid> {
+        let (argv, envp) = (pointers(self.argv.iter()), pointers(self.env.iter()));
+        // SAFETY: this process has one thread, so nothing is locked in the child and it may do whatever its parent may.
+        match unsafe { libc::fork() } {
+            -1 => Err(io::Error::last_os_error()),
+            0 => {
+                let begun = descend(places).map_err(|e| e.to_string()).and_then(|()| last());
+                let why = match begun {
+                    Err(why) => why,
+                    Ok(()) => {
+                        // SAFETY: the path is NUL-terminated, both arrays are null-terminated arrays of such strings.
+                        unsafe { libc::execve(self.path.as_ptr(), argv.as_ptr().cast(), envp.as_ptr().cast()) };
+                        self.explain(&io::Error::last_os_error())
+                    }
+                };
+                let _ = rustix::io::write(rustix::stdio::stderr(), format!("{why}\n").as_bytes());
+                // SAFETY: it ends the child at once; nothing of the parent's runs in it.
+                unsafe { libc::_exit(127) }
+            }
+            pid => Pid::from_raw(pid).ok_or_else(|| io::Error::other("the child has no pid")),
+        }
+    }
+
     fn explain(&self, error: &io::Error) -> String {
         let name = self.argv.first().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
         let path = Path::new(self.path.to_str().unwrap_or_default());
@@ -102,6 +135,20 @@ impl Program {
         };
         format!("cannot run `{name}`: {error}{}", mend.unwrap_or_default())
     }
+}
+
+/// What [`Setup`] does for a spawned child, done in a forked one.
+fn descend(places: &[(BorrowedFd<'_>, RawFd)]) -> io::Result<()> {
+    rustix::process::setpgid(None, None)?;
+    // SAFETY: the default disposition installs no code.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+    for (from, to) in places {
+        // SAFETY: the numbers belong to no value of this process that is used again: it becomes another program.
+        if unsafe { libc::dup2(from.as_raw_fd(), *to) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
 }
 
 /// A copy of `fd` that can be placed at a small number of a child without being in its way.

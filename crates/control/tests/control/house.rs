@@ -470,6 +470,10 @@ impl Provider for Stage {
         self.fake.usage(function).into_iter().map(|u| Usage { memory_bytes: Some(1 << 20), ..u }).collect()
     }
 
+    fn pool(&self) -> taper_provider::Pooled {
+        self.fake.pool()
+    }
+
     fn forget(&self, function: &FunctionName) {
         self.lock().forgotten.push(function.clone());
         self.fake.forget(function);

@@ -67,6 +67,7 @@ fn instance_that(
         revision: revision.clone(),
         slots,
         start: Start::Pool,
+        phases: Default::default(),
         secrets: Default::default(),
         run: Arc::new(Run(run)),
     }

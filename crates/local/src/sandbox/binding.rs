@@ -77,8 +77,6 @@ pub struct Binding {
     pub code: Option<Tree>,
     /// Its installed dependencies, for `/deps`.
     pub dependencies: Option<Tree>,
-    /// The language runtime of ours, for `/runtime`.
-    pub runtime: Option<Tree>,
     /// Files for `/var/openfaas/secrets` and `/run/secrets`.
     pub secrets: Vec<Secret>,
     /// The content of `/etc/resolv.conf`, from [`Lease::resolv_conf`](crate::network::Lease::resolv_conf).
@@ -117,7 +115,6 @@ impl Binding {
         let header = Header {
             code: place(self.code),
             dependencies: place(self.dependencies),
-            runtime: place(self.runtime),
             secrets: self.secrets.iter().map(|secret| (secret.name.clone(), secret.value.len())).collect(),
             resolv_conf: self.resolv_conf,
             address: self.address,
@@ -142,7 +139,6 @@ pub(super) struct Brought {
 pub(super) struct Header {
     pub(super) code: Place,
     pub(super) dependencies: Place,
-    pub(super) runtime: Place,
     secrets: Vec<(String, usize)>,
     pub(super) resolv_conf: String,
     pub(super) address: Option<Address>,
@@ -215,8 +211,7 @@ mod tests {
         let address = Address { own: Ipv4Addr::new(10, 1, 2, 3), gateway: Ipv4Addr::new(10, 1, 0, 1) };
         let binding = Binding {
             code: Some(Tree::Mount(null())),
-            dependencies: None,
-            runtime: Some(Tree::Folder("/srv/x".into())),
+            dependencies: Some(Tree::Folder("/srv/x".into())),
             secrets: vec![secret("empty", b""), secret("binary", &[0, 255, 10])],
             resolv_conf: "nameserver 192.0.2.1\n".to_owned(),
             address: Some(address),
@@ -227,8 +222,7 @@ mod tests {
         assert_eq!(brought.secrets, [secret("empty", b""), secret("binary", &[0, 255, 10])]);
         assert_eq!(brought.mounts.len(), 1);
         assert!(matches!(brought.header.code, Place::Mount));
-        assert!(matches!(brought.header.dependencies, Place::Nothing));
-        assert!(matches!(&brought.header.runtime, Place::Folder(path) if path.as_os_str() == "/srv/x"));
+        assert!(matches!(&brought.header.dependencies, Place::Folder(path) if path.as_os_str() == "/srv/x"));
         assert_eq!(brought.header.routes, [Route::Open { address: address.own, via: None }]);
         assert_eq!((brought.header.address, brought.header.pids), (Some(address), Some(7)));
     }

@@ -25,6 +25,9 @@ pub use find::Survey;
 /// How long the processes a dead platform left behind may take to die.
 const SWEEP: Duration = Duration::from_secs(5);
 const PERIOD_MICROS: u32 = 100_000;
+/// `cpu.shares` of version 1 and `cpu.weight` of version 2, of one that waits for its claim and of one that works.
+const WAITING: (u32, u32) = (10, 1);
+const WORKING: (u32, u32) = (1024, 100);
 
 /// Where the groups of this platform are made.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,6 +62,7 @@ pub struct Cgroups {
 #[derive(Debug)]
 pub(crate) struct Cgroup {
     shape: Shape,
+    waits: bool,
 }
 
 #[derive(Debug)]
@@ -113,18 +117,19 @@ impl Cgroups {
         }
     }
 
-    /// Makes the group of a new instance and sets its limits.
+    /// Makes the group of a new instance and sets its limits. One that `waits` stands back from the processor until they
+    /// are set again.
     ///
     /// # Errors
     ///
     /// [`Error::Cgroup`]; nothing is left then.
-    pub(crate) fn make(&self, tag: u64, limits: &Limits) -> Result<Cgroup, Error> {
+    pub(crate) fn make(&self, tag: u64, limits: &Limits, waits: bool) -> Result<Cgroup, Error> {
         let name = format!("i{tag}");
         let one = |base: &PathBuf| make(&base.join(&name));
         let several = |base: &Option<PathBuf>| base.as_ref().map(one).transpose();
         let group = match &self.hierarchy {
-            Hierarchy::Absent { .. } => Cgroup { shape: Shape::Absent },
-            Hierarchy::V2(base) => Cgroup { shape: Shape::V2(one(base)?) },
+            Hierarchy::Absent { .. } => Cgroup { shape: Shape::Absent, waits },
+            Hierarchy::V2(base) => Cgroup { shape: Shape::V2(one(base)?), waits },
             Hierarchy::V1 { memory, cpu, pids, account } => {
                 let mut made = [const { None }; 4];
                 let mut refused = Ok(());
@@ -132,7 +137,7 @@ impl Cgroups {
                     refused = refused.and_then(|()| several(base).map(|folder| *slot = folder));
                 }
                 let [memory, cpu, pids, account] = made;
-                let group = Cgroup { shape: Shape::V1 { memory, cpu, pids, account } };
+                let group = Cgroup { shape: Shape::V1 { memory, cpu, pids, account }, waits };
                 if let Err(why) = refused {
                     let _ = group.remove();
                     return Err(why);
@@ -140,8 +145,13 @@ impl Cgroups {
                 group
             }
         };
-        match group.set_limits(limits) {
-            Ok(()) => Ok(group),
+        match group.limit(limits) {
+            Ok(()) => {
+                if waits {
+                    group.weigh(&WAITING);
+                }
+                Ok(group)
+            }
             Err(why) => {
                 let _ = group.remove();
                 Err(why)
@@ -161,8 +171,25 @@ impl Cgroups {
 }
 
 impl Cgroup {
-    /// Sets the limits, in the order in which the kernel accepts them whether they grow or shrink.
+    /// Sets the limits of one that has a tenant from now on.
     pub(crate) fn set_limits(&self, limits: &Limits) -> Result<(), Error> {
+        if self.waits {
+            self.weigh(&WORKING);
+        }
+        self.limit(limits)
+    }
+
+    /// Sets its weight beside the other instances where they compete for processors. Without the file they are equals.
+    fn weigh(&self, (shares, weight): &(u32, u32)) {
+        let _ = match &self.shape {
+            Shape::V2(group) => write(&group.join("cpu.weight"), weight),
+            Shape::V1 { cpu: Some(cpu), .. } => write(&cpu.join("cpu.shares"), shares),
+            _ => Ok(()),
+        };
+    }
+
+    /// Sets the limits, in the order in which the kernel accepts them whether they grow or shrink.
+    fn limit(&self, limits: &Limits) -> Result<(), Error> {
         // The kernel takes no quota below a millisecond per period.
         let quota = (u64::from(limits.cpu_millis) * u64::from(PERIOD_MICROS) / 1000).max(1000);
         match &self.shape {
@@ -335,7 +362,7 @@ mod tests {
     fn the_version_2_files_say_what_the_limits_are() {
         let folder = tempfile::tempdir().expect("makes");
         let groups = Cgroups::at(Hierarchy::V2(folder.path().to_owned()));
-        let group = groups.make(7, &Limits { memory: 1 << 20, cpu_millis: 1500, pids: 9 }).expect("makes");
+        let group = groups.make(7, &Limits { memory: 1 << 20, cpu_millis: 1500, pids: 9 }, false).expect("makes");
         let read = |name: &str| fs::read_to_string(folder.path().join("i7").join(name)).expect("reads");
         assert_eq!(read("memory.max"), "1048576");
         assert_eq!(read("memory.swap.max"), "0");

@@ -1,8 +1,9 @@
 //! The claim, seen from pid 1: what belongs to the tenant is put in place, and every privilege is given up.
 //!
 //! Owns the order of those steps. After [`Confinement::confine`] has returned, the process and all that it starts are the
-//! function's uid without a capability, behind landlock and both seccomp programs, and nothing can undo it. It never
-//! starts the function: the watchdog does, and what it starts inherits everything.
+//! function's uid without a capability, behind landlock and both seccomp programs, and nothing can undo it. The same for
+//! a runtime that waits for its claim, before that, is [`Confinement::shut_in`]. It never starts the function: the
+//! watchdog does, and what it starts inherits everything.
 
 use std::fs;
 use std::io;
@@ -11,7 +12,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::rc::Rc;
 
-use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
+use rustix::process::{DumpableBehavior, Pid, Resource, Rlimit, getrlimit, prlimit, set_dumpable_behavior};
 use rustix::thread::{
     CapabilitiesSecureBits, CapabilitySet, CapabilitySets, set_capabilities, set_capabilities_secure_bits,
     set_no_new_privs,
@@ -19,8 +20,9 @@ use rustix::thread::{
 
 use super::binding::{Address, Place, Route, Secret, unpack};
 use super::enter::{Ids, Step, become_id, die_with_parent};
+use super::landlock::{self, Signals};
 use super::mounts::{Attributes, attach, restrict_one};
-use super::{FUNCTION_ID, Filters, Isolation, Layout, landlock};
+use super::{FUNCTION_ID, Filters, Isolation, Layout};
 use crate::network::netlink::{Netlink, Request};
 
 /// What the first process of a sandbox is given.
@@ -32,6 +34,8 @@ pub struct Inside {
     pub listener: OwnedFd,
     /// What to do with the claim.
     pub confinement: Confinement,
+    /// The language runtime to start ahead of it: [`ParkSpec::ahead`](super::ParkSpec::ahead).
+    pub ahead: Option<Vec<String>>,
 }
 
 /// The privileges that a parked sandbox still has, and the way to give them up.
@@ -46,6 +50,9 @@ pub struct Confinement {
 impl Confinement {
     /// Binds what the claim of `instance` brought in `descriptors` and confines the calling process for good.
     ///
+    /// `waiting` is a process that was [shut in](Self::shut_in) before: it gets the limits that only a claim knows, and may be
+    /// signalled ever after.
+    ///
     /// *Guarantees*: after `Ok`, nothing this process or its children do can undo it. After `Err` some of it may be in
     /// place and some not: the process must end without starting anything.
     ///
@@ -55,7 +62,7 @@ impl Confinement {
     /// # Errors
     ///
     /// One sentence that names the step and the kernel's answer.
-    pub fn confine(self, instance: &str, descriptors: Vec<OwnedFd>) -> Result<(), String> {
+    pub fn confine(&self, instance: &str, descriptors: Vec<OwnedFd>, waiting: Option<Pid>) -> Result<(), String> {
         // A task folder has one link for itself, one for its name, and one per thread.
         let threads = fs::metadata("/proc/self/task").step("counting threads")?.nlink().saturating_sub(2);
         if threads != 1 {
@@ -64,11 +71,7 @@ impl Confinement {
         let brought = unpack(descriptors)?;
         let (header, mut mounts) = (brought.header, brought.mounts);
         secrets(&self.layout, &brought.secrets)?;
-        for (place, target) in [
-            (header.code, &self.layout.code),
-            (header.dependencies, &self.layout.dependencies),
-            (header.runtime, &self.layout.runtime),
-        ] {
+        for (place, target) in [(header.code, &self.layout.code), (header.dependencies, &self.layout.dependencies)] {
             bind(place, &mut mounts, target).step(&format!("binding {}", target.display()))?;
         }
         if self.isolation == Isolation::None {
@@ -82,9 +85,24 @@ impl Confinement {
         names(instance, &header.resolv_conf)?;
         connect(header.address, &header.routes)?;
         if let Some(pids) = header.pids {
-            processes(pids).step("process limit")?;
+            let of = |process| processes(process, pids).step("process limit");
+            waiting.map_or(Ok(()), |waiting| of(Some(waiting))).and_then(|()| of(None))?;
         }
-        landlock::fence(&[Path::new("/tmp"), Path::new("/dev/shm")])?;
+        self.shut(if waiting.is_some() { Signals::Any } else { Signals::Own })
+    }
+
+    /// Confines the calling process as a function is, before there is one: what the claim will put in place it sees, and
+    /// could never have put there itself.
+    ///
+    /// # Errors
+    ///
+    /// One sentence that names the step and the kernel's answer. The process must end then.
+    pub fn shut_in(&self) -> Result<(), String> {
+        self.shut(Signals::Own)
+    }
+
+    fn shut(&self, signals: Signals) -> Result<(), String> {
+        landlock::fence(&[Path::new("/tmp"), Path::new("/dev/shm")], signals)?;
         self.give_up()?;
         self.filters.forbid_making()
     }
@@ -175,11 +193,13 @@ fn connect(address: Option<Address>, routes: &[Route]) -> Result<(), String> {
     netlink.all(requests).step("setting up eth0")
 }
 
-/// The number of processes, counted by the kernel per user in each user namespace, and so per instance.
-fn processes(pids: u32) -> Result<(), rustix::io::Errno> {
+/// The number of processes, counted by the kernel per user in each user namespace, and so per instance. Of another process, or
+/// of this one, whose limits the other has inherited.
+fn processes(of: Option<Pid>, pids: u32) -> Result<(), rustix::io::Errno> {
     let wanted = u64::from(pids);
     let maximum = getrlimit(Resource::Nproc).maximum.map_or(wanted, |maximum| maximum.min(wanted));
-    setrlimit(Resource::Nproc, Rlimit { current: Some(maximum), maximum: Some(maximum) })
+    let limit = Rlimit { current: Some(maximum), maximum: Some(maximum) };
+    prlimit(of, Resource::Nproc, limit).map(drop)
 }
 
 fn empty_bounding_set() -> std::io::Result<()> {

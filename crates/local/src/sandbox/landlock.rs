@@ -22,18 +22,30 @@ pub fn abi() -> Option<u32> {
     u32::try_from(answer).ok().filter(|version| *version > 0)
 }
 
-/// Confines the calling thread, and all it starts, to the root it sees: everything may be read and executed, only
-/// `writable` folders may be changed, devices may be written. Signals and abstract sockets stay among its own.
-pub(super) fn fence(writable: &[&Path]) -> Result<(), String> {
-    apply(writable).map_err(|why| format!("landlock: {why}"))
+/// Whom a confined process may signal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Signals {
+    /// Itself and what it starts.
+    Own,
+    /// Also a process that was confined before it, which the kernel does not count among its own.
+    Any,
 }
 
-fn apply(writable: &[&Path]) -> Result<(), RulesetError> {
+/// Confines the calling thread, and all it starts, to the root it sees: everything may be read and executed, only
+/// `writable` folders may be changed, devices may be written. Abstract sockets stay among its own, and so do signals.
+pub(super) fn fence(writable: &[&Path], signals: Signals) -> Result<(), String> {
+    apply(writable, signals).map_err(|why| format!("landlock: {why}"))
+}
+
+fn apply(writable: &[&Path], signals: Signals) -> Result<(), RulesetError> {
     let abi = ABI::V7;
     let mut rules = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(abi))?
-        .scope(Scope::from_all(abi))?
+        .scope(match signals {
+            Signals::Own => Scope::from_all(abi),
+            Signals::Any => Scope::from_all(abi) & !Scope::Signal,
+        })?
         .create()?;
     let device = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::ReadDir | AccessFs::IoctlDev;
     let own = [(Path::new("/"), AccessFs::from_read(abi)), (Path::new("/dev"), device)]

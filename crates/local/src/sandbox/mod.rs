@@ -7,7 +7,8 @@
 //!
 //! 1. *park*: [`Spawner::park`](crate::spawner::Spawner::park) makes a sandbox that holds nothing of any tenant: namespaces, the
 //!    read-only root, private `/tmp`, `/run` and `/dev/shm`, control groups, the log pipes. Its pid 1 is privileged
-//!    inside its own user namespace, and nowhere else.
+//!    inside its own user namespace, and nowhere else. Where a language runtime waits in it, that is confined already as
+//!    a function is.
 //! 2. *claim*: the platform sends the claim with the descriptors of a [`Binding`]. Pid 1 puts code and secrets in place,
 //!    then gives up everything for good: landlock, rlimits, capabilities, identity, seccomp.
 //! 3. *end*: pid 1 exits, is killed, or sees its control socket close; the kernel kills whatever else runs in the pid
@@ -50,6 +51,9 @@ pub(crate) use parked::{Ending, Traces};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+
+/// Where sandboxes see the language runtimes of ours.
+pub const RUNTIME: &str = "/runtime";
 
 /// The uid and gid a function runs as, inside its own user namespace.
 pub const FUNCTION_ID: u32 = 1000;
@@ -98,7 +102,7 @@ impl Default for Limits {
 }
 
 /// What a sandbox is parked with. Nothing in here belongs to a tenant.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ParkSpec {
     /// Whose network it gets.
     pub network: NetworkSpace,
@@ -106,12 +110,23 @@ pub struct ParkSpec {
     pub temporary: u64,
     /// The limits it starts with; [`Life::set_limits`] sets the tenant's at the claim.
     pub limits: Limits,
+    /// A language runtime that is started at once, confined as a function is, and waits for its claim: the interpreter and
+    /// the shim. `None` for a bare sandbox, which is also what [`Isolation::None`] makes of it.
+    pub ahead: Option<Vec<String>>,
+    /// Nobody waits for it: until its limits are set again it gets the processor only when nobody else wants it.
+    pub waits: bool,
 }
 
 impl Default for ParkSpec {
     /// A network of its own, 64 MiB of `/tmp`, default limits.
     fn default() -> ParkSpec {
-        ParkSpec { network: NetworkSpace::Own, temporary: 64 << 20, limits: Limits::default() }
+        ParkSpec {
+            network: NetworkSpace::Own,
+            temporary: 64 << 20,
+            limits: Limits::default(),
+            ahead: None,
+            waits: false,
+        }
     }
 }
 

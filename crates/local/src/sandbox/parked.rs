@@ -33,8 +33,6 @@ pub struct Layout {
     pub code: PathBuf,
     /// Its dependencies.
     pub dependencies: PathBuf,
-    /// The language runtime of ours.
-    pub runtime: PathBuf,
     /// Its secrets.
     pub secrets: PathBuf,
     /// The one folder it may write.
@@ -47,7 +45,6 @@ impl Layout {
         Layout {
             code: "/function".into(),
             dependencies: "/deps".into(),
-            runtime: "/runtime".into(),
             secrets: "/var/openfaas/secrets".into(),
             temporary: "/tmp".into(),
         }
@@ -58,7 +55,6 @@ impl Layout {
         Layout {
             code: folder.join("function"),
             dependencies: folder.join("deps"),
-            runtime: folder.join("runtime"),
             secrets: folder.join("secrets"),
             temporary: folder.join("tmp"),
         }

@@ -23,6 +23,7 @@
 //!
 //! One platform per data directory, which the caller holds a lock for: a start sweeps what another one would be using.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
 use std::io;
@@ -34,6 +35,7 @@ use std::sync::Arc;
 
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, socketpair};
 use rustix::thread::CapabilitySet;
+use taper_watchdog::Ahead;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -66,6 +68,8 @@ pub struct Config {
     /// Folders of interpreters outside `/usr`, which functions see read-only at the same path: see
     /// [`probe::interpreter`](crate::probe::interpreter).
     pub interpreters: Vec<PathBuf>,
+    /// The folder that functions see as [`RUNTIME`](crate::sandbox::RUNTIME).
+    pub runtime: Option<PathBuf>,
     /// Where control groups are made; `None` looks for it.
     pub cgroups: Option<Cgroups>,
 }
@@ -73,7 +77,7 @@ pub struct Config {
 impl Config {
     /// The defaults over a data directory.
     pub fn new(data: impl Into<PathBuf>) -> Config {
-        Config { data: data.into(), isolation: None, interpreters: Vec::new(), cgroups: None }
+        Config { data: data.into(), isolation: None, interpreters: Vec::new(), runtime: None, cgroups: None }
     }
 }
 
@@ -92,9 +96,21 @@ impl Config {
 /// }
 /// ```
 pub fn main_if_spawner() -> Option<ExitCode> {
-    main_if_spawner_with(|Inside { control, listener, confinement }| {
-        taper_watchdog::run(control, listener, |claim, descriptors| confinement.confine(&claim.instance, descriptors))
+    main_if_spawner_with(|Inside { control, listener, confinement, ahead }| {
+        let env = environment();
+        let confine = || confinement.shut_in();
+        let ahead = ahead.as_ref().map(|command| Ahead { command, env: &env, confine: &confine });
+        taper_watchdog::run(control, listener, ahead, |claim, descriptors, waiting| {
+            confinement.confine(&claim.instance, descriptors, waiting)
+        })
     })
+}
+
+/// What a runtime that waits for its claim sees: what every function does, and nothing of any.
+fn environment() -> BTreeMap<String, String> {
+    [("HOME", "/tmp"), ("LANG", taper_runtimes::LANG), ("PATH", "/usr/local/bin:/usr/bin:/bin"), ("TMPDIR", "/tmp")]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .into()
 }
 
 /// Like [`main_if_spawner`], with another first process: it runs in each sandbox, and its end is the instance's.
@@ -149,7 +165,8 @@ impl Spawner {
             .map_err(|why| Error::Spawner(why.to_string()))??;
 
         let isolation = config.isolation.unwrap_or_else(strongest);
-        let begin = Begin { isolation, data, template: run.template(), interpreters: config.interpreters.clone() };
+        let (interpreters, runtime) = (config.interpreters.clone(), config.runtime.clone());
+        let begin = Begin { isolation, data, template: run.template(), interpreters, runtime };
         let started = match launch(program, arguments, begin).await {
             Ok((socket, process)) => {
                 Spawner::over(isolation, run.clone(), cgroups.clone(), socket, process).tried().await

@@ -165,7 +165,7 @@ impl Shared {
     pub(super) fn prepare(&self, tag: u64, spec: &ParkSpec) -> Result<Ends, Error> {
         let failed = |what: &'static str| move |why: rustix::io::Errno| Error::Park(format!("{what}: {why}"));
         let folder = (self.isolation == Isolation::None).then(|| self.run.instance(tag));
-        let cgroup = self.cgroups.make(tag, &spec.limits)?;
+        let cgroup = self.cgroups.make(tag, &spec.limits, spec.waits)?;
         let socket = self.run.socket(tag);
         let (told, exit) = watch::channel(None);
         let traces = Arc::new(Traces { cgroup, socket, folder });
@@ -191,6 +191,7 @@ impl Shared {
             temporary: spec.temporary,
             birth: doors.birth.is_some(),
             folder: traces.folder.clone(),
+            ahead: spec.ahead.clone().filter(|_| self.isolation != Isolation::None),
         };
         Ok(Ends {
             mine: Mine { control: mine, stdout: stdout.0, stderr: stderr.0 },

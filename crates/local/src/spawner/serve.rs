@@ -125,7 +125,7 @@ impl Spawner {
             .map_err(|why| format!("reaper: {why}"))?;
         let ids = leave_host(socket, begin.isolation).map_err(|why| Inability { why, forbidden: true })?;
         if begin.isolation != Isolation::None {
-            template::assemble(&begin.template, &begin.data, &begin.interpreters)?;
+            template::assemble(&begin.template, &begin.data, &begin.interpreters, begin.runtime.as_deref())?;
         }
         if begin.isolation == Isolation::Full {
             template::trim(&begin.template, &begin.data);
@@ -218,7 +218,12 @@ impl Spawner {
                     layout: order.layout(),
                     filters: Rc::clone(&self.filters),
                 };
-                Ok(Fork::Child(Turn::Inside(Box::new(Inside { control, listener, confinement }))))
+                Ok(Fork::Child(Turn::Inside(Box::new(Inside {
+                    control,
+                    listener,
+                    confinement,
+                    ahead: order.ahead.clone(),
+                }))))
             }
             Some((pid, process)) => {
                 if isolated && let Err(why) = self.map_ids(pid).and_then(|()| gate.open()) {

@@ -11,7 +11,7 @@ use std::path::{Component, Path, PathBuf};
 
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
-use crate::sandbox::{Attributes, FUNCTION_ID, attach, clone_tree, restrict, restrict_one};
+use crate::sandbox::{Attributes, FUNCTION_ID, RUNTIME, attach, clone_tree, restrict, restrict_one};
 
 /// Found at the top of a host as a link into `/usr` or, on older ones, as a folder.
 const SYSTEM: &[&str] = &["bin", "sbin", "lib", "lib32", "lib64", "libx32"];
@@ -85,8 +85,14 @@ const ETC_PATTERNS: &[(&str, &str)] = &[("java-", "-openjdk"), ("python3", ""), 
 const MOST_COPIED: u64 = 32 << 20;
 
 /// Assembles the root on `root`, an empty folder, in the calling process's mount namespace.
-pub(super) fn assemble(root: &Path, data: &Path, interpreters: &[PathBuf]) -> Result<(), String> {
-    build(root, data, interpreters).map_err(|(path, why)| format!("assembling the root: {}: {why}", path.display()))
+pub(super) fn assemble(
+    root: &Path,
+    data: &Path,
+    interpreters: &[PathBuf],
+    runtime: Option<&Path>,
+) -> Result<(), String> {
+    build(root, data, interpreters, runtime)
+        .map_err(|(path, why)| format!("assembling the root: {}: {why}", path.display()))
 }
 
 /// Detaches, from this mount namespace, every mount that neither a sandbox nor a claim needs: each new sandbox begins
@@ -109,7 +115,7 @@ pub(super) fn trim(root: &Path, data: &Path) {
 
 type Failure = (PathBuf, io::Error);
 
-fn build(root: &Path, data: &Path, interpreters: &[PathBuf]) -> Result<(), Failure> {
+fn build(root: &Path, data: &Path, interpreters: &[PathBuf], runtime: Option<&Path>) -> Result<(), Failure> {
     let flags = MountFlags::NOSUID | MountFlags::NODEV;
     mount("tmpfs", root, "tmpfs", flags, Some(c"mode=0755,size=64m")).map_err(|why| (root.to_owned(), why.into()))?;
     for folder in FOLDERS {
@@ -140,6 +146,9 @@ fn build(root: &Path, data: &Path, interpreters: &[PathBuf]) -> Result<(), Failu
     }
     for folder in interpreters {
         interpreter(root, data, folder)?;
+    }
+    if let Some(runtime) = runtime {
+        bind(runtime, &root.join(RUNTIME.trim_start_matches('/')), Attributes::READ_ONLY)?;
     }
     let open = fs::File::open(root).map_err(at(root))?;
     restrict_one(&open, Attributes::READ_ONLY).map_err(at(root))

@@ -49,6 +49,8 @@ pub(super) struct Begin {
     pub(super) template: PathBuf,
     /// Folders bound read-only at their own paths.
     pub(super) interpreters: Vec<PathBuf>,
+    /// The folder of our language runtimes.
+    pub(super) runtime: Option<PathBuf>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -59,6 +61,7 @@ pub(super) struct Order {
     pub(super) temporary: u64,
     pub(super) birth: bool,
     pub(super) folder: Option<PathBuf>,
+    pub(super) ahead: Option<Vec<String>>,
 }
 
 impl Order {

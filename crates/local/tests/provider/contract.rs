@@ -52,7 +52,7 @@ async fn a_server() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn with_sandboxes_kept_ready() {
-    let world = World::with(|config| config.pool = 2).await;
+    let world = World::with(|config| config.pool = crate::world::kept(2)).await;
     let (echo, broken) = (world.classic("cat", &["cat"]), world.classic("broken", &["/function/is-not-there"]));
     // What is kept ready belongs to no revision; what is left at the end is counted when the provider has stopped.
     let provider = world.local.clone();

@@ -97,7 +97,7 @@ async fn slow_starts_do_not_hold_up_others() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sandbox_kept_ready_is_used_and_replaced() {
-    let world = World::with(|config| config.pool = 1).await;
+    let world = World::with(|config| config.pool = crate::world::kept(1)).await;
     let revision = world.classic("cat", &["cat"]);
     let first = world.one(&revision).await;
     assert_eq!(first.start, Start::Cold);
@@ -163,7 +163,7 @@ async fn a_stopped_provider_takes_no_orders() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dropped_provider_ends_everything() {
-    let world = World::with(|config| config.pool = 1).await;
+    let world = World::with(|config| config.pool = crate::world::kept(1)).await;
     if !world.has_groups("a_dropped_provider_ends_everything") {
         return world.end().await;
     }

@@ -8,5 +8,6 @@ mod install;
 mod lifetime;
 mod modes;
 mod output;
+mod pool;
 mod probes;
 mod world;

@@ -17,7 +17,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use http_body_util::BodyExt;
 use taper_local::{
-    Config, Local,
+    Config, Local, Pool,
     sandbox::{Mark, cgroup::Cgroups},
 };
 use taper_model::{
@@ -67,7 +67,7 @@ impl World {
         let dir = tempfile::tempdir().unwrap();
         let mut config = Config {
             dir: dir.path().join("local"),
-            pool: 0,
+            pool: kept(0),
             program: Some(env!("CARGO_BIN_EXE_taper-local-program").into()),
             ..Config::default()
         };
@@ -197,6 +197,11 @@ impl World {
         };
         timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("no line says `{words}`"))
     }
+}
+
+/// A pool of so many sandboxes for each kind, and no more.
+pub(crate) fn kept(count: usize) -> Pool {
+    Pool { floor: count, ceiling: 4 * count, ..Pool::default() }
 }
 
 pub(crate) fn python() -> FunctionSpec {

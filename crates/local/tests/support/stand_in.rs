@@ -49,9 +49,10 @@ fn number(text: &str) -> Result<usize, String> {
 }
 
 /// The first process of a sandbox: one job, then wait for the end.
+#[allow(clippy::needless_pass_by_value, reason = "the shape of an entry")]
 fn inside(inside: Inside) -> ExitCode {
     let Ok(Some((job, descriptors))) = channel::receive::<Job>(&inside.control) else { return ExitCode::SUCCESS };
-    let outcome = match inside.confinement.confine(&job.instance, descriptors) {
+    let outcome = match inside.confinement.confine(&job.instance, descriptors, None) {
         Err(why) => Outcome::Refused(why),
         Ok(()) => {
             if channel::send(&inside.control, &Outcome::Confined, &[]).is_err() {

@@ -296,6 +296,10 @@ impl Provider for Stage {
         self.fake.usage(function)
     }
 
+    fn pool(&self) -> taper_provider::Pooled {
+        self.fake.pool()
+    }
+
     fn forget(&self, function: &FunctionName) {
         self.ledger.note(format!("{function} is forgotten"));
         self.fake.forget(function);

@@ -5,7 +5,7 @@ use std::{
     fs, io,
     io::Read,
     os::{fd::OwnedFd, unix::fs::PermissionsExt},
-    path::PathBuf,
+    path::{Path, PathBuf},
     pin::Pin,
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex, MutexGuard},
@@ -62,6 +62,7 @@ impl Instance {
         let (ours, theirs) = pair().unwrap();
         let mut child = Command::new(env!("CARGO_BIN_EXE_taper-watchdog-instance"))
             .arg(folder.path().join("call.sock"))
+            .args(language(files).filter(|_| crate::AHEAD).into_iter().flat_map(|l| command(l, folder.path())))
             .stdin(Stdio::from(theirs))
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -102,11 +103,7 @@ impl Instance {
 
     /// A claim for a function in one of our language runtimes.
     pub(crate) fn handler_claim(&self, runtime: Runtime, handler: &str, concurrency: u32) -> Claim {
-        let (name, text) = taper_runtimes::shim(runtime).unwrap();
-        let shim = self.folder.path().join(format!("taper-{name}"));
-        fs::write(&shim, text).unwrap();
-        let interpreter = taper_runtimes::interpreters(runtime)[0];
-        let command = taper_runtimes::command(runtime, interpreter, shim.to_str().unwrap()).unwrap();
+        let command = command(runtime, self.folder.path());
         let command: Vec<&str> = command.iter().map(String::as_str).collect();
         Claim { handler: Some(handler.into()), concurrency, ..self.claim(Mode::Handler, &command) }
     }
@@ -124,7 +121,7 @@ impl Instance {
     pub(crate) async fn start(&self, claim: Claim) {
         self.send(&Order::Claim(Box::new(claim))).await;
         match self.report().await {
-            Some((Report::Ready { load_ms }, _)) => assert!(load_ms > 0.0),
+            Some((Report::Ready { bind_ms, load_ms }, _)) => assert!(bind_ms >= 0.0 && load_ms > 0.0),
             other => panic!("not ready: {other:?}\n{}", self.err.text()),
         }
     }
@@ -164,6 +161,26 @@ impl Instance {
         drop(self.control.take());
         self.child.wait().unwrap().code().unwrap_or(-1)
     }
+}
+
+/// The language of these files, when they are a function's.
+fn language(files: &[(&str, &str)]) -> Option<Runtime> {
+    let has = |endings: &[&str]| files.iter().any(|(name, _)| endings.iter().any(|ending| name.ends_with(ending)));
+    match (has(&[".py"]), has(&[".js", ".mjs", ".cjs"])) {
+        (true, _) => Some(Runtime::Python3),
+        (_, true) => Some(Runtime::Node),
+        _ => None,
+    }
+}
+
+/// How its runtime is started, from a copy of the shim in this folder.
+fn command(runtime: Runtime, folder: &Path) -> Vec<String> {
+    let (name, text) = taper_runtimes::shim(runtime).unwrap();
+    let shim = folder.join(format!("taper-{name}"));
+    if !shim.exists() {
+        fs::write(&shim, text).unwrap();
+    }
+    taper_runtimes::command(runtime, taper_runtimes::interpreters(runtime)[0], shim.to_str().unwrap()).unwrap()
 }
 
 impl Drop for Instance {

@@ -10,3 +10,6 @@ mod node;
 mod python;
 mod python_workers;
 mod vectors;
+
+/// Whether instances are parked with a runtime that waits: the same tests once more, in `tests/ahead`.
+pub(crate) const AHEAD: bool = false;
