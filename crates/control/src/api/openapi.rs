@@ -249,6 +249,7 @@ fn scale_properties() -> Value {
         "max": {"type": "integer", "default": 100},
         "target": {"type": "number"},
         "metric": {"type": "string", "enum": ["concurrency", "rps", "cpu"]},
+        "keepAlive": {"type": "string", "enum": ["fixed", "adaptive"], "description": "What decides when idle instances go: always the same idle time, the default where `zeroAfter` or `window` is set, or the function's own past."},
         "zeroAfter": {"type": "string", "default": "1m"},
         "window": {"type": "string", "default": "1m"},
         "utilization": {"type": "number", "default": 70},
