@@ -1,13 +1,8 @@
 //! Why the queue did not do as it was told. The text says what, where, and the mend; it never holds a byte of a call's body
 //! or of its headers.
 
-use std::{
-    io::{self, ErrorKind},
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{io, path::Path, time::Duration};
 
-use rusqlite::{ErrorCode, ffi};
 use taper_model::{CallId, Cause, Fault, Retry, Stage};
 
 use crate::State;
@@ -54,62 +49,9 @@ pub enum Error {
     /// A page's mark that no page of ours ever had.
     #[error("`{0}` is no mark of a page; begin with the first page again")]
     Mark(String),
-    /// Another process uses the queue's directory.
-    #[error("{} is in use by another taper; stop that one, or use another --data", .dir.display())]
-    Locked {
-        /// The directory.
-        dir: PathBuf,
-    },
-    /// The database was written by a newer version.
-    #[error("{} was made by a newer taper (its schema is {found}, the newest known here is {known}); use that one, or another --data", .path.display())]
-    Newer {
-        /// The database.
-        path: PathBuf,
-        /// Its schema.
-        found: usize,
-        /// The newest schema known here.
-        known: usize,
-    },
-    /// The queue's directory, or a file in it, cannot be written.
-    #[error("cannot write {}: {why}; make it writable for this user, or use another --data", .path.display())]
-    NotWritable {
-        /// Where.
-        path: PathBuf,
-        /// The system's words.
-        why: String,
-    },
-    /// No space is left, or a quota is used up.
-    #[error("no space is left for {}; free some, or use another --data", .path.display())]
-    NoSpace {
-        /// Where.
-        path: PathBuf,
-    },
-    /// The journal, or a body beside it, is damaged.
-    #[error("{} cannot be read: {detail}; restore it from a backup, or move it away", .path.display())]
-    Corrupt {
-        /// Where.
-        path: PathBuf,
-        /// What is wrong with it.
-        detail: String,
-    },
-    /// The system refused something else.
-    #[error("cannot {doing} {}: {why}", .path.display())]
-    Io {
-        /// What was tried.
-        doing: &'static str,
-        /// Where.
-        path: PathBuf,
-        /// The system's words.
-        why: String,
-    },
-    /// The database refused something else.
-    #[error("the journal {} failed: {why}", .path.display())]
-    Database {
-        /// The database.
-        path: PathBuf,
-        /// Its words.
-        why: String,
-    },
+    /// The queue's directory, or the journal in it, did not do as it should.
+    #[error(transparent)]
+    Medium(#[from] taper_medium::Error),
     /// The queue's thread has ended; the platform is shutting down, or a bug ended it.
     #[error("the queue has stopped; start taper again")]
     Stopped,
@@ -130,52 +72,27 @@ impl Error {
             Self::State { .. } | Self::Mark(_) | Self::Exists(_) => Fault::new(Stage::Accept, Cause::Malformed, text),
             Self::Stopped => Fault::new(Stage::Accept, Cause::ShuttingDown, text),
             // Paths of the host are for the log.
-            medium => {
+            Self::Medium(medium) => {
                 let text = "the call could not be written to the journal and was not accepted; try again later";
                 Fault::new(Stage::Accept, Cause::Internal, text).with_source(medium)
             }
         }
     }
 
-    /// Whether the medium, and not what was asked, is why.
-    pub(crate) fn is_medium(&self) -> bool {
-        match self {
-            Self::TooLarge { .. } | Self::Full { .. } | Self::Exists(_) | Self::NotFound(_) => false,
-            Self::State { .. } | Self::Mark(_) | Self::Stopped => false,
-            Self::Locked { .. } | Self::Newer { .. } | Self::NotWritable { .. } | Self::NoSpace { .. } => true,
-            Self::Corrupt { .. } | Self::Io { .. } | Self::Database { .. } => true,
-        }
-    }
-
     /// For `map_err`: what the system said while something was tried.
     pub(crate) fn io(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        move |source| {
-            let (path, why) = (path.to_owned(), source.to_string());
-            match source.kind() {
-                ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Self::NoSpace { path },
-                ErrorKind::ReadOnlyFilesystem | ErrorKind::PermissionDenied => Self::NotWritable { path, why },
-                _ => Self::Io { doing, path, why },
-            }
-        }
+        let medium = taper_medium::Error::io(doing, path);
+        move |source| medium(source).into()
     }
 
     /// For `map_err`: what the database said.
     pub(crate) fn sql(path: &Path) -> impl Fn(rusqlite::Error) -> Self {
-        move |source| {
-            let (path, why) = (path.to_owned(), source.to_string());
-            let extended = source.sqlite_error().map(|e| e.extended_code);
-            match source.sqlite_error_code() {
-                Some(ErrorCode::DiskFull) => Self::NoSpace { path },
-                // The shared memory beside the log could not grow.
-                Some(ErrorCode::SystemIoFailure) if extended == Some(ffi::SQLITE_IOERR_SHMSIZE) => {
-                    Self::NoSpace { path }
-                }
-                Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen | ErrorCode::PermissionDenied) => {
-                    Self::NotWritable { path, why }
-                }
-                Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => Self::Corrupt { path, detail: why },
-                _ => Self::Database { path, why },
-            }
-        }
+        let medium = taper_medium::Error::sql(path);
+        move |source| medium(source).into()
+    }
+
+    /// What is in the journal, or a body beside it, is not what was written there.
+    pub(crate) fn corrupt(path: &Path, detail: impl Into<String>) -> Self {
+        taper_medium::Error::corrupt(path, detail).into()
     }
 }

@@ -9,7 +9,6 @@
 //! Which call comes next is decided in memory ([`Schedule`]); a lease is there only, so that a process that died has none.
 
 mod bodies;
-mod dir;
 mod outbox;
 mod rows;
 mod schema;
@@ -27,7 +26,8 @@ use std::{
     time::Duration,
 };
 
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::Connection;
+use taper_medium::{Lock, lock, make_private_dir, migrate, private_file, sync_dir};
 use taper_model::{BoxFuture, CallId, FunctionName, clock};
 use tokio::{sync::Notify, task::spawn_blocking, time::sleep_until};
 
@@ -68,7 +68,7 @@ pub struct Journal {
     /// Reads what somebody looks at, however long that takes.
     looks: Arc<Reader>,
     /// Last, so that the directory is free only when nothing uses it.
-    _lock: dir::Lock,
+    _lock: Lock,
 }
 
 /// What the writing thread and everybody else have in common.
@@ -127,19 +127,21 @@ impl Journal {
     /// forward. Blocks, for a moment per 100,000 calls that wait; meant for the start.
     ///
     /// # Errors
-    /// [`Error::Locked`], [`Error::Newer`], [`Error::NotWritable`], [`Error::NoSpace`], [`Error::Corrupt`], each with the path and the mend.
+    /// [`Error::Medium`], which is any of [`taper_medium::Error`], each with the path and the mend.
     pub fn open(dir: &Path, config: Config) -> Result<Self, Error> {
         Self::open_at(dir, config, clock::unix_ms)
     }
 
     fn open_at(dir: &Path, config: Config, wall: fn() -> u64) -> Result<Self, Error> {
-        dir::make_private_dir(dir)?;
-        let lock = dir::lock(dir)?;
+        make_private_dir(dir)?;
+        let lock = lock(dir)?;
         let path = dir.join("journal.db");
-        dir::private_file(&path).and_then(|file| file.sync_all().map_err(Error::io("write", &path)))?;
-        dir::sync_dir(dir)?;
+        private_file(&path)?.sync_all().map_err(Error::io("write", &path))?;
+        sync_dir(dir)?;
         let mut connection = connect(&path)?;
-        schema::migrate(&mut connection, &path, schema::MIGRATIONS)?;
+        migrate(&mut connection, &path, schema::MIGRATIONS, |db, step| {
+            db.execute_batch(step).map_err(Error::sql(&path))
+        })?;
         let bodies = Arc::new(Bodies::open(dir.join("bodies"))?);
         let db = Db { connection: &connection, path: &path };
         let clock = Clock::new(wall, db.latest()?);
@@ -260,7 +262,7 @@ impl Journal {
         let ready = match read.await {
             Ok(ready) => ready,
             // Trying again would find the same; the others are not held up by it.
-            Err(Error::Corrupt { path, detail }) => {
+            Err(Error::Medium(taper_medium::Error::Corrupt { path, detail })) => {
                 tracing::error!(path = %path.display(), function = %held.ticket.function, %detail, "a call cannot be read");
                 self.bury(held, detail).await?;
                 return Ok(None);
@@ -544,21 +546,9 @@ fn running(invocation: &mut crate::Invocation) {
     (invocation.state, invocation.due_ms) = (State::Running, None);
 }
 
-/// A connection to a file that is there. Its settings change nothing in a database that is not ours yet.
+/// A connection with the settings of every database of ours, and our own.
 fn connect(path: &Path) -> Result<Connection, Error> {
-    let sql = Error::sql(path);
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let db = Connection::open_with_flags(path, flags).map_err(&sql)?;
-    db.busy_timeout(Duration::from_secs(5)).map_err(&sql)?;
+    let db = taper_medium::connect(path, &[("journal_size_limit", "67108864")])?;
     db.set_prepared_statement_cache_capacity(64);
-    for (name, value) in [
-        ("synchronous", "FULL"),
-        ("trusted_schema", "OFF"),
-        // No page is ever written into another directory.
-        ("temp_store", "MEMORY"),
-        ("journal_size_limit", "67108864"),
-    ] {
-        db.pragma_update(None, name, value).map_err(&sql)?;
-    }
     Ok(db)
 }

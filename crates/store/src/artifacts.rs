@@ -17,12 +17,10 @@ use std::{
 };
 
 use sha2::{Digest as _, Sha256};
+use taper_medium::{make_private_dir, sync_dir};
 use taper_model::{Digest, clock};
 
-use crate::{
-    Error, Snapshot,
-    disk::{make_private_dir, sync_dir},
-};
+use crate::{Error, Snapshot};
 
 /// How long an artifact that no revision is made of is kept: the time between an upload and its deploy.
 pub const GRACE: Duration = Duration::from_secs(3600);

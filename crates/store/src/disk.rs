@@ -8,7 +8,6 @@
 //! DIR/artifacts/    see `Artifacts`
 //! ```
 
-mod dir;
 mod rows;
 mod schema;
 mod secrets;
@@ -19,21 +18,27 @@ use std::{
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread::{self, JoinHandle},
-    time::Duration,
 };
 
 use bytes::Bytes;
-use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+use rusqlite::{Connection, TransactionBehavior};
+use taper_medium::{Lock, connect, lock, make_private_dir, private_file, sync_dir, version};
 use taper_model::{BoxFuture, Function, FunctionName, Name, Namespace, RevisionId, RevisionState, Secret, clock};
 use tokio::sync::{mpsc, oneshot, watch};
 
-pub(crate) use self::dir::{make_private_dir, sync_dir};
 use self::source::Source;
 use crate::{
     Config, Deploy, Error, KeyRing, Published, Put, Snapshot, Store,
     change::{self, Change},
 };
 
+/// Beside those that every database of ours has.
+const SETTINGS: &[(&str, &str)] = &[
+    ("foreign_keys", "ON"),
+    // What a removed secret was is overwritten.
+    ("secure_delete", "ON"),
+    ("journal_size_limit", "16777216"),
+];
 /// Commands that may wait for the writing thread; whoever comes later waits to get in.
 const WAITING: usize = 1024;
 
@@ -50,7 +55,7 @@ pub struct Disk {
     writer: Option<JoinHandle<()>>,
     reader: Arc<Reader>,
     /// Last, so that the directory is free only when nothing uses it.
-    _lock: dir::Lock,
+    _lock: Lock,
 }
 
 type Command = Box<dyn FnOnce(&mut Writer) + Send>;
@@ -85,19 +90,19 @@ impl Disk {
     /// schema forward. Blocks; meant for the start.
     ///
     /// # Errors
-    /// [`Error::Locked`], [`Error::Newer`], [`Error::Key`], [`Error::NotWritable`], [`Error::Full`], [`Error::Corrupt`], each with the path and
+    /// [`Error::Key`], and [`Error::Medium`], which is any of [`taper_medium::Error`], each with the path and
     /// the mend; then nothing was changed but what making the files needs.
     pub fn open(dir: &Path, config: Config) -> Result<Self, Error> {
         make_private_dir(dir)?;
-        let lock = dir::lock(dir)?;
+        let lock = lock(dir)?;
         let path = dir.join("taper.db");
-        dir::private_file(&path).and_then(|file| file.sync_all().map_err(Error::io("write", &path)))?;
+        private_file(&path)?.sync_all().map_err(Error::io("write", &path))?;
         sync_dir(dir)?;
-        let mut db = connect(&path)?;
-        schema::version(&db, &path, schema::MIGRATIONS.len())?;
+        let mut db = connect(&path, SETTINGS)?;
+        version(&db, &path, schema::MIGRATIONS.len())?;
         let source = Source::choose(&config, dir);
         let ring = source.begin(&secrets::used(&db, &path)?)?;
-        schema::migrate(&mut db, &path, schema::MIGRATIONS, &ring)?;
+        schema::bring(&mut db, &path, schema::MIGRATIONS, &ring)?;
         let snapshot = Snapshot {
             version: 0,
             functions: rows::load(&db, &path)?,
@@ -105,7 +110,7 @@ impl Disk {
             secrets: secrets::versions(&db, &path)?,
         };
         tracing::debug!(path = %path.display(), functions = snapshot.functions.len(), "store opened");
-        let reader = connect(&path)?;
+        let reader = connect(&path, SETTINGS)?;
         reader.pragma_update(None, "query_only", true).map_err(Error::sql(&path))?;
 
         let snapshots = Arc::new(watch::Sender::new(Arc::new(snapshot)));
@@ -350,27 +355,6 @@ impl Store for Disk {
     }
 }
 
-/// A connection to a file that is there. Its settings change nothing in a database that is not ours yet.
-fn connect(path: &Path) -> Result<Connection, Error> {
-    let sql = Error::sql(path);
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let db = Connection::open_with_flags(path, flags).map_err(&sql)?;
-    db.busy_timeout(Duration::from_secs(5)).map_err(&sql)?;
-    for (name, value) in [
-        ("synchronous", "FULL"),
-        ("foreign_keys", "ON"),
-        // What a removed secret was is overwritten.
-        ("secure_delete", "ON"),
-        ("trusted_schema", "OFF"),
-        // No page is ever written into another directory.
-        ("temp_store", "MEMORY"),
-        ("journal_size_limit", "16777216"),
-    ] {
-        db.pragma_update(None, name, value).map_err(&sql)?;
-    }
-    Ok(db)
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -396,7 +380,10 @@ mod tests {
         pages(1).await.unwrap();
         let before = Arc::clone(&disk.snapshots.borrow());
         let full = disk.publish(deploy("2".repeat(50_000))).await.unwrap_err();
-        assert!(matches!(&full, Error::Full { path } if *path == dir.path().join("taper.db")), "{full:?}");
+        assert!(
+            matches!(&full, Error::Medium(taper_medium::Error::Full { path }) if *path == dir.path().join("taper.db")),
+            "{full:?}"
+        );
         assert_eq!(*disk.snapshots.borrow(), before);
         pages(u32::MAX).await.unwrap();
         let next = disk.publish(deploy("3".into())).await.unwrap().revision;

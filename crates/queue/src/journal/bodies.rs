@@ -12,9 +12,9 @@ use std::{
 
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
+use taper_medium::{make_private_dir, private_file, sync_dir};
 use taper_model::CallId;
 
-use super::dir::{make_private_dir, private_file, sync_dir};
 use crate::Error;
 
 /// The directory of bodies.
@@ -83,7 +83,7 @@ impl Bodies {
         let path = self.dir.join(&pin.digest);
         if !fs::metadata(&path).is_ok_and(|meta| meta.len() == body.len() as u64) {
             let new = self.dir.join(format!("{}.new", CallId::random()));
-            let written = private_file(&new).and_then(|mut file| {
+            let written = private_file(&new).map_err(Error::from).and_then(|mut file| {
                 file.write_all(body).and_then(|()| file.sync_all()).map_err(Error::io("write", &new))?;
                 fs::rename(&new, &path).map_err(Error::io("write", &path))
             });
@@ -103,7 +103,7 @@ impl Bodies {
     /// Reads a body, and checks that it is what was written. Blocks.
     pub(super) fn read(&self, digest_: &str) -> Result<Bytes, Error> {
         let path = self.path(digest_);
-        let corrupt = |detail: &str| Error::Corrupt { path: path.clone(), detail: detail.into() };
+        let corrupt = |detail: &str| Error::corrupt(&path, detail);
         let body = fs::read(&path).map_err(|e| match e.kind() {
             ErrorKind::NotFound => corrupt("the body of a call is gone"),
             _ => Error::io("read", &path)(e),
@@ -174,7 +174,7 @@ mod tests {
         assert_eq!(bodies.read(&digest).unwrap(), "same");
         bodies.remove(&digest, || Ok(false)).unwrap();
         bodies.remove(&digest, || Ok(false)).unwrap();
-        assert!(matches!(bodies.read(&digest), Err(Error::Corrupt { .. })));
+        assert!(matches!(bodies.read(&digest), Err(Error::Medium(taper_medium::Error::Corrupt { .. }))));
         assert!(bodies.list().unwrap().is_empty());
     }
 

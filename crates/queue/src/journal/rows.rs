@@ -566,7 +566,7 @@ impl Db<'_> {
     }
 
     fn corrupt(&self, what: &str) -> Error {
-        Error::Corrupt { path: self.path.to_owned(), detail: format!("{what} of a call is damaged") }
+        Error::corrupt(self.path, format!("{what} of a call is damaged"))
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::{fs, os::unix::fs::PermissionsExt, sync::atomic::AtomicU64};
 
+use taper_medium::Error::{Corrupt, Full, Locked};
 use tempfile::TempDir;
 use tokio::time::timeout;
 
@@ -66,7 +67,7 @@ async fn a_full_disk_refuses_and_loses_nothing() {
     let mut refused = 0;
     for _ in 0..40 {
         match journal.push(entry("f", &[1; 30_000])).await {
-            Err(Error::NoSpace { path }) => {
+            Err(Error::Medium(Full { path })) => {
                 assert_eq!(path, dir.path().join("queue/journal.db"));
                 refused += 1;
             }
@@ -78,7 +79,7 @@ async fn a_full_disk_refuses_and_loses_nothing() {
     assert_eq!(held.entry.id, before);
     let answer = vec![b'x'; LARGE];
     let large = settled(Verdict::Done, 200, &answer);
-    assert!(matches!(journal.settle(&held, large.clone()).await, Err(Error::NoSpace { .. })));
+    assert!(matches!(journal.settle(&held, large.clone()).await, Err(Error::Medium(Full { .. }))));
     assert_eq!(journal.stats().running, 1, "the lease holds");
     pages(u32::MAX - 1).await.unwrap();
     journal.settle(&held, large).await.unwrap();
@@ -291,7 +292,10 @@ async fn whose_it_is() {
     journal.push(entry("f", &[1; LARGE])).await.unwrap();
     let path = dir.path().join("queue");
     let second = Journal::open(&path, Config::default()).unwrap_err();
-    assert!(matches!(&second, Error::Locked { .. }) && second.to_string().contains("another taper"), "{second}");
+    assert!(
+        matches!(&second, Error::Medium(Locked { .. })) && second.to_string().contains("another taper"),
+        "{second}"
+    );
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!((mode(&path), mode(&path.join("bodies"))), (0o700, 0o700));
     for file in fs::read_dir(&path).unwrap().chain(fs::read_dir(path.join("bodies")).unwrap()) {
@@ -304,7 +308,7 @@ async fn whose_it_is() {
         drop(fs::remove_file(path.join(gone)));
     }
     let damaged = Journal::open(&path, Config::default()).unwrap_err();
-    assert!(matches!(damaged, Error::Corrupt { .. }), "{damaged}");
+    assert!(matches!(damaged, Error::Medium(Corrupt { .. })), "{damaged}");
 }
 
 #[tokio::test]

@@ -119,7 +119,7 @@ fn command<T: Send + 'static, A: Send + 'static>(
 ) -> Job {
     Box::new(move |batch| {
         let result = batch.and_then(job);
-        let broken = result.as_ref().err().filter(|e| e.is_medium()).cloned();
+        let broken = result.as_ref().err().filter(|e| matches!(e, Error::Medium(_))).cloned();
         let finish: Finish = Box::new(move |committed| {
             let result = committed.and(result).map(after);
             drop(permit);

@@ -26,10 +26,8 @@ pub(super) fn load(db: &Connection, path: &Path) -> Result<Functions, Error> {
     let mut current: Option<Function> = None;
     while let Some(row) = rows.next().map_err(&sql)? {
         let (namespace, name) = (text(row, 0, path)?, text(row, 1, path)?);
-        let corrupt = |detail: String| Error::Corrupt {
-            path: path.to_owned(),
-            detail: format!("function `{name}` in namespace `{namespace}`: {detail}"),
-        };
+        let corrupt =
+            |detail: String| Error::corrupt(path, format!("function `{name}` in namespace `{namespace}`: {detail}"));
         let same = |f: &Function| f.name.name.as_str() == name && f.name.namespace.as_str() == namespace;
         if !current.as_ref().is_some_and(same) {
             keep(&mut functions, current.take());
@@ -106,7 +104,7 @@ pub(super) fn namespaces(db: &Connection, path: &Path) -> Result<BTreeMap<Name, 
     let mut namespaces = BTreeMap::clone(&Snapshot::default().namespaces);
     while let Some(row) = rows.next().map_err(&sql)? {
         let (name, record) = (text(row, 0, path)?, text(row, 1, path)?);
-        let corrupt = |e: String| Error::Corrupt { path: path.to_owned(), detail: format!("namespace `{name}`: {e}") };
+        let corrupt = |e: String| Error::corrupt(path, format!("namespace `{name}`: {e}"));
         let name = Name::new(name).map_err(|e| corrupt(e.to_string()))?;
         let namespace = Attached::read(name.clone(), record).map_err(|e| corrupt(e.to_string()))?;
         namespaces.insert(name, Arc::new(namespace));
@@ -166,7 +164,7 @@ fn entry(row: &Row<'_>, name: &FunctionName) -> Result<Entry, String> {
 
 pub(super) fn text<'row>(row: &'row Row<'_>, column: usize, path: &Path) -> Result<&'row str, Error> {
     let value = row.get_ref(column).map_err(Error::sql(path))?;
-    value.as_str().map_err(|e| Error::Corrupt { path: path.to_owned(), detail: format!("a name: {e}") })
+    value.as_str().map_err(|e| Error::corrupt(path, format!("a name: {e}")))
 }
 
 fn number(entry: &Entry) -> u32 {

@@ -5,8 +5,8 @@
 
 use std::path::Path;
 
-use rusqlite::{Connection, TransactionBehavior};
-use taper_model::clock;
+use rusqlite::Connection;
+use taper_medium::{migrate, version};
 
 use super::secrets;
 use crate::{Error, KeyRing};
@@ -18,8 +18,6 @@ pub(super) enum Step {
     Sql(&'static str),
     /// As code, in the step's transaction.
     Code(fn(&Connection, &Path, &KeyRing) -> Result<(), Error>),
-    /// What the steps before removed shall be nowhere in the files.
-    Scrub,
 }
 
 /// The way to each version: the first makes version 1 of nothing.
@@ -73,34 +71,27 @@ UPDATE revision SET record = json_remove(
 ",
     ),
     Step::Code(secrets::encrypt),
-    Step::Scrub,
+    // What was removed until here is nowhere in the files: see `bring`.
+    Step::Sql(""),
 ];
 
+/// The first version of which that holds.
+const SCRUBBED: usize = 4;
+
 /// Brings a database to the newest version, one transaction for each step; a newer one is left untouched.
-pub(super) fn migrate(db: &mut Connection, path: &Path, steps: &[Step], ring: &KeyRing) -> Result<(), Error> {
-    let sql = Error::sql(path);
-    let found = version(db, path, steps.len())?;
-    // Only now: this writes into the file.
-    db.pragma_update(None, "journal_mode", "WAL").map_err(&sql)?;
-    for (version, step) in (1..).zip(steps).skip(found) {
-        // There is nothing to scrub in a new one.
-        if matches!(step, Step::Scrub) && found > 0 {
-            scrub(db, path)?;
-        }
-        let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate).map_err(&sql)?;
-        match step {
-            Step::Sql(text) => transaction.execute_batch(text).map_err(&sql)?,
-            Step::Code(run) => run(&transaction, path, ring)?,
-            Step::Scrub => {}
-        }
-        let now = i64::try_from(clock::unix_ms()).unwrap_or(i64::MAX);
-        transaction
-            .execute("INSERT INTO schema (version, applied_ms) VALUES (?1, ?2)", (version, now))
-            .map_err(&sql)?;
-        transaction.commit().map_err(&sql)?;
-        tracing::info!(path = %path.display(), version, "database brought to schema");
+pub(super) fn bring(db: &mut Connection, path: &Path, steps: &[Step], ring: &KeyRing) -> Result<(), Error> {
+    let take = |db: &Connection, step: &Step| match step {
+        Step::Sql(text) => db.execute_batch(text).map_err(Error::sql(path)),
+        Step::Code(run) => run(db, path, ring),
+    };
+    // There is nothing to scrub in a new one; an older one is scrubbed before it may say that it was.
+    if let Some(unscrubbed) = steps.get(..SCRUBBED - 1)
+        && (1..SCRUBBED).contains(&version(db, path, steps.len())?)
+    {
+        migrate(db, path, unscrubbed, take)?;
+        scrub(db, path)?;
     }
-    Ok(())
+    migrate(db, path, steps, take)
 }
 
 /// Writes the whole database anew: no page and no log keeps what is no longer in it. Doing it twice does no harm.
@@ -121,25 +112,6 @@ pub(super) fn empty_log(db: &Connection, path: &Path) -> Result<(), Error> {
     }
 }
 
-/// The version of a database that is ours, 0 for an empty one; a version beyond `known` is refused.
-pub(super) fn version(db: &Connection, path: &Path, known: usize) -> Result<usize, Error> {
-    let count = |what: &str| db.query_row(what, (), |row| row.get::<_, i64>(0)).map_err(Error::sql(path));
-    let corrupt = |detail: &str| Error::Corrupt { path: path.to_owned(), detail: detail.to_owned() };
-    if count("SELECT count(*) FROM sqlite_schema")? == 0 {
-        return Ok(0);
-    }
-    if count("SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name = 'schema'")? == 0 {
-        return Err(corrupt("it is a database of some other program"));
-    }
-    let version = count("SELECT coalesce(max(version), 0) FROM schema")?;
-    let version =
-        usize::try_from(version).ok().filter(|v| *v > 0).ok_or_else(|| corrupt("its schema has no version"))?;
-    match version > known {
-        true => Err(Error::Newer { path: path.to_owned(), found: version, known }),
-        false => Ok(version),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -148,8 +120,8 @@ mod tests {
         Connection::open_in_memory().unwrap()
     }
 
-    fn bring(db: &mut Connection, steps: &[Step]) -> Result<(), Error> {
-        migrate(db, Path::new("x.db"), steps, &KeyRing::generate())
+    fn brought(db: &mut Connection, steps: &[Step]) -> Result<(), Error> {
+        bring(db, Path::new("x.db"), steps, &KeyRing::generate())
     }
 
     fn found(db: &Connection) -> usize {
@@ -167,12 +139,12 @@ mod tests {
         ];
         for start in 0..=steps.len() {
             let mut db = open();
-            bring(&mut db, &steps[..start]).unwrap();
+            brought(&mut db, &steps[..start]).unwrap();
             if start > 0 {
                 db.execute_batch("INSERT INTO function (namespace, name, created_ms) VALUES ('n', 'f', 7)").unwrap();
             }
-            bring(&mut db, &steps).unwrap();
-            bring(&mut db, &steps).unwrap();
+            brought(&mut db, &steps).unwrap();
+            brought(&mut db, &steps).unwrap();
             assert_eq!(found(&db), 3);
             let rows = db.query_row("SELECT count(*), coalesce(max(a), 0) FROM function", (), |row| {
                 Ok((row.get::<_, u32>(0)?, row.get::<_, u32>(1)?))
@@ -194,17 +166,9 @@ mod tests {
         ];
         for step in failing {
             let mut db = open();
-            assert!(bring(&mut db, &[MIGRATIONS[0], step]).is_err());
+            assert!(brought(&mut db, &[MIGRATIONS[0], step]).is_err());
             assert_eq!(found(&db), 1);
             db.execute_batch(half).expect("it is not there");
         }
-    }
-
-    #[test]
-    fn a_newer_version_is_refused_with_the_mend() {
-        let mut db = open();
-        bring(&mut db, &[MIGRATIONS[0], Step::Sql("")]).unwrap();
-        let text = bring(&mut db, &MIGRATIONS[..1]).unwrap_err().to_string();
-        assert!(text.contains("x.db was made by a newer taper") && text.contains("another --data"), "{text}");
     }
 }

@@ -145,7 +145,7 @@ fn write(
 /// The secret that a row is about.
 fn key(row: &rusqlite::Row<'_>, path: &Path) -> Result<(Name, Name), Error> {
     let name = |column| {
-        let refuse = |e| Error::Corrupt { path: path.to_owned(), detail: format!("a secret: {e}") };
+        let refuse = |e| Error::corrupt(path, format!("a secret: {e}"));
         Name::new(text(row, column, path)?).map_err(refuse)
     };
     Ok((name(0)?, name(1)?))

@@ -10,7 +10,8 @@ use std::{
 
 use zeroize::Zeroizing;
 
-use super::dir::{private_file, sync_dir};
+use taper_medium::{private_file, sync_dir};
+
 use crate::{Config, Error, KeyRing};
 
 /// Largest key file that is read, in bytes.
@@ -124,7 +125,7 @@ impl Source {
         file.set_len(0).map_err(Error::io("write", &new))?;
         file.write_all(ring.text().as_bytes()).and_then(|()| file.sync_all()).map_err(Error::io("write", &new))?;
         fs::rename(&new, path).map_err(Error::io("replace", path))?;
-        sync_dir(path.parent().unwrap_or(Path::new(".")))
+        Ok(sync_dir(path.parent().unwrap_or(Path::new(".")))?)
     }
 }
 

@@ -11,6 +11,7 @@ use std::{
 
 use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};
 use rusqlite::Connection;
+use taper_medium::Error::{Corrupt, Full, NotWritable};
 use taper_model::Digest;
 use taper_store::{Artifacts, Config, Disk, Error, Functions, Store};
 
@@ -53,7 +54,7 @@ async fn damaged_rows_are_named() {
         let dir = edited(sql).await;
         let error = refused(dir.path());
         let text = error.to_string();
-        assert!(matches!(error, Error::Corrupt { .. }) && text.contains(expect), "{sql}: {text}");
+        assert!(matches!(error, Error::Medium(Corrupt { .. })) && text.contains(expect), "{sql}: {text}");
         assert!(text.contains(dir.path().join("taper.db").to_str().unwrap()) && text.contains("backup"), "{text}");
     }
 }
@@ -90,7 +91,7 @@ async fn damaged_bytes_never_panic() {
             Ok(store) => assert!(functions(&store).values().all(|f| !f.revisions.is_empty())),
             Err(e) => {
                 assert!(e.to_string().contains("taper.db"), "seed {seed}, round {round}: {e}");
-                found += usize::from(matches!(e, Error::Corrupt { .. }));
+                found += usize::from(matches!(e, Error::Medium(Corrupt { .. })));
             }
         }
     }
@@ -101,7 +102,7 @@ async fn damaged_bytes_never_panic() {
 fn what_is_no_database_and_no_directory() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("taper.db"), "no database\n".repeat(1000)).unwrap();
-    assert!(matches!(refused(dir.path()), Error::Corrupt { .. }));
+    assert!(matches!(refused(dir.path()), Error::Medium(Corrupt { .. })));
     assert_eq!(fs::read(dir.path().join("taper.db")).unwrap(), "no database\n".repeat(1000).as_bytes(), "left alone");
     let error = refused(&dir.path().join("taper.db/x"));
     assert!(error.to_string().contains("taper.db/x"), "{error}");
@@ -120,8 +121,8 @@ fn a_directory_without_write_permission() {
         return; // root may write anywhere; `on_small_and_read_only_media` shows the same for root
     }
     let error = refused(dir.path());
-    assert!(matches!(error, Error::NotWritable { .. }), "{error}");
-    assert!(matches!(Artifacts::open(dir.path()), Err(Error::NotWritable { .. })));
+    assert!(matches!(error, Error::Medium(NotWritable { .. })), "{error}");
+    assert!(matches!(Artifacts::open(dir.path()), Err(Error::Medium(NotWritable { .. }))));
 }
 
 /// Runs [`small_and_read_only_media`] with a file system of 3 MB of its own, in a mount namespace that ends with it.
@@ -175,13 +176,13 @@ async fn small_and_read_only_media() {
             Err(e) => break e,
         }
     };
-    assert!(matches!(full, Error::Full { .. }), "{full:?}");
+    assert!(matches!(full, Error::Medium(Full { .. })), "{full:?}");
     assert!(full.to_string().contains(dir.to_str().unwrap()) && full.to_string().contains("free some"), "{full}");
     assert!(kept.len() > 5 && functions(&store) == kept, "the one that did not fit is not shown");
 
     let before = fs::read(dir.join("secret-key")).unwrap();
     let full = store.rotate_key().await.unwrap_err();
-    assert!(matches!(full, Error::Full { .. }), "{full:?}");
+    assert!(matches!(full, Error::Medium(Full { .. })), "{full:?}");
     assert_eq!(fs::read(dir.join("secret-key")).unwrap(), before);
     assert_eq!(store.secret(&default, &key).await.unwrap().value, vec![7; 200_000]);
 
@@ -191,7 +192,7 @@ async fn small_and_read_only_media() {
             break e;
         }
     };
-    assert!(matches!(full, Error::Full { .. }), "{full:?}");
+    assert!(matches!(full, Error::Medium(Full { .. })), "{full:?}");
     assert!(matches!(upload.finish(None).await, Err(Error::Ended)));
     assert_eq!(fs::read_dir(dir.join("artifacts/sha256")).unwrap().count(), 0, "the upload left nothing");
 
@@ -199,7 +200,7 @@ async fn small_and_read_only_media() {
     store.publish(deploy("after", "1")).await.unwrap();
     // There may be no room left for the log in the database; then the old key stays beside the new one.
     let rotated = store.rotate_key().await;
-    assert!(matches!(rotated, Ok(1) | Err(Error::Full { .. })), "{rotated:?}");
+    assert!(matches!(rotated, Ok(1) | Err(Error::Medium(Full { .. }))), "{rotated:?}");
     kept = functions(&store);
     drop(store);
     let store = open(&dir);
@@ -214,7 +215,7 @@ async fn small_and_read_only_media() {
     let full = fs::write(&ballast, vec![0; 4 << 20]).unwrap_err();
     assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
     let error = refused(&dir.join("other"));
-    assert!(matches!(error, Error::Full { .. }), "{error:?}");
+    assert!(matches!(error, Error::Medium(Full { .. })), "{error:?}");
     fs::remove_file(&ballast).unwrap();
     drop(open(&dir.join("other")));
 
@@ -223,12 +224,12 @@ async fn small_and_read_only_media() {
     for dir in [dir.clone(), dir.join("new")] {
         let error = refused(&dir);
         let text = error.to_string();
-        assert!(matches!(error, Error::NotWritable { .. }) && text.contains(dir.to_str().unwrap()), "{text}");
+        assert!(matches!(error, Error::Medium(NotWritable { .. })) && text.contains(dir.to_str().unwrap()), "{text}");
         assert!(text.contains("another --data"), "{text}");
     }
     let digest = Digest::of(b"x");
     assert!(!artifacts.renew(&digest).await.unwrap());
-    assert!(matches!(artifacts.begin(1).await, Err(Error::NotWritable { .. })));
+    assert!(matches!(artifacts.begin(1).await, Err(Error::Medium(NotWritable { .. }))));
     println!("saw it all");
 }
 

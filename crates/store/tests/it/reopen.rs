@@ -14,6 +14,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use taper_medium::Error::Locked;
 use taper_model::{Name, Namespace, RevisionState};
 use taper_store::{Artifacts, Config, Disk, Error, Put, Store};
 
@@ -129,12 +130,14 @@ fn a_second_one_is_refused_and_told_of_the_first() {
     let refused = |dir: &Path| Disk::open(dir, Config::default()).map(drop).unwrap_err();
     let first = open(dir.path());
     let error = refused(dir.path());
-    assert!(matches!(&error, Error::Locked { dir: d, pid } if d == dir.path() && *pid == Some(std::process::id())));
+    assert!(
+        matches!(&error, Error::Medium(Locked { dir: d, pid }) if d == dir.path() && *pid == Some(std::process::id()))
+    );
     let text = error.to_string();
     assert!(text.contains(dir.path().to_str().unwrap()) && text.contains("another --data"), "{text}");
     assert!(text.contains(&format!("process {}", std::process::id())), "{text}");
     fs::write(dir.path().join("lock"), "x").unwrap();
-    assert!(matches!(refused(dir.path()), Error::Locked { pid: None, .. }), "an unreadable pid is left out");
+    assert!(matches!(refused(dir.path()), Error::Medium(Locked { pid: None, .. })), "an unreadable pid is left out");
     drop(first);
     open(dir.path());
 }

@@ -1,4 +1,4 @@
-//! The data directory: who may enter and read it, and whose it is. Knows nothing of what is in the files.
+//! A directory of our own: who may enter and read it, and whose it is. Knows nothing of what is in the files.
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError},
@@ -10,7 +10,10 @@ use std::{
 use crate::Error;
 
 /// Makes a directory that only its owner may enter. One that is there is left as it is: `--data /tmp` must not close `/tmp`.
-pub(crate) fn make_private_dir(dir: &Path) -> Result<(), Error> {
+///
+/// # Errors
+/// When it cannot be made or looked at.
+pub fn make_private_dir(dir: &Path) -> Result<(), Error> {
     let missing: Vec<_> = dir.ancestors().take_while(|d| !d.as_os_str().is_empty() && !d.exists()).collect();
     DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(Error::io("make the directory", dir))?;
     for parent in missing.into_iter().filter_map(Path::parent) {
@@ -25,12 +28,18 @@ pub(crate) fn make_private_dir(dir: &Path) -> Result<(), Error> {
 }
 
 /// What is in a directory survives the machine's end only once the directory itself is written.
-pub(crate) fn sync_dir(dir: &Path) -> Result<(), Error> {
+///
+/// # Errors
+/// When the system does not say that it is.
+pub fn sync_dir(dir: &Path) -> Result<(), Error> {
     File::open(dir).and_then(|d| d.sync_all()).map_err(Error::io("write the directory", dir))
 }
 
 /// Opens a file that only its owner may read, and makes it when it is missing.
-pub(super) fn private_file(path: &Path) -> Result<File, Error> {
+///
+/// # Errors
+/// When it cannot be opened, or not be closed to others.
+pub fn private_file(path: &Path) -> Result<File, Error> {
     let mut options = OpenOptions::new();
     let options = options.read(true).write(true).create(true).truncate(false).mode(0o600);
     let file = options.open(path).map_err(Error::io("open", path))?;
@@ -38,8 +47,9 @@ pub(super) fn private_file(path: &Path) -> Result<File, Error> {
     Ok(file)
 }
 
-/// The data directory is ours.
-pub(super) struct Lock(File);
+/// The directory is ours, until this is dropped.
+#[derive(Debug)]
+pub struct Lock(File);
 
 impl Drop for Lock {
     fn drop(&mut self) {
@@ -48,8 +58,11 @@ impl Drop for Lock {
     }
 }
 
-/// Takes the data directory for this process. The file stays when the process ends; the lock on it does not.
-pub(super) fn lock(dir: &Path) -> Result<Lock, Error> {
+/// Takes the directory for this process. The file `lock` in it stays when the process ends; the lock on it does not.
+///
+/// # Errors
+/// [`Error::Locked`] while another process has it.
+pub fn lock(dir: &Path) -> Result<Lock, Error> {
     let path = dir.join("lock");
     let mut file = private_file(&path)?;
     match file.try_lock() {
