@@ -59,7 +59,7 @@ impl Error {
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Method(_) => StatusCode::METHOD_NOT_ALLOWED,
             Self::Stopping => StatusCode::SERVICE_UNAVAILABLE,
-            Self::Store(taper_store::Error::Full { .. }) => StatusCode::INSUFFICIENT_STORAGE,
+            Self::Store(e) if e.is_full() => StatusCode::INSUFFICIENT_STORAGE,
             Self::Store(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }

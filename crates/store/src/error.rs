@@ -76,6 +76,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether there is no space left: nothing is wrong with what was asked.
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Medium(taper_medium::Error::Full { .. }))
+    }
+
     /// For `map_err`: what the system said while something was tried.
     pub(crate) fn io(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let medium = taper_medium::Error::io(doing, path);
