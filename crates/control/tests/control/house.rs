@@ -238,7 +238,7 @@ impl Store for Flaky {
     }
     fn settle<'a>(&'a self, id: &'a RevisionId, state: RevisionState) -> BoxFuture<'a, Result<(), StoreError>> {
         if self.is_full.load(Ordering::Relaxed) {
-            return Box::pin(async { Err(StoreError::Full { path: "taper.db".into() }) });
+            return Box::pin(async { Err(taper_medium::Error::Full { path: "taper.db".into() }.into()) });
         }
         self.memory.settle(id, state)
     }

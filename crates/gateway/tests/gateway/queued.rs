@@ -7,6 +7,7 @@ use std::{
 
 use http::{HeaderMap, Method, Request};
 use taper_gateway::Config;
+use taper_medium::Error::Full;
 use taper_model::{BoxFuture, CallId, Fault, FunctionName, Reply, call};
 use taper_queue::{
     Accepted, Backlog, Details, Entry, Error, Filter, Lease, Listed, Page, Queue, Settled, State, Stats,
@@ -236,9 +237,11 @@ async fn what_the_queue_says_is_what_the_caller_hears() {
         bound: "3 calls".into(),
         retry_after: Duration::from_secs(7),
     };
-    for (error, status, retry) in
-        [(full(), 429, "7"), (Error::Stopped, 503, "1"), (Error::NoSpace { path: "/secret/place".into() }, 500, "")]
-    {
+    for (error, status, retry) in [
+        (full(), 429, "7"),
+        (Error::Stopped, 503, "1"),
+        (Error::Medium(Full { path: "/secret/place".into() }), 500, ""),
+    ] {
         notebook.next(Err(error));
         let answer = platform.post("/async-function/hello", "x").await;
         assert_eq!((answer.status.as_u16(), answer.header("retry-after")), (status, retry), "{answer:?}");
