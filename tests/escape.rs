@@ -4,6 +4,35 @@ use std::net::TcpListener;
 
 use crate::platform::{Platform, root, skipped};
 
+/// Looks for a word in what this process can read of itself. It gets the word backwards, so that it does not find its own.
+const LOOK: &str = r##"
+import re
+def look(backwards):
+    word = re.compile("".join("[%s]" % c for c in reversed(backwards)).encode())
+    places = set()
+    with open("/proc/self/maps") as maps, open("/proc/self/mem", "rb", 0) as memory:
+        for line in maps:
+            span, rights, *_, name = line.split() + [""]
+            if rights[0] != "r" or name.startswith("[v"):
+                continue
+            start, end = (int(n, 16) for n in span.split("-"))
+            memory.seek(start)
+            try:
+                if word.search(memory.read(end - start)):
+                    places.add(line)
+            except OSError:  # beyond the end of a file
+                pass
+    return places
+"##;
+
+/// Has a secret and a variable, and finds both.
+const THEIRS: &str = r##"
+import os
+def handle(event, context):
+    secret = open("/var/openfaas/secrets/theirs").read()
+    return "theirs" if look(secret[::-1]) and look(os.environ["THEIRS"][::-1]) else "the look sees nothing"
+"##;
+
 /// Each attempt is a function that returns normally when the escape worked; the reply lists those that did.
 const HOSTILE: &str = r##"
 import ctypes, json, os, socket, struct
@@ -50,6 +79,19 @@ def host_addresses():
         except OSError: pass
     raise OSError("none")
 def metadata_service(): socket.create_connection(("169.254.169.254", 80), 1)
+def read_their_secret_in_memory(): assert look(ARGS["drow"])
+def read_their_variable_in_memory(): assert look(ARGS["gnihtyna"])
+def read_their_environment():
+    names = [p for p in os.listdir("/proc") if p.isdigit()]
+    readable = [p for p in names if os.access(f"/proc/{p}/environ", os.R_OK)]
+    assert os.getpid() != 1 and str(os.getpid()) in readable
+    assert any(b"THEIRS" in open(f"/proc/{p}/environ", "rb").read() for p in readable)
+def read_open_folder():
+    for fd in os.listdir("/proc/self/fd"):
+        try: return os.listdir(int(fd))
+        except OSError: pass
+    raise OSError("none")
+def find_what_is_left(): assert os.listdir("/tmp") + os.listdir("/dev/shm")
 def mount_tmpfs(): sys(libc.mount, b"none", b"/tmp", b"tmpfs", 0, None)
 def remount_root(): sys(libc.mount, None, b"/", None, 32 | 4096, None)
 def unshare_user(): sys(libc.unshare, 0x10000000)
@@ -93,7 +135,7 @@ def handle(event, context):
     ARGS.update(json.loads(event.body))
     worked, refused = [], {}
     for name, attempt in list(globals().items()):
-        if callable(attempt) and getattr(attempt, "__module__", "") == __name__ and name not in ("handle", "sys"):
+        if callable(attempt) and getattr(attempt, "__module__", "") == __name__ and name not in ("handle", "sys", "look"):
             try:
                 attempt()
                 worked.append(name)
@@ -117,21 +159,31 @@ fn addresses() -> Vec<String> {
     .unwrap_or_default()
 }
 
-fn try_everything(platform: &Platform) {
+/// In an instance that came to be in this way.
+fn try_everything(platform: &Platform, start: &str) {
     let listener = TcpListener::bind("0.0.0.0:0").expect("a port of the host");
-    let theirs = platform.file("theirs.py", "def handle(req):\n    return 'theirs'\n");
-    platform.ok(&["secret", "create", "theirs", "--from-literal", "hidden"]);
-    platform.ok(&["deploy", &theirs, "--secret", "theirs"]);
-    let hostile = platform.file("hostile.py", HOSTILE);
+    let theirs = platform.file("theirs.py", &format!("{LOOK}{THEIRS}"));
+    let (word, anything) = ("4e1f-their-secret-93ac", "77d0-their-variable-b2e5");
+    let backwards = |text: &str| text.chars().rev().collect::<String>();
+    platform.ok(&["secret", "create", "theirs", "--from-literal", word]);
+    platform.ok(&["deploy", &theirs, "--secret", "theirs", "--env", &format!("THEIRS={anything}")]);
+    let hostile = platform.file("hostile.py", &format!("{LOOK}{HOSTILE}"));
     platform.ok(&["deploy", &hostile]);
+    for name in ["theirs", "hostile"] {
+        platform.ok(&["scale", name, "0"]);
+        platform.until("nothing runs", || platform.instances(name) == 0);
+    }
+    assert_eq!(platform.call("theirs", b"").text(), "theirs");
     let arguments = serde_json::json!({
         "data": platform.data(),
         "other": theirs,
         "port": listener.local_addr().unwrap().port(),
         "addresses": addresses(),
+        "drow": backwards(word),
+        "gnihtyna": backwards(anything),
     });
     let answer = platform.call("hostile", arguments.to_string().as_bytes());
-    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert_eq!((answer.status, answer.header("x-taper-start")), (200, start), "{}", answer.text());
     let report: serde_json::Value = serde_json::from_str(&answer.text()).expect("JSON");
     assert_eq!(report["worked"], serde_json::json!([]), "{report:#}");
     assert_eq!(report["refused"].as_object().unwrap().len(), attempts(), "every attempt was made");
@@ -144,10 +196,19 @@ fn nothing_leaves_the_sandbox() {
         skipped("nothing_leaves_the_sandbox as root", "this is not root");
         return;
     }
-    try_everything(&Platform::start());
+    try_everything(&Platform::start(), "pool");
+}
+
+#[test]
+fn nor_one_made_for_the_call() {
+    if !root() {
+        skipped("nor_one_made_for_the_call as root", "this is not root");
+        return;
+    }
+    try_everything(&Platform::start_configured("local: {pool: {ceiling: 0}}\n"), "cold");
 }
 
 #[test]
 fn nor_an_ordinary_users() {
-    try_everything(&Platform::start_as_ordinary_user());
+    try_everything(&Platform::start_as_ordinary_user(), "pool");
 }
