@@ -23,6 +23,8 @@ use crate::{
 
 /// How long an answer may take after the load ended, or when it is asked for once.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long nothing may happen before it is looked whether anything still will.
+const TICK: Duration = Duration::from_millis(100);
 
 /// Where calls go.
 #[derive(Debug, Clone)]
@@ -62,7 +64,8 @@ impl Target {
 pub(crate) struct Request {
     bytes: Vec<u8>,
     framing: Framing,
-    expect: Vec<u8>,
+    /// Nothing: any answer of success will do.
+    expect: Option<Vec<u8>>,
 }
 
 /// How the end of an answer is found.
@@ -85,14 +88,23 @@ impl Request {
         }
         .into_bytes();
         bytes.extend_from_slice(body);
-        Self { bytes, framing: Framing::Http, expect: expect.to_vec() }
+        Self { bytes, framing: Framing::Http, expect: Some(expect.to_vec()) }
+    }
+
+    /// A request to the control plane with this `Authorization`.
+    pub(crate) fn control(method: &str, path: &str, authorization: &str, json: &str) -> Self {
+        let bytes = format!(
+            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: {authorization}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{json}",
+            json.len()
+        );
+        Self { bytes: bytes.into_bytes(), framing: Framing::Http, expect: None }
     }
 
     /// A frame of four bytes of length and the body, answered by the same.
     pub(crate) fn frame(body: &[u8]) -> Self {
         let mut bytes = (body.len() as u32).to_le_bytes().to_vec();
         bytes.extend_from_slice(body);
-        Self { bytes, framing: Framing::Length, expect: body.to_vec() }
+        Self { bytes, framing: Framing::Length, expect: Some(body.to_vec()) }
     }
 
     /// The whole answer, when it is there.
@@ -107,14 +119,17 @@ impl Request {
     }
 
     fn check(&self, answer: &Answer) -> Result<(), String> {
-        if answer.status != 200 {
+        let Some(expect) = self.expect.as_ref().filter(|_| answer.status == 200) else {
+            if self.expect.is_none() && (200..300).contains(&answer.status) {
+                return Ok(());
+            }
             return Err(format!(
                 "status {}: {}",
                 answer.status,
                 String::from_utf8_lossy(&answer.body[..answer.body.len().min(300)])
             ));
-        }
-        if answer.body != self.expect {
+        };
+        if answer.body != *expect {
             return Err(format!(
                 "wrong body: {:?}",
                 String::from_utf8_lossy(&answer.body[..answer.body.len().min(100)])
@@ -207,7 +222,7 @@ impl Outcome {
     }
 }
 
-/// Calls a target over `connections` connections for a while.
+/// Calls a target over `connections` connections for a while, as fast as it answers.
 pub(crate) fn run(
     target: &Target,
     request: &Request,
@@ -215,6 +230,19 @@ pub(crate) fn run(
     cpus: &Cpus,
     duration: Duration,
 ) -> Result<Outcome, Error> {
+    paced(target, request, connections, cpus, duration, f64::INFINITY)
+}
+
+/// The same, with at most so many calls per second altogether.
+pub(crate) fn paced(
+    target: &Target,
+    request: &Request,
+    connections: usize,
+    cpus: &Cpus,
+    duration: Duration,
+    rate: f64,
+) -> Result<Outcome, Error> {
+    let pause = Duration::from_secs_f64(connections as f64 / rate);
     let threads = connections.min(cpus.count());
     let mut open = Vec::with_capacity(connections);
     for _ in 0..connections {
@@ -226,7 +254,7 @@ pub(crate) fn run(
     }
     let begun = now();
     let end = begun + duration;
-    let drive = |share| drive(target, request, share, end);
+    let drive = |share| drive(target, request, share, end, pause);
     let parts: Vec<io::Result<Outcome>> = cpus.run(|| {
         thread::scope(|scope| {
             let workers: Vec<_> = shares.into_iter().map(|share| scope.spawn(move || drive(share))).collect();
@@ -248,23 +276,38 @@ struct Connection {
     stream: File,
     got: Vec<u8>,
     sent: Instant,
+    /// When the next request is to be sent, while none is under way.
+    due: Option<Instant>,
 }
 
-/// One thread's connections, until `end`; what is under way then is waited for.
-fn drive(target: &Target, request: &Request, streams: Vec<File>, end: Instant) -> io::Result<Outcome> {
+impl Connection {
+    fn new(stream: File) -> Self {
+        Self { stream, got: Vec::with_capacity(8192), sent: now(), due: None }
+    }
+
+    fn send(&mut self, request: &Request) -> io::Result<()> {
+        (self.sent, self.due) = (now(), None);
+        self.stream.write_all(&request.bytes)
+    }
+}
+
+/// One thread's connections, until `end`; what is under way then is waited for. Each sends at most once in `pause`.
+fn drive(target: &Target, request: &Request, streams: Vec<File>, end: Instant, pause: Duration) -> io::Result<Outcome> {
     let mut outcome = Outcome::default();
     let poll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     let mut connections = Vec::with_capacity(streams.len());
-    for (at, mut stream) in streams.into_iter().enumerate() {
+    for (at, stream) in streams.into_iter().enumerate() {
         epoll::add(&poll, &stream, epoll::EventData::new_u64(at as u64), epoll::EventFlags::IN)?;
-        let sent = now();
-        stream.write_all(&request.bytes)?;
-        connections.push(Some(Connection { stream, got: Vec::with_capacity(8192), sent }));
+        let mut connection = Connection::new(stream);
+        connection.send(request)?;
+        connections.push(Some(connection));
     }
     let mut under_way = connections.len();
     let mut events = Vec::with_capacity(connections.len());
-    let tick = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
     while under_way > 0 {
+        let next = connections.iter().flatten().filter_map(|connection| connection.due).min();
+        let rest = next.map_or(TICK, |due| due.saturating_duration_since(now()).min(TICK));
+        let tick = Timespec { tv_sec: 0, tv_nsec: rest.subsec_nanos().into() };
         events.clear();
         epoll::wait(&poll, rustix::buffer::spare_capacity(&mut events), Some(&tick))?;
         if events.is_empty() && now() > end + PATIENCE {
@@ -277,8 +320,12 @@ fn drive(target: &Target, request: &Request, streams: Vec<File>, end: Instant) -
             match step(connection, request, &mut outcome) {
                 Ok(false) => {}
                 Ok(true) if now() < end => {
-                    connection.sent = now();
-                    connection.stream.write_all(&request.bytes)?;
+                    let due = connection.sent + pause;
+                    if due <= now() {
+                        connection.send(request)?;
+                    } else {
+                        connection.due = Some(due);
+                    }
                 }
                 Ok(true) => {
                     connections[at] = None;
@@ -289,15 +336,26 @@ fn drive(target: &Target, request: &Request, streams: Vec<File>, end: Instant) -
                     connections[at] = None;
                     // A broken connection is replaced, so that the load stays what it is; a target that only breaks ends the run.
                     let again = (now() < end && outcome.errors < 1_000).then(|| target.connect(false));
-                    if let Some(Ok(mut stream)) = again {
+                    if let Some(Ok(stream)) = again {
                         epoll::add(&poll, &stream, epoll::EventData::new_u64(at as u64), epoll::EventFlags::IN)?;
-                        let sent = now();
-                        stream.write_all(&request.bytes)?;
-                        connections[at] = Some(Connection { stream, got: Vec::with_capacity(8192), sent });
+                        let connection = connections[at].insert(Connection::new(stream));
+                        connection.send(request)?;
                     } else {
                         under_way -= 1;
                     }
                 }
+            }
+        }
+        for place in &mut connections {
+            let Some(connection) = place.as_mut().filter(|connection| connection.due.is_some_and(|due| due <= now()))
+            else {
+                continue;
+            };
+            if now() < end {
+                connection.send(request)?;
+            } else {
+                *place = None;
+                under_way -= 1;
             }
         }
     }
@@ -333,6 +391,7 @@ pub(crate) struct Once {
     pub(crate) first_byte: f64,
     /// To the answer's last byte, in seconds.
     pub(crate) whole: f64,
+    pub(crate) body: Vec<u8>,
     head: String,
 }
 
@@ -362,7 +421,8 @@ pub(crate) fn once(target: &Target, request: &Request) -> Result<Once, Error> {
         got.extend_from_slice(&buffer[..n]);
         if let Some(answer) = request.answer(&got).map_err(Error::Answer)? {
             request.check(&answer).map_err(Error::Answer)?;
-            return Ok(Once { first_byte, whole: begun.elapsed().as_secs_f64(), head: answer.head });
+            let whole = begun.elapsed().as_secs_f64();
+            return Ok(Once { first_byte, whole, body: answer.body, head: answer.head });
         }
         if n == 0 {
             return Err(Error::Answer(format!("the connection was closed after {:?}", String::from_utf8_lossy(&got))));

@@ -13,12 +13,14 @@ mod platform;
 mod process;
 mod report;
 mod scenario;
+mod simulator;
 mod spawn;
 mod stats;
 
 use std::{
     path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
+    time::Duration,
 };
 
 use crate::{
@@ -34,6 +36,7 @@ struct Asked {
     rounds: usize,
     quick: bool,
     write: bool,
+    minutes: u64,
     taper: Option<PathBuf>,
 }
 
@@ -41,6 +44,9 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     if arguments.first().is_some_and(|first| first == "hello") {
         hello::main();
+    }
+    if arguments.first().is_some_and(|first| first == "keepalive") {
+        return simulator::main(&arguments[1..]);
     }
     let asked = match Asked::parse(&arguments) {
         Ok(asked) => asked,
@@ -62,10 +68,11 @@ fn main() -> ExitCode {
 fn usage() -> String {
     let scenarios: String = ALL.iter().map(|scenario| format!("  {:<12} {}\n", scenario.name, scenario.what)).collect();
     format!(
-        "usage: cargo run --release -p taper-bench -- [SCENARIO…] [--rounds N] [--quick] [--write] [--taper PROGRAM]\n\n\
-         scenarios, all by default:\n{scenarios}\n\
+        "usage: cargo run --release -p taper-bench -- [SCENARIO…] [--rounds N] [--quick] [--write] [--minutes N] [--taper PROGRAM]\n\n\
+         scenarios, all but `soak` by default:\n{scenarios}\n\
          --rounds N         how often everything is measured in turn [default: 5]\n\
          --quick            shorter and fewer, to see that it works\n\
+         --minutes N        how long the soak goes on [default: 10]\n\
          --write            put the table into docs/performance.md\n\
          --taper PROGRAM    the program to measure [default: built from this tree]"
     )
@@ -73,7 +80,7 @@ fn usage() -> String {
 
 impl Asked {
     fn parse(arguments: &[String]) -> Result<Self, String> {
-        let mut asked = Self { scenarios: Vec::new(), rounds: 0, quick: false, write: false, taper: None };
+        let mut asked = Self { scenarios: Vec::new(), rounds: 0, quick: false, write: false, minutes: 10, taper: None };
         let mut arguments = arguments.iter();
         while let Some(argument) = arguments.next() {
             let mut value = || arguments.next().ok_or_else(|| format!("`{argument}` needs a value"));
@@ -81,10 +88,11 @@ impl Asked {
                 "--quick" => asked.quick = true,
                 "--write" => asked.write = true,
                 "--taper" => asked.taper = Some(value()?.into()),
-                "--rounds" => {
+                "--rounds" | "--minutes" => {
                     let value = value()?;
-                    let rounds = value.parse().ok().filter(|n| (1..=100).contains(n));
-                    asked.rounds = rounds.ok_or_else(|| format!("`--rounds {value}`: a number from 1 to 100"))?;
+                    let number: Option<usize> = value.parse().ok().filter(|n| (1..=100).contains(n));
+                    let number = number.ok_or_else(|| format!("`{argument} {value}`: a number from 1 to 100"))?;
+                    if argument == "--rounds" { asked.rounds = number } else { asked.minutes = number as u64 }
                 }
                 name => asked
                     .scenarios
@@ -92,7 +100,7 @@ impl Asked {
             }
         }
         if asked.scenarios.is_empty() {
-            asked.scenarios = ALL.iter().collect();
+            asked.scenarios = ALL.iter().filter(|scenario| !scenario.long).collect();
         }
         if asked.rounds == 0 {
             asked.rounds = if asked.quick { 2 } else { 5 };
@@ -114,8 +122,9 @@ fn run(asked: &Asked) -> Result<bool, Error> {
     }
     let all = Cpus::all();
     let (server, load) = all.halves();
+    let soak = Duration::from_secs(if asked.quick { 30 } else { 60 * asked.minutes });
     let bench =
-        Bench { dir: dir.path().to_owned(), taper, rounds: asked.rounds, quick: asked.quick, server, load, all };
+        Bench { dir: dir.path().to_owned(), taper, rounds: asked.rounds, quick: asked.quick, soak, server, load, all };
     let machine = machine::describe();
     let (mut sections, mut whole) = (Vec::new(), true);
     for scenario in &asked.scenarios {
@@ -173,7 +182,7 @@ mod tests {
         let asked = parse("cold classic --rounds 3 --write").unwrap_or_else(|why| panic!("{why}"));
         assert_eq!(asked.scenarios.iter().map(|s| s.name).collect::<Vec<_>>(), ["cold", "classic"]);
         assert_eq!((asked.rounds, asked.write, asked.quick), (3, true, false));
-        assert_eq!(parse("").map(|asked| asked.scenarios.len()).ok(), Some(ALL.len()));
+        assert_eq!(parse("").map(|asked| asked.scenarios.len()).ok(), Some(ALL.len() - 1));
         for wrong in ["frobnicate", "--rounds", "--rounds 0", "--rounds x"] {
             assert!(parse(wrong).is_err(), "{wrong}");
         }

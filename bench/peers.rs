@@ -175,19 +175,7 @@ pub(crate) fn framework_python(dir: &Path, cpus: &Cpus) -> Result<Peer, Error> {
 /// Node's functions-framework with an echo.
 pub(crate) fn framework_node(dir: &Path, cpus: &Cpus) -> Result<Peer, Error> {
     let node = find("node", "apt-get install nodejs")?;
-    let npm = find("npm", "apt-get install npm")?;
-    let home = dir.join("functions-framework-node");
-    if !home.exists() {
-        fs::create_dir_all(&home).map_err(Error::io("making a folder"))?;
-        let mut install = Command::new(npm);
-        install
-            .args(["install", "--silent", "--no-audit", "--no-fund", "--no-update-notifier", "--cache"])
-            .arg(dir.join("npm-cache"));
-        run(
-            "npm install @google-cloud/functions-framework",
-            install.arg("@google-cloud/functions-framework").current_dir(&home),
-        )?;
-    }
+    let home = npm_install(dir, "@google-cloud/functions-framework", "functions-framework-node")?;
     fs::write(home.join("index.js"), NODE_ECHO).map_err(Error::io("writing the echo"))?;
     let address = free_port()?;
     let mut command = Command::new(node);
@@ -198,6 +186,37 @@ pub(crate) fn framework_node(dir: &Path, cpus: &Cpus) -> Result<Peer, Error> {
         .current_dir(&home)
         .env("NODE_ENV", "production");
     Peer::start("functions-framework-node", &mut command, dir, Target::Tcp(address), cpus)
+}
+
+/// workerd with an echo: JavaScript in an isolate that is used again, in one process.
+pub(crate) fn workerd(dir: &Path, cpus: &Cpus) -> Result<Peer, Error> {
+    let home = npm_install(dir, "workerd", "workerd")?;
+    let address = free_port()?;
+    let worker = "export default { async fetch(request) { return new Response(await request.text()); } };\n";
+    let config = format!(
+        "using Workerd = import \"/workerd/workerd.capnp\";\n\
+         const config :Workerd.Config = (\n\
+         services = [(name = \"echo\", worker = (modules = [(name = \"echo\", esModule = embed \"echo.mjs\")], compatibilityDate = \"2025-01-01\"))],\n\
+         sockets = [(name = \"http\", address = \"{address}\", http = (), service = \"echo\")]);\n"
+    );
+    let written = fs::write(home.join("echo.mjs"), worker).and_then(|()| fs::write(home.join("config.capnp"), config));
+    written.map_err(Error::io("writing the worker"))?;
+    let mut command = Command::new(home.join("node_modules/workerd/bin/workerd"));
+    command.args(["serve", "config.capnp"]).current_dir(&home);
+    Peer::start("workerd", &mut command, dir, Target::Tcp(address), cpus)
+}
+
+/// A package of npm's, installed once into a folder of this run.
+fn npm_install(dir: &Path, package: &str, folder: &str) -> Result<PathBuf, Error> {
+    let npm = find("npm", "apt-get install npm")?;
+    let home = dir.join(folder);
+    if !home.exists() {
+        fs::create_dir_all(&home).map_err(Error::io("making a folder"))?;
+        let mut install = Command::new(npm);
+        install.args(["install", "--silent", "--no-audit", "--no-fund", "--no-update-notifier", "--cache"]);
+        run(&format!("npm install {package}"), install.arg(dir.join("npm-cache")).arg(package).current_dir(&home))?;
+    }
+    Ok(home)
 }
 
 /// The floor of Python: a call loop over a Unix socket, one caller at a time.

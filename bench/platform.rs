@@ -13,10 +13,14 @@ use serde_json::Value;
 
 use crate::{
     error::Error,
-    load::Target,
+    load::{Request, Target, once},
     machine::{Cpus, now},
     process::{Running, Tree, run},
 };
+
+/// The administrator's word for the platform under test, `admin:bench`.
+const AUTHORIZATION: &str = "Basic YWRtaW46YmVuY2g=";
+const PASSWORD: &str = "bench";
 
 /// How long the platform may take for anything.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -29,27 +33,44 @@ pub(crate) struct Platform {
     url: String,
     /// Where functions are called.
     pub(crate) target: Target,
+    /// Seconds from its start until it served.
+    pub(crate) started: f64,
 }
 
 impl Platform {
-    /// Starts it on these processors; functions inherit them.
+    /// Starts one with nothing deployed on these processors; functions inherit them.
     pub(crate) fn start(taper: &Path, dir: &Path, cpus: &Cpus) -> Result<Self, Error> {
+        Self::start_in(taper, &Self::home(dir), "{}", cpus)
+    }
+
+    /// A folder for a platform that no other has used.
+    pub(crate) fn home(dir: &Path) -> PathBuf {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let home = dir.join(format!("up-{}", COUNT.fetch_add(1, Ordering::Relaxed)));
-        let (config, log, out) = (home.join("config"), home.join("log"), home.join("out"));
-        fs::create_dir_all(&config).map_err(Error::io("making the platform's folder"))?;
+        dir.join(format!("up-{}", COUNT.fetch_add(1, Ordering::Relaxed)))
+    }
+
+    /// Starts it over what a platform before it left in this folder, with a configuration file of this text.
+    pub(crate) fn start_in(taper: &Path, home: &Path, settings: &str, cpus: &Cpus) -> Result<Self, Error> {
+        let (config, log, out, file) =
+            (home.join("config"), home.join("log"), home.join("out"), home.join("settings.yaml"));
+        fs::create_dir_all(&config)
+            .and_then(|()| fs::write(&file, settings))
+            .map_err(Error::io("making the platform's folder"))?;
         let stdout = fs::File::create(&out).map_err(Error::io("making the platform's output file"))?;
         let mut command = Command::new(taper);
-        command.args(["up", "--listen", "127.0.0.1:0", "--access-log", "off", "--data"]).arg(home.join("data"));
-        command.env("XDG_CONFIG_HOME", &config).stdout(stdout);
+        command.args(["up", "--listen", "127.0.0.1:0", "--access-log", "off", "--config"]).arg(file);
+        command.arg("--data").arg(home.join("data"));
+        command.env("XDG_CONFIG_HOME", &config).env("TAPER_PASSWORD", PASSWORD).stdout(stdout);
+        let begun = now();
         let mut running = Running::start("taper up", &mut command, &log, cpus)?;
         let line = running.wait("it was never ready", || {
             let text = fs::read_to_string(&out).ok()?;
             text.split_once('\n').and_then(|(line, _)| line.strip_prefix("listening on ").map(str::to_owned))
         })?;
+        let started = begun.elapsed().as_secs_f64();
         let address = line.strip_prefix("http://").and_then(|address| address.parse().ok());
         let address = address.ok_or_else(|| Error::Answer(format!("`listening on {line}` names no address")))?;
-        Ok(Self { running, taper: taper.to_owned(), config, url: line, target: Target::Tcp(address) })
+        Ok(Self { running, taper: taper.to_owned(), config, url: line, target: Target::Tcp(address), started })
     }
 
     /// The process.
@@ -89,22 +110,30 @@ impl Platform {
 
     /// Takes a function to zero and waits until it is there.
     pub(crate) fn zero(&self, name: &str) -> Result<(), Error> {
-        self.taper(&["scale", name, "0"])?;
+        self.control("POST", &format!("/system/scale-function/{name}"), "{\"replicas\":0}")?;
+        let path = format!("/system/function/{name}");
+        self.until(&format!("`{name}` does not go to zero"), || {
+            // Left out when it is 0.
+            Ok(self.control("GET", &path, "")?.get("availableReplicas").is_none())
+        })
+    }
+
+    /// Waits until this is so.
+    pub(crate) fn until(&self, not: &str, so: impl Fn() -> Result<bool, Error>) -> Result<(), Error> {
         let begun = now();
-        while self.instances(name)? != 0 {
+        while !so()? {
             if begun.elapsed() > PATIENCE {
-                return Err(self.running.failed(&format!("`{name}` does not go to zero")));
+                return Err(self.running.failed(not));
             }
             sleep(Duration::from_millis(5));
         }
         Ok(())
     }
 
-    fn instances(&self, name: &str) -> Result<u64, Error> {
-        let text = self.taper(&["describe", name, "-o", "json"])?;
-        let value: Value =
-            serde_json::from_str(&text).map_err(|e| Error::Answer(format!("`describe -o json` is not JSON: {e}")))?;
-        Ok(value["status"]["readyInstances"].as_u64().unwrap_or(0))
+    /// A request to the control plane; the JSON that it answers, if any.
+    pub(crate) fn control(&self, method: &str, path: &str, json: &str) -> Result<Value, Error> {
+        let answer = once(&self.target, &Request::control(method, path, AUTHORIZATION, json))?;
+        Ok(serde_json::from_slice(&answer.body).unwrap_or(Value::Null))
     }
 
     /// Waits until no process has come, gone or worked for a while: pools are full, and nothing disturbs what is measured next.

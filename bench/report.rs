@@ -9,6 +9,9 @@ pub(crate) const BEGIN: &str = "<!-- taper-bench writes from here … -->";
 /// See [`BEGIN`].
 pub(crate) const END: &str = "<!-- … to here -->";
 
+/// What stands behind a promise that is not kept.
+const MISSED: &str = "**missed**";
+
 /// What a value is counted in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Unit {
@@ -18,6 +21,8 @@ pub(crate) enum Unit {
     Rate,
     /// Bytes, shown as KB or MB.
     Memory,
+    /// Things.
+    Count,
 }
 
 /// What was promised about a row.
@@ -68,6 +73,25 @@ impl Report {
         self.rows.push(Row { figure: figure.into(), unit, ours: ours.clone(), other, promise });
     }
 
+    /// The same where the two were not measured in pairs: the medians are what is compared.
+    pub(crate) fn pairless(
+        &mut self,
+        figure: impl Into<String>,
+        unit: Unit,
+        ours: &Series,
+        name: &str,
+        other: &Series,
+        promise: Promise,
+    ) {
+        let median = |series: &Series| [series.median()].into_iter().collect();
+        self.beside(figure, unit, &median(ours), name, &median(other), Some(promise));
+    }
+
+    /// The figures whose promise is not kept.
+    pub(crate) fn missed(&self) -> Vec<&str> {
+        self.rows.iter().filter(|row| row.cells()[4].ends_with(MISSED)).map(|row| row.figure.as_str()).collect()
+    }
+
     /// A figure that stands alone.
     pub(crate) fn alone(&mut self, figure: impl Into<String>, unit: Unit, ours: &Series, promise: Option<Promise>) {
         self.beside(figure, unit, ours, "", &Series::default(), promise);
@@ -113,7 +137,7 @@ impl Report {
 impl Row {
     fn cells(&self) -> [String; 5] {
         let ratio =
-            self.other.as_ref().filter(|_| !self.ours.is_empty()).map(|(_, other)| self.ours.zip(other, |a, b| a / b));
+            self.other.as_ref().filter(|_| !self.ours.is_empty()).map(|(_, other)| self.ours.zip(other, fraction));
         let promise = match self.promise {
             None => "–".to_owned(),
             Some(promise) => promise.verdict(self.unit, &self.ours, ratio.as_ref()),
@@ -124,7 +148,10 @@ impl Row {
             self.other
                 .as_ref()
                 .map_or_else(|| "–".to_owned(), |(name, other)| format!("{name}: {}", self.unit.show(other))),
-            ratio.map_or_else(|| "–".to_owned(), |ratio| format!("{} ×", digits(ratio.median()))),
+            ratio
+                .map(|ratio| ratio.median())
+                .filter(|ratio| ratio.is_finite())
+                .map_or_else(|| "–".to_owned(), |ratio| format!("{} ×", digits(ratio))),
             promise,
         ]
     }
@@ -139,7 +166,7 @@ impl Promise {
         };
         match kept {
             Some(true) => format!("{text}: kept"),
-            Some(false) => format!("{text}: **missed**"),
+            Some(false) => format!("{text}: {MISSED}"),
             None => format!("{text}: not measured"),
         }
     }
@@ -155,6 +182,7 @@ impl Unit {
             Self::Rate => (1.0, "/s"),
             Self::Memory if value < 1e6 => (1e3, " KB"),
             Self::Memory => (1e6, " MB"),
+            Self::Count => (1.0, ""),
         }
     }
 
@@ -175,6 +203,11 @@ impl Unit {
             digits(series.max() / scale)
         )
     }
+}
+
+/// How many times the second the first is. Of what is as large, be it nothing, once.
+fn fraction(a: f64, b: f64) -> f64 {
+    if a == b { 1.0 } else { a / b }
 }
 
 /// Three significant digits, thousands apart.

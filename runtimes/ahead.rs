@@ -26,6 +26,11 @@ pub fn starts_ahead(runtime: Runtime, env: &BTreeMap<String, String>) -> bool {
     env.get("LANG").is_none_or(|lang| lang == LANG) && !env.keys().any(|name| read_once(name))
 }
 
+/// Whether one process of a runtime that has loaded everything can be forked into many that wait.
+pub fn forks(runtime: Runtime) -> bool {
+    runtime == Runtime::Python3
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -10,7 +10,7 @@ pub mod python3;
 mod ahead;
 mod detect;
 
-pub use ahead::{LANG, starts_ahead};
+pub use ahead::{LANG, forks, starts_ahead};
 pub use detect::{Candidate, Detected, HEAD_SIZE, Wish, detect};
 pub use taper_model::{Mode, Runtime};
 

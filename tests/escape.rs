@@ -174,6 +174,9 @@ fn try_everything(platform: &Platform, start: &str) {
         platform.until("nothing runs", || platform.instances(name) == 0);
     }
     assert_eq!(platform.call("theirs", b"").text(), "theirs");
+    if start == "pool" {
+        platform.until("a sandbox waits", || platform.kept("python3") > 0);
+    }
     let arguments = serde_json::json!({
         "data": platform.data(),
         "other": theirs,

@@ -20,7 +20,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("gateway", &["model", "store", "dispatch", "queue"]),
     ("server", &["model", "store", "provider", "local", "dispatch", "queue", "control", "gateway", "autoscaler"]),
     ("cli", &["model", "server", "runtimes", "autoscaler"]),
-    ("bench", &[]),
+    ("bench", &["autoscaler"]),
 ];
 
 fn metadata() -> Value {

@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, reason = "a test that finds nothing has failed")]
 
 mod bad_input;
+mod bench;
+mod bursts;
 mod commands;
 mod crash;
 mod dependencies;

@@ -177,7 +177,8 @@ impl Platform {
         (self.child.take().expect("it runs").wait().expect("it ends"), begun.elapsed())
     }
 
-    fn command(&self) -> Command {
+    /// The CLI as this platform's user would start it, but for where the platform is.
+    pub(crate) fn command(&self) -> Command {
         let mut command = match (self.user, self.inside) {
             (None, None) => Command::new(TAPER),
             (None, Some(pid)) => {
@@ -313,6 +314,13 @@ impl Platform {
             assert!(begun.elapsed() < PATIENCE, "{what} did not happen within {PATIENCE:?}\n{}", self.said());
             std::thread::park_timeout(Duration::from_millis(20));
         }
+    }
+
+    /// How many sandboxes of a kind are kept ready.
+    pub(crate) fn kept(&self, kind: &str) -> u64 {
+        let metrics = self.request("GET", "/metrics", &[], b"").text();
+        let series = format!("taper_pool_ready{{kind=\"{kind}\"}} ");
+        metrics.lines().find_map(|line| line.strip_prefix(&series)).map_or(0, |count| count.parse().unwrap())
     }
 
     /// How many instances of a function are ready.

@@ -318,12 +318,12 @@ fn a_call_keeps_its_id_and_its_trace() {
     assert_eq!(platform.request("GET", "/function/nobody", &headers, b"").header("x-call-id"), "order-4711");
     platform.ok(&["deploy", "--name", "env", "--command", "sh -c 'echo seen >&2; echo $Http_X_Call_Id'"]);
     assert_eq!(platform.request("POST", "/function/env", &headers, b"").text(), "order-4711\n");
-    platform.until("its log names it", || platform.ok(&["logs", "env"]).contains("[order-4711] seen"));
+    platform.until("its log names it", || platform.ok(&["logs", "env", "--timestamps"]).contains("[order-4711] seen"));
     let file = platform.file("id.py", "def handle(event, context):\n    raise ValueError(context.call_id)\n");
     platform.ok(&["deploy", &file]);
     assert_eq!(platform.request("POST", "/function/id", &headers, b"").status, 500);
     platform.until("its traceback names it", || {
-        platform.ok(&["logs", "id"]).contains("[order-4711] ValueError: order-4711")
+        platform.ok(&["logs", "id", "--timestamps"]).contains("[order-4711] ValueError: order-4711")
     });
 }
 

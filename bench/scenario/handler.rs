@@ -35,7 +35,7 @@ pub(super) fn python(bench: &Bench, report: &mut Report) -> Result<(), Error> {
     };
     let framework = report.skip(peers::framework_python(&bench.dir, &bench.server.first()));
     let bare = report.skip(peers::python_loop(&bench.dir, &bench.server.first()));
-    run(bench, report, &language, framework.as_ref(), bare.as_ref())
+    run(bench, report, &language, framework.as_ref(), bare.as_ref(), None)
 }
 
 pub(super) fn node(bench: &Bench, report: &mut Report) -> Result<(), Error> {
@@ -48,15 +48,18 @@ pub(super) fn node(bench: &Bench, report: &mut Report) -> Result<(), Error> {
         rate: 4.0,
     };
     let framework = report.skip(peers::framework_node(&bench.dir, &bench.server.first()));
-    run(bench, report, &language, framework.as_ref(), None)
+    let workerd = report.skip(peers::workerd(&bench.dir, &bench.server.first()));
+    run(bench, report, &language, framework.as_ref(), None, workerd.as_ref())
 }
 
+// long because: one list of contestants and one list of rows
 fn run(
     bench: &Bench,
     report: &mut Report,
     language: &Language,
     framework: Option<&Peer>,
     bare: Option<&Peer>,
+    workerd: Option<&Peer>,
 ) -> Result<(), Error> {
     let source = bench.function(language.file, language.source)?;
     let platform = report.skip(bench.platform(&bench.server.first()).and_then(|platform| {
@@ -70,6 +73,14 @@ fn run(
         request: Request::http("/", BODY, BODY),
         roots: vec![peer.running.pid()],
         function: language.process,
+        connections: &[ONE, MANY],
+    }));
+    contestants.extend(workerd.map(|peer| Contestant {
+        name: "workerd",
+        target: peer.target.clone(),
+        request: Request::http("/", BODY, BODY),
+        roots: vec![peer.running.pid()],
+        function: &["workerd"],
         connections: &[ONE, MANY],
     }));
     contestants.extend(bare.map(|peer| Contestant {
@@ -131,6 +142,16 @@ fn run(
         &of(peer, ONE, |m| m.p50),
         None,
     );
+    if workerd.is_some() {
+        for (figure, unit, connections, value) in [
+            ("c=64: calls per second", Unit::Rate, MANY, (|m| m.rate) as fn(&Measured) -> f64),
+            ("c=64: CPU per call, everything", Unit::Time, MANY, Measured::cpu),
+            ("c=1: p50", Unit::Time, ONE, |m| m.p50),
+        ] {
+            let (ours, theirs) = (of("taper", connections, value), of("workerd", connections, value));
+            report.beside(format!("{name} echo, {figure}"), unit, &ours, "workerd", &theirs, None);
+        }
+    }
     report.note("everything that serves, gateway and function together, runs on one processor; the load comes from others; bodies of 5 bytes");
     Ok(())
 }

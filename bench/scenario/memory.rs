@@ -12,12 +12,15 @@ use crate::{
     stats::Series,
 };
 
+/// The pool keeps as many sandboxes with few functions as with many, however fast they come.
+const SETTINGS: &str = "local: {pool: {floor: 2, ceiling: 2}}";
+
 /// What an ordinary function brings in.
 const PYTHON: &str = "import datetime, http.client, json, logging, re, urllib.request\n\ndef handle(event, context):\n    return event.body\n";
 const NODE: &str = "import http from 'node:http';\nimport crypto from 'node:crypto';\n\nexport function handle(event, context) {\n  return event.body;\n}\n";
 
 pub(super) fn run(bench: &Bench, report: &mut Report) -> Result<(), Error> {
-    let platform = bench.platform(&bench.all)?;
+    let platform = bench.platform_in(&Platform::home(&bench.dir), SETTINGS, &bench.all)?;
     platform.rest()?;
     let idle = sum(&platform.tree().pss(), |_| true);
     report.alone(
@@ -41,6 +44,10 @@ pub(super) fn run(bench: &Bench, report: &mut Report) -> Result<(), Error> {
         Some(Promise::Value(8e3)),
     );
 
+    drop(platform);
+
+    let platform = bench.platform(&bench.all)?;
+    let at_all = deploy(bench, &platform, "py", PYTHON, 0..count)?;
     let running = run_all(&platform, "py", count)?;
     let all = |_: &str| true;
     let own = (sum(&running, python) - sum(&at_all, python)) / count as f64;

@@ -7,7 +7,9 @@ mod deploy;
 mod floors;
 mod handler;
 mod http;
+mod many;
 mod memory;
+mod soak;
 mod watchdog;
 
 use std::{
@@ -26,6 +28,8 @@ pub(crate) struct Bench {
     pub(crate) taper: Result<PathBuf, String>,
     pub(crate) rounds: usize,
     pub(crate) quick: bool,
+    /// How long the soak goes on.
+    pub(crate) soak: Duration,
     /// Where what is measured runs.
     pub(crate) server: Cpus,
     /// Where the load comes from.
@@ -36,8 +40,16 @@ pub(crate) struct Bench {
 impl Bench {
     /// The platform on these processors.
     pub(crate) fn platform(&self, cpus: &Cpus) -> Result<Platform, Error> {
-        let taper = self.taper.as_ref().map_err(|why| Error::Answer(why.clone()))?;
-        Platform::start(taper, &self.dir, cpus)
+        Platform::start(self.program()?, &self.dir, cpus)
+    }
+
+    /// The platform on these processors, over what is in a folder, with these settings.
+    pub(crate) fn platform_in(&self, home: &Path, settings: &str, cpus: &Cpus) -> Result<Platform, Error> {
+        Platform::start_in(self.program()?, home, settings, cpus)
+    }
+
+    fn program(&self) -> Result<&Path, Error> {
+        self.taper.as_deref().map_err(|why| Error::Answer(why.clone()))
     }
 
     /// How long a load lasts.
@@ -89,30 +101,31 @@ pub(crate) struct Scenario {
     pub(crate) name: &'static str,
     pub(crate) what: &'static str,
     pub(crate) run: fn(&Bench, &mut Report) -> Result<(), Error>,
+    /// It takes so long that it is run only when it is named.
+    pub(crate) long: bool,
 }
 
 /// All of them, in the order of the table.
 pub(crate) const ALL: &[Scenario] = &[
-    Scenario { name: "floors", what: "what starting a process costs on this machine", run: floors::run },
-    Scenario { name: "warm-http", what: "a warm call to an HTTP function, beside nginx and HAProxy", run: http::run },
-    Scenario {
-        name: "warm-python",
-        what: "a warm call to a Python handle, beside functions-framework and a bare loop",
-        run: handler::python,
-    },
-    Scenario {
-        name: "warm-node",
-        what: "a warm call to a Node handle, beside functions-framework",
-        run: handler::node,
-    },
-    Scenario { name: "classic", what: "a process per call, beside the spawn ceiling", run: classic::run },
-    Scenario { name: "cold", what: "a call to a function at zero, beside the spawn floor", run: cold::run },
-    Scenario { name: "burst", what: "64 calls at once to a function at zero", run: burst::run },
-    Scenario { name: "deploy", what: "a one-file function until it is ready", run: deploy::run },
-    Scenario { name: "memory", what: "of the platform, per function at zero, per running instance", run: memory::run },
-    Scenario {
-        name: "watchdog",
-        what: "the stand-alone watchdog, beside the function alone, the spawn ceiling and OpenFaaS's",
-        run: watchdog::run,
-    },
+    short("floors", "what starting a process costs on this machine", floors::run),
+    short("warm-http", "a warm call to an HTTP function, beside nginx and HAProxy", http::run),
+    short("warm-python", "a warm call to a Python handle, beside functions-framework and a bare loop", handler::python),
+    short("warm-node", "a warm call to a Node handle, beside functions-framework", handler::node),
+    short("classic", "a process per call, beside the spawn ceiling", classic::run),
+    short("cold", "a call to a function at zero, beside the spawn floor", cold::run),
+    short("burst", "64 and 500 calls at once to a function at zero, and to 200 functions", burst::run),
+    short("deploy", "a one-file function until it is ready", deploy::run),
+    short("memory", "of the platform, per function at zero, per running instance", memory::run),
+    short("many", "10,000 and 100,000 functions at zero", many::zero),
+    short("running", "a thousand running instances that nobody calls", many::running),
+    short(
+        "watchdog",
+        "the stand-alone watchdog, beside the function alone, the spawn ceiling and OpenFaaS's",
+        watchdog::run,
+    ),
+    Scenario { name: "soak", what: "cold starts beside warm traffic, for --minutes", run: soak::soak, long: true },
 ];
+
+const fn short(name: &'static str, what: &'static str, run: fn(&Bench, &mut Report) -> Result<(), Error>) -> Scenario {
+    Scenario { name, what, run, long: false }
+}

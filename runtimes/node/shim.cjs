@@ -9,8 +9,10 @@ const net = require('node:net');
 const path = require('node:path');
 const { inspect } = require('node:util');
 
-const HEAD = 1, DATA = 2, END = 3, CANCEL = 4, FAULT = 5;
+const HEAD = 1, DATA = 2, END = 3, CANCEL = 4, FAULT = 5, WHOLE = 6;
 const MAX_PAYLOAD = 1 << 20;
+// Before the text of a head: milliseconds or status (4 bytes), length of the body (8), length of the text (4).
+const FIXED = 16;
 const LISTEN_FD = 3, CONTROL_FD = 4;
 
 const TEXT = 'text/plain; charset=utf-8';
@@ -40,7 +42,7 @@ class Decoder {
     const first = this.chunks[0];
     const length = first.readUInt32BE(0);
     const kind = first[4];
-    if (length > MAX_PAYLOAD || kind < HEAD || kind > FAULT || (kind === CANCEL && length > 0)) {
+    if (length > MAX_PAYLOAD || kind < HEAD || kind > WHOLE || (kind === CANCEL && length > 0)) {
       throw new Error(`a frame of kind ${kind} with ${length} bytes`);
     }
     if (this.size < 5 + length) return null;
@@ -66,7 +68,46 @@ function pack(kind, payload) {
   return frame;
 }
 
-const packJson = (kind, value) => pack(kind, Buffer.from(JSON.stringify(value)));
+/** A frame with a head; the length is null while nobody knows it. */
+function packHead(kind, number, length, text, body) {
+  const cut = Buffer.byteLength(text);
+  const frame = Buffer.allocUnsafe(5 + FIXED + cut + body.length);
+  frame.writeUInt32BE(FIXED + cut + body.length, 0);
+  frame[4] = kind;
+  frame.writeUInt32BE(number, 5);
+  frame.writeUInt32BE(length === null ? 0xffffffff : Math.floor(length / 2 ** 32), 9);
+  frame.writeUInt32BE(length === null ? 0xffffffff : length % 2 ** 32, 13);
+  frame.writeUInt32BE(cut, 17);
+  frame.write(text, 21);
+  body.copy(frame, 21 + cut);
+  return frame;
+}
+
+/** The head of a call. Its text is taken apart when something of it is asked for. */
+class Head {
+  #payload;
+  #cut;
+  #fields = null;
+
+  constructor(payload) {
+    this.#payload = payload;
+    this.#cut = payload.length < FIXED ? Infinity : FIXED + payload.readUInt32BE(12);
+    if (this.#cut > payload.length) throw new Error('a head that is cut off');
+    this.deadlineMs = payload.readUInt32BE(0);
+  }
+
+  get fields() { return (this.#fields ??= this.#payload.toString('utf8', FIXED, this.#cut).split('\n')); }
+  /** What is there of the body. */
+  get body() { return this.#payload.subarray(this.#cut); }
+
+  get id() { return this.fields[0]; }
+  get method() { return this.fields[1]; }
+  get path() { return this.fields[2]; }
+  get query() { return this.fields[3]; }
+  get function() { return this.fields[4]; }
+  get namespace() { return this.fields[5]; }
+  get revision() { return this.fields[6]; }
+}
 
 /** The frames of a body, as buffers. */
 function packData(data) {
@@ -83,18 +124,19 @@ function packData(data) {
   return out;
 }
 
-const END_FRAME = pack(END, Buffer.alloc(0));
+const NOTHING = Buffer.alloc(0);
+const END_FRAME = pack(END, NOTHING);
 
 /** The request: body (Buffer), headers (names in lower case), method, path and queryString as they came, query. */
 class Event {
   #query = null;
 
-  constructor(call, body) {
+  constructor(head, body) {
     this.body = body;
-    this.headers = headersOf(call.headers);
-    this.method = call.method;
-    this.path = call.path;
-    this.queryString = call.query;
+    this.headers = headersOf(head.fields);
+    this.method = head.method;
+    this.path = head.path;
+    this.queryString = head.query;
   }
 
   /** The first value of each parameter, decoded. */
@@ -107,9 +149,10 @@ class Event {
   }
 }
 
-function headersOf(pairs) {
+function headersOf(fields) {
   const headers = Object.create(null);
-  for (const [name, value] of pairs) {
+  for (let at = 7; at + 1 < fields.length; at += 2) {
+    const [name, value] = [fields[at], fields[at + 1]];
     headers[name] = headers[name] === undefined ? value : headers[name] + (name === 'cookie' ? '; ' : ', ') + value;
   }
   return headers;
@@ -333,11 +376,15 @@ function opened(value) {
   return { status, headers, body: value.isBase64Encoded ? Buffer.from(String(value.body), 'base64') : value.body };
 }
 
-function head(status, headers, contentType, length) {
+/** The text of a reply's head. */
+function textOf(headers, contentType) {
   if (contentType && !headers.some(([name]) => name.toLowerCase() === 'content-type')) headers.push(['content-type', contentType]);
-  const frame = packJson(HEAD, length === undefined ? { status, headers } : { status, headers, length });
-  if (frame.length > MAX_PAYLOAD + 5) throw new RangeError(`the reply's headers are over ${MAX_PAYLOAD} bytes`);
-  return frame;
+  for (const pair of headers) {
+    if (pair.some((field) => field.includes('\n'))) throw new TypeError(`a header with a line break: ${JSON.stringify(pair)}`);
+  }
+  const text = headers.map((pair) => pair.join('\n')).join('\n');
+  if (text.length > MAX_PAYLOAD / 4) throw new RangeError(`the reply's headers are over ${MAX_PAYLOAD / 4} characters`);
+  return text;
 }
 
 /** What streams: async iterables (also Readable and ReadableStream), and iterators such as generators. */
@@ -404,7 +451,9 @@ class Call {
       if (items !== null) await this.stream(status, headers, items);
       else {
         const [data, contentType] = encode(content);
-        this.finish([head(status, headers, contentType, data.length), ...packData(data), END_FRAME]);
+        const text = textOf(headers, contentType);
+        if (data.length <= INLINE) this.finish([packHead(WHOLE, status, data.length, text, data)]);
+        else this.finish([packHead(HEAD, status, data.length, text, NOTHING), ...packData(data), END_FRAME]);
       }
     } catch (error) {
       if (this.over) return;
@@ -423,17 +472,18 @@ class Call {
       let [data, contentType] = encode(value);
       if (contentType === JSON_TYPE) [data, contentType] = [Buffer.concat([data, Buffer.from('\n')]), LINES];
       const frames = packData(data);
-      if (!begun) frames.unshift(head(status, headers, contentType));
+      if (!begun) frames.unshift(packHead(HEAD, status, null, textOf(headers, contentType), NOTHING));
       begun = true;
       if (!this.connection.write(frames)) await this.connection.drained();
       if (this.over) return;
     }
-    this.finish(begun ? [END_FRAME] : [head(status, headers, TEXT), END_FRAME]);
+    this.finish(begun ? [END_FRAME] : [packHead(HEAD, status, null, textOf(headers, TEXT), NOTHING), END_FRAME]);
   }
 
   fail(what, message, detail = null) {
     // A message that does not fit into a frame would be lost with its connection.
-    this.finish([packJson(FAULT, { what, message: message.slice(0, 4096), detail: detail && detail.slice(0, 65536) })]);
+    const text = `${what}\n\n${message.slice(0, 4096).replaceAll('\n', ' ')}\n${detail === null ? '' : detail.slice(0, 65536)}`;
+    this.finish([pack(FAULT, Buffer.from(text))]);
   }
 
   cancel(why) {
@@ -477,11 +527,13 @@ class Connection {
 
   admit({ kind, payload }) {
     const whole = this.body === null;
-    if (kind === HEAD && whole && this.call === null) {
-      this.body = [];
+    if ((kind === HEAD || kind === WHOLE) && whole && this.call === null) {
+      const head = new Head(payload);
       this.refused = false;
-      this.call = new Call(this, JSON.parse(payload.toString()));
+      this.call = new Call(this, head);
       this.runtime.begun();
+      if (kind === HEAD) this.body = [head.body];
+      else this.call.run(this.runtime.invoke, head.body);
     } else if (kind === DATA && !whole) {
       if (!this.refused) this.body.push(payload);
     } else if (kind === END && !whole) {
@@ -576,10 +628,9 @@ async function rehearse() {
     fs.writeFileSync(file, 'export const handle = (event, context) => event.body;\n');
     const runtime = new Runtime(adapt(choose(await import(require('node:url').pathToFileURL(file)), file, 'handle')));
     await new Promise((resolve, reject) => runtime.server.once('error', reject).listen(socket, resolve));
-    const head = { id: '', method: 'POST', path: '/', query: '', headers: [], deadlineMs: 60000, function: '', namespace: '', revision: '' };
     await new Promise((resolve, reject) => {
       const caller = net.connect(socket).on('data', () => caller.destroy()).on('error', reject).on('close', resolve);
-      caller.write(Buffer.concat([packJson(HEAD, head), pack(DATA, Buffer.from('{}')), END_FRAME]));
+      caller.write(packHead(WHOLE, 60000, 2, '\nPOST\n/\n\n\n\n', Buffer.from('{}')));
     });
     await new Promise((resolve) => runtime.server.close(resolve));
   } finally {
@@ -591,6 +642,7 @@ async function rehearse() {
 async function wait(fd) {
   for (const name of COMMON) require(name);
   await rehearse().catch(() => {}); // without it the first call is slower
+  fs.writeSync(Number(process.env.TAPER_CONTROL_FD ?? CONTROL_FD), JSON.stringify({ here: process.pid }) + '\n');
   // Nothing else is to happen before: the whole process stands still in this.
   const told = fs.readFileSync(fd, 'utf8');
   fs.closeSync(fd);
@@ -640,4 +692,4 @@ async function main() {
 }
 
 if (require.main === module) main();
-else module.exports = { Decoder };
+else module.exports = { Decoder, Head, Event, Connection };

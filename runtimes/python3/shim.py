@@ -7,16 +7,21 @@ The C modules are imported by their own names: `import os, json, socket` would d
 with what only they need (re, enum, collections, selectors). A function that imports them pays for them itself.
 """
 
+import _io
 import _signal
 import _socket
 import builtins
 import gc
 import posix
 import sys
+from _struct import Struct
 from time import monotonic, sleep, time
 
-HEAD, DATA, END, CANCEL, FAULT = 1, 2, 3, 4, 5
+HEAD, DATA, END, CANCEL, FAULT, WHOLE = 1, 2, 3, 4, 5, 6
 MAX_PAYLOAD = 1 << 20
+# A frame with a head: the payload's length, the kind; milliseconds or status, length of the body, length of the text.
+OPENING = Struct(">IBIQI")
+UNKNOWN = (1 << 64) - 1
 LISTEN_FD, CONTROL_FD = 3, 4
 PEEK = _socket.MSG_PEEK | _socket.MSG_DONTWAIT
 
@@ -29,10 +34,6 @@ LINES = "application/x-ndjson"
 DEADLINE_GRACE = 0.5
 # A worker that ends without having taken a call is started again later each time; after so many in so long, never.
 MAX_DEATHS, DEATHS_WITHIN = 5, 10.0
-
-
-# What a runtime that is started ahead loads: what many functions import and what costs little memory.
-COMMON = ("os", "json", "re", "collections", "functools", "datetime", "math", "base64", "traceback")
 
 
 def _codec():
@@ -76,6 +77,30 @@ class Wire:
     def __init__(self, sock):
         self.sock, self.buffer, self.at = sock, b"", 0
 
+    def head(self):
+        """How a call begins: (milliseconds, text of the head, what is there of the body, whether that is all of it). Without
+        a text: a CANCEL. Nothing: the end of the connection."""
+        if self.at == len(self.buffer):
+            data = self.receive(65536, 0)
+            if len(data) >= OPENING.size:
+                size, kind, limit, _, text = OPENING.unpack_from(data)
+                if kind == WHOLE and size == len(data) - 5 and text <= size - 16:
+                    text += 21
+                    return limit, data[21:text], data[text:], True
+            self.buffer, self.at = data, 0
+        frame = self.frame()
+        if frame is None:
+            return None
+        kind, payload = frame
+        if kind == CANCEL:
+            return 0, None, None, True
+        if kind not in (HEAD, WHOLE):
+            raise Gone("a frame of kind %d between calls" % kind)
+        size, text = len(payload), int.from_bytes(payload[12:16], "big")
+        if size < 16 or text > size - 16:
+            raise Gone("a head of %d bytes in a frame of %d" % (text, size))
+        return int.from_bytes(payload[:4], "big"), payload[16 : 16 + text], payload[16 + text :], kind == WHOLE
+
     def frame(self):
         """The next (kind, payload), or None at the end."""
         while len(self.buffer) - self.at < 5:
@@ -87,7 +112,7 @@ class Wire:
             self.buffer, self.at = (self.buffer[self.at :] + more if self.at < len(self.buffer) else more), 0
         start = self.at + 5
         size, kind = int.from_bytes(self.buffer[self.at : start - 1], "big"), self.buffer[start - 1]
-        if size > MAX_PAYLOAD or not HEAD <= kind <= FAULT or (kind == CANCEL and size):
+        if size > MAX_PAYLOAD or not HEAD <= kind <= WHOLE or (kind == CANCEL and size):
             raise Gone("a frame of kind %d with %d bytes" % (kind, size))
         stop = start + size
         if stop <= len(self.buffer):
@@ -110,9 +135,9 @@ class Wire:
         except ConnectionError as error:
             raise Gone(str(error)) from None
 
-    def body(self):
-        """The whole request body, or None when the caller left before it was whole."""
-        pieces = []
+    def body(self, first):
+        """The whole request body, which begins so; or None when the caller left before it was whole."""
+        pieces = [first]
         while True:
             frame = self.frame()
             if frame is None:
@@ -121,7 +146,7 @@ class Wire:
             if kind == DATA:
                 pieces.append(payload)
             elif kind == END:
-                return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+                return b"".join(pieces)
             elif kind == CANCEL:
                 return None
             else:
@@ -158,14 +183,8 @@ def pack_data(data):
 
 END_FRAME = pack(END, b"")
 
-
-def _simple(content_type):
-    """The head of a 200 without headers of its own, ready but for its length."""
-    headers = [["content-type", content_type]] if content_type else []
-    return ('{"status":200,"headers":%s,"length":' % dumps(headers)).encode() + b"%d}"
-
-
-SIMPLE = {kind: _simple(kind) for kind in (None, TEXT, BYTES, JSON)}
+# The text of the heads of replies without headers of their own.
+SIMPLE = {kind: ("content-type\n" + kind if kind else "").encode() for kind in (None, TEXT, BYTES, JSON)}
 
 
 class Headers(dict):
@@ -183,11 +202,11 @@ class Headers(dict):
         return dict.get(self, name.lower(), default)
 
 
-def _headers(pairs):
-    headers = Headers(pairs)
-    if len(headers) != len(pairs):
+def _headers(names, values):
+    headers = Headers(zip(names, values))
+    if len(headers) != len(names):
         headers.clear()
-        for name, value in pairs:
+        for name, value in zip(names, values):
             seen = dict.get(headers, name)
             joint = "; " if name == "cookie" else ", "
             dict.__setitem__(headers, name, value if seen is None else seen + joint + value)
@@ -230,36 +249,54 @@ class Query(dict):
 
 
 class Event:
-    """The request: body (bytes), headers, method, path and query_string as they came, query (decoded)."""
+    """The request: body (bytes), headers, method, path and query_string as they came, query (decoded). What is not asked for
+    is not made."""
 
-    __slots__ = ("body", "headers", "method", "path", "query_string", "_query")
+    __slots__ = ("body", "method", "path", "query_string", "query", "_call", "_headers")
 
     def __init__(self, call, body):
-        self.body = body
-        self.headers = _headers(call["headers"])
-        self.method = call["method"]
-        self.path = call["path"]
-        self.query_string = call["query"]
-        self._query = None
+        self._call, self._headers, self.body = call, None, body
 
     @property
-    def query(self):
-        if self._query is None:
-            self._query = Query(self.query_string)
-        return self._query
+    def headers(self):
+        if self._headers is None:
+            fields = self._call._told()
+            self._headers = _headers(fields[7::2], fields[8::2])
+        return self._headers
+
+    @headers.setter
+    def headers(self, headers):
+        self._headers = headers
+
+    def __getattr__(self, name):
+        if name == "query":
+            value = Query(self.query_string)
+        elif name in ("method", "path", "query_string"):
+            value = self._call._told()[("method", "path", "query_string").index(name) + 1]
+        else:
+            raise AttributeError("an event has no `%s`" % name)
+        setattr(self, name, value)
+        return value
 
 
 class Context:
     """The call and the function that serves it. The second half are others' names: AWS Lambda's, and OpenFaaS's one."""
 
-    __slots__ = ("call_id", "function", "namespace", "revision", "_ends")
+    __slots__ = ("_text", "_fields", "_ends")
 
-    def __init__(self, call):
-        self.call_id = call["id"]
-        self.function = call["function"]
-        self.namespace = call["namespace"]
-        self.revision = call["revision"]
-        self._ends = monotonic() + call["deadlineMs"] / 1000
+    def __init__(self, text, ends):
+        self._text, self._fields, self._ends = text, None, ends
+
+    def _told(self):
+        """The fields of the call's head, taken apart when the first is asked for."""
+        if self._fields is None:
+            self._fields = self._text.decode().split("\n")
+        return self._fields
+
+    call_id = aws_request_id = property(lambda self: self._told()[0])
+    function = function_name = property(lambda self: self._told()[4])
+    namespace = property(lambda self: self._told()[5])
+    revision = function_version = property(lambda self: self._told()[6])
 
     def remaining_ms(self):
         return max(0, int((self._ends - monotonic()) * 1000))
@@ -269,9 +306,6 @@ class Context:
         """In seconds since 1970."""
         return time() + self._ends - monotonic()
 
-    aws_request_id = property(lambda self: self.call_id)
-    function_name = property(lambda self: self.function)
-    function_version = property(lambda self: self.revision)
     get_remaining_time_in_millis = remaining_ms
 
     @property
@@ -389,7 +423,7 @@ def as_openfaas(takes, function):
         else:
             event = Event(call, body)
             event.path = _unquote(event.path.replace("+", "%2B"))
-            value = function(event, Context(call))
+            value = function(event, call)
         return flask_like(event_loop().run_until_complete(value) if hasattr(value, "__await__") else value)
 
     return invoke
@@ -420,7 +454,7 @@ def adapt(file, name, function, openfaas=False):
                 event = json.loads(body) if body else {}
             except ValueError as error:
                 return {"statusCode": 400, "body": {"error": "invalid-body", "message": "the body is not JSON: %s" % error}}
-            return function(event, Context(call))
+            return function(event, call)
 
     elif takes == 1:
 
@@ -431,7 +465,7 @@ def adapt(file, name, function, openfaas=False):
     else:
 
         def invoke(call, body):
-            return function(Event(call, body), Context(call))
+            return function(Event(call, body), call)
 
     if openfaas and name != "lambda_handler":
         invoke = as_openfaas(takes, function)
@@ -505,7 +539,7 @@ def opened(value):
     given, headers = value.get("headers") or {}, []
     for name, content in given.items() if isinstance(given, dict) else given:
         for one in content if isinstance(content, (list, tuple)) else [content]:
-            headers.append([str(name), one if isinstance(one, str) else str(one)])
+            headers.append((str(name), one if isinstance(one, str) else str(one)))
     body = value.get("body")
     if value.get("isBase64Encoded"):
         from binascii import a2b_base64
@@ -514,33 +548,51 @@ def opened(value):
     return status, headers, body
 
 
-def head(status, headers, content_type, length):
-    if content_type and not any(name.lower() == "content-type" for name, _ in headers):
-        headers = headers + [["content-type", content_type]]
-    reply = {"status": status, "headers": headers}
-    if length is not None:
-        reply["length"] = length
-    packed = dumps(reply).encode()
-    if len(packed) > MAX_PAYLOAD:
-        raise ValueError("the reply's headers are over %d bytes" % MAX_PAYLOAD)
-    return pack(HEAD, packed)
+def text_of(headers, content_type):
+    """The text of a reply's head."""
+    fields, typed = [], not content_type
+    for name, value in headers:
+        fields += name, value
+        typed = typed or name.lower() == "content-type"
+    if not typed:
+        fields += "content-type", content_type
+    text = "\n".join(fields)
+    if fields and text.count("\n") != len(fields) - 1:
+        raise ValueError("a header with a line break: %r" % [field for field in fields if "\n" in field][0])
+    text = text.encode()
+    if len(text) > MAX_PAYLOAD // 2:
+        raise ValueError("the reply's headers are over %d bytes" % (MAX_PAYLOAD // 2))
+    return text
+
+
+def opening(status, text, length):
+    return OPENING.pack(16 + len(text), HEAD, status, length, len(text)) + text
 
 
 def respond(wire, value):
     """Sends what a handler returned. Raises Gone, Cancelled, or what the user's generator or value raised."""
-    if hasattr(value, "__await__"):
-        value = event_loop().run_until_complete(value)
-    status, headers, body = opened(value)
-    if hasattr(body, "__aiter__"):
-        body = pulled(body)
-    if hasattr(body, "__next__"):
-        return stream(wire, status, headers, body)
-    data, content_type = encode(body)
-    if status == 200 and not headers:
-        reply = pack(HEAD, SIMPLE[content_type] % len(data))
+    kind = type(value)
+    if kind is bytes:
+        status, text, data = 200, SIMPLE[BYTES], value
+    elif kind is str:
+        status, text, data = 200, SIMPLE[TEXT], value.encode("utf-8", "surrogateescape")
     else:
-        reply = head(status, headers, content_type, len(data))
-    wire.send(reply + pack_data(data) + END_FRAME)
+        if hasattr(value, "__await__"):
+            value = event_loop().run_until_complete(value)
+        status, headers, body = opened(value)
+        if hasattr(body, "__aiter__"):
+            body = pulled(body)
+        if hasattr(body, "__next__"):
+            return stream(wire, status, headers, body)
+        data, content_type = encode(body)
+        text = text_of(headers, content_type) if headers else SIMPLE[content_type]
+    size, cut = len(data), len(text)
+    if size + cut > MAX_PAYLOAD - 16:
+        return wire.send(opening(status, text, size) + pack_data(data) + END_FRAME)
+    try:
+        wire.sock.sendall(OPENING.pack(16 + cut + size, WHOLE, status, size, cut) + text + data)
+    except OSError as error:
+        raise Gone(str(error)) from None
 
 
 def is_event_stream(headers):
@@ -555,15 +607,15 @@ def stream(wire, status, headers, items):
                 data, content_type = encode(item)
             else:
                 data, content_type = dumps(item).encode() + b"\n", LINES
-            opening = b"" if begun else head(status, headers, content_type, None)
+            first = b"" if begun else opening(status, text_of(headers, content_type), UNKNOWN)
             if not begun and is_event_stream(headers):
                 # The timeout bounds how such a reply begins; from then on the platform counts silence instead.
                 _signal.setitimer(_signal.ITIMER_REAL, 0)
             begun = True
-            wire.send(opening + pack_data(data))
+            wire.send(first + pack_data(data))
             if wire.left():
                 raise Cancelled
-        wire.send((b"" if begun else head(status, headers, TEXT, None)) + END_FRAME)
+        wire.send((b"" if begun else opening(status, text_of(headers, TEXT), UNKNOWN)) + END_FRAME)
     finally:
         if hasattr(items, "close"):
             items.close()
@@ -583,18 +635,52 @@ def told(error):
     return line, text
 
 
-def log(text, call=None):
-    prefix = "[%s] " % call if call else ""
+class Labelled(_io._RawIOBase):
+    """A stream of the log. Each line that begins while a call runs begins with the call's id."""
+
+    def __init__(self, fd):
+        self.fd, self.within = fd, False
+
+    def fileno(self):
+        return self.fd
+
+    def writable(self):
+        return True
+
+    def isatty(self):
+        return posix.isatty(self.fd)
+
+    def write(self, data):
+        text = data = bytes(data)
+        if running is not None and data:
+            label = b"[%s] " % running._text.partition(b"\n")[0]
+            text = data[:-1].replace(b"\n", b"\n" + label) + data[-1:]
+            if not self.within:
+                text = label + text
+        at = 0
+        while at < len(text):
+            at += posix.write(self.fd, text[at:] if at else text)
+        if data:
+            self.within = data[-1] != 10
+        return len(data)
+
+
+# The call that runs.
+running = None
+
+
+def log(text):
     try:
-        sys.stderr.write("".join(prefix + line + "\n" for line in text.rstrip("\n").split("\n")))
+        sys.stderr.write(text.rstrip("\n") + "\n")
         sys.stderr.flush()
     except Exception:
         pass
 
 
 def fault(what, message, detail=None):
-    # A message that does not fit into a frame would be lost with its connection.
-    return pack(FAULT, dumps({"what": what, "message": message[:4096], "detail": detail and detail[-65536:]}).encode())
+    # What does not fit into a frame would be lost with its connection.
+    text = "%s\n\n%s\n%s" % (what, message[:4096].replace("\n", " "), detail[-65536:] if detail else "")
+    return pack(FAULT, text.encode("utf-8", "backslashreplace"))
 
 
 class Worker:
@@ -605,6 +691,7 @@ class Worker:
         self.stopping, self.busy, self.wire = False, False, None
 
     def run(self):
+        global running
         _signal.signal(_signal.SIGTERM, self.stop)
         while not self.stopping:
             try:
@@ -619,7 +706,7 @@ class Worker:
                 pass
             finally:
                 _signal.setitimer(_signal.ITIMER_REAL, 0)
-                self.busy = False
+                running, self.busy = None, False
                 self.wire.sock.close()
 
     def stop(self, *_):
@@ -635,24 +722,24 @@ class Worker:
 
     def serve(self, wire):
         """One call; false at the end of the connection."""
-        frame = wire.frame()
-        if frame is None:
+        head = wire.head()
+        if head is None:
             return False
-        kind, payload = frame
-        if kind == CANCEL:  # it crossed the end of the call that it was meant for
+        limit, text, body, whole = head
+        if text is None:  # a CANCEL that crossed the end of the call that it was meant for
             return True
-        if kind != HEAD:
-            raise Gone("a frame of kind %d between calls" % kind)
         self.busy = True
-        call = loads(payload.decode("utf-8", "surrogatepass"))
         if self.word is not None:
             posix.write(self.word, b"S")
             posix.close(self.word)
             self.word = None
         # Python code cannot be interrupted from outside with its state intact, so a call that overruns takes its worker
         # with it: by the kernel, which needs nobody's cooperation.
-        _signal.setitimer(_signal.ITIMER_REAL, call["deadlineMs"] / 1000 + DEADLINE_GRACE)
-        body = wire.body()
+        limit /= 1000
+        _signal.setitimer(_signal.ITIMER_REAL, limit + DEADLINE_GRACE)
+        call = Context(text, monotonic() + limit)
+        if not whole:
+            body = wire.body(body)
         if body is None:
             wire.send(fault("cancelled", "the caller left before its request was whole"))
         else:
@@ -662,6 +749,8 @@ class Worker:
         return True
 
     def answer(self, wire, call, body):
+        global running
+        running = call
         try:
             respond(wire, self.invoke(call, body))
         except Gone:
@@ -670,12 +759,13 @@ class Worker:
             wire.send(fault("cancelled", "the caller left while the reply was sent"))
         except BaseException as error:  # also SystemExit: it is the call that ends, not the worker
             line, trace = told(error)
-            log(trace, call["id"])
+            log(trace)
             wire.send(fault("exception", line, trace))
         try:
             sys.stdout.flush()
         except Exception:
             pass
+        running = None
 
 
 def prepare():
@@ -709,9 +799,11 @@ def prepare():
                 sys.path.append(sys.prefix + path)
             except OSError:
                 pass
-    for out in (sys.stdout, sys.stderr):
+    for name, fd in (("stdout", 1), ("stderr", 2)):
+        out = getattr(sys, name)
         if out is not None:
-            out.reconfigure(line_buffering=True)
+            out = _io.TextIOWrapper(Labelled(fd), out.encoding, out.errors, line_buffering=True)
+            setattr(sys, name, out)
     return settings
 
 
@@ -735,6 +827,8 @@ class Master:
         for fd in (self.listener.fileno(), self.control)[: 1 + control]:
             posix.set_inheritable(fd, False)
         self.words, self.deaths, self.stopping = words or {}, [], False
+        # Whether somebody else has said that the function is ready.
+        self.herald = False
 
     def run(self):
         """As master, until the workers are stopped; as one of the workers, until that one is."""
@@ -745,11 +839,12 @@ class Master:
             if worker:
                 return worker.run()
         for pid, word in self.words.items():
-            first = posix.read(word, 65536)
+            first = posix.read(word, 1)
             if first != b"R":
                 self.fail(pid, word, first)
             posix.set_blocking(word, False)
-        self.say({"ready": True})
+        if not self.herald:
+            self.say({"ready": True})
         posix.close(self.control)
         self.control = None
         while True:
@@ -833,126 +928,3 @@ def ended(status):
     if posix.WIFSIGNALED(status):
         return "was killed by signal %d" % posix.WTERMSIG(status)
     return "exited with status %d" % posix.WEXITSTATUS(status)
-
-
-def wait(fd):
-    """Started ahead of a function: loads what most functions load, forks the first worker, waits until it is told what to
-    be, and becomes that. Gives the master, or the worker."""
-    bare = set(sys.modules)
-    for name in COMMON:
-        try:
-            __import__(name)
-        except ImportError:
-            pass
-    loaded = {name.partition(".")[0] for name in set(sys.modules) - bare}
-    gc.collect()
-    gc.freeze()
-    (ours, word), (claim, tell) = posix.pipe(), posix.pipe()
-    pid = posix.fork()
-    if not pid:
-        for other in (ours, tell, fd, CONTROL_FD):
-            posix.close(other)
-        try:
-            rehearse()
-        except Exception:  # without it the first call is slower
-            pass
-        # The master says what is declined.
-        return posix._exit(0) if become(whole(claim), loaded) else Master(prepare(), control=False).worker(word)
-    posix.close(word)
-    posix.close(claim)
-    told = whole(fd)
-    words = {pid: ours}
-    try:
-        at = 0
-        while at < len(told):
-            at += posix.write(tell, told[at:])
-    except OSError:  # it died while it waited
-        words.clear()
-        posix.close(ours)
-    posix.close(tell)
-    declined = become(told, loaded)
-    if declined:
-        posix.write(CONTROL_FD, dumps({"declined": declined}).encode() + b"\n")
-        posix._exit(0)
-    return Master(prepare(), words)
-
-
-def rehearse():
-    """Goes through everything once that a first call goes through. After a fork all memory that is written to is copied first,
-    and that is most of what a start takes; nothing of this remains but the copies."""
-    folder = "/tmp/taper-%d" % posix.getpid()
-    posix.mkdir(folder, 0o700)
-    kept, sys.dont_write_bytecode = sys.dont_write_bytecode, True
-    sys.path.insert(0, folder)
-    try:
-        file = posix.open(folder + "/taper_first.py", posix.O_WRONLY | posix.O_CREAT, 0o600)
-        posix.write(file, b"def handle(event, context):\n    return event.body\n")
-        posix.close(file)
-        handle = adapt("taper_first.py", "handle", __import__("taper_first").handle)
-        ours, theirs = _socket.socketpair()
-        call = {"id": "", "method": "POST", "path": "/", "query": "", "headers": [], "deadlineMs": 60000, "function": "", "namespace": "", "revision": ""}
-        ours.send(pack(HEAD, dumps(call).encode()) + pack_data(b"{}") + END_FRAME)
-        Worker(None, handle, None).serve(Wire(theirs))
-        ours.recv(65536)
-        ours.close()
-        theirs.close()
-    finally:
-        _signal.setitimer(_signal.ITIMER_REAL, 0)
-        sys.dont_write_bytecode = kept
-        sys.path.remove(folder)
-        sys.path_importer_cache.pop(folder, None)
-        sys.modules.pop("taper_first", None)
-        posix.unlink(folder + "/taper_first.py")
-        posix.rmdir(folder)
-
-
-def whole(fd):
-    """All that comes through a pipe."""
-    pieces = []
-    while not pieces or pieces[-1]:
-        pieces.append(posix.read(fd, 65536))
-    posix.close(fd)
-    return b"".join(pieces)
-
-
-def become(told, loaded):
-    """Takes on folder and environment. Says why not when it has loaded what the function has modules of its own for: what
-    that calls `json` must not be another one because it was there before."""
-    if not told:  # nobody wants it any more
-        posix._exit(0)
-    told = loads(told.decode("utf-8", "surrogatepass"))
-    posix.chdir(told["cwd"])
-    environment(told["env"])
-    hidden = loaded & files(told["cwd"], told["env"].get("TAPER_DEPS") or "/deps")
-    return "the function has modules of its own by these names: %s" % ", ".join(sorted(hidden)) if hidden else None
-
-
-def files(*folders):
-    """The names by which something in these folders can be imported."""
-    names = set()
-    for folder in folders:
-        try:
-            names.update(name.partition(".")[0] for name in posix.listdir(folder))
-        except OSError:
-            pass
-    return names
-
-
-def environment(wanted):
-    """Replaces the whole environment: the interpreter's own view, that of `os`, and the C library's."""
-    for name in list(posix.environ):
-        posix.unsetenv(name)
-    posix.environ.clear()
-    for name, value in wanted.items():
-        name, value = name.encode("utf-8", "surrogateescape"), value.encode("utf-8", "surrogateescape")
-        posix.putenv(name, value)
-        posix.environ[name] = value
-    if "TZ" in wanted:
-        from time import tzset
-
-        tzset()
-
-
-if __name__ == "__main__":
-    claim = posix.environ.get(b"TAPER_CLAIM_FD")
-    (wait(int(claim)) if claim else Master(prepare())).run()

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::{
-    Decider, Decision, Metric, ScalePolicy, Seen, Which, Why, Window,
+    Decider, Decision, Keep, Metric, ScalePolicy, Seen, Which, Why, Window,
     bounds::{self, Standing},
     window::second_of,
 };
@@ -47,6 +47,8 @@ pub struct Autoscaler {
     since: Duration,
     /// Since when no call is in the system; `None` while one is.
     idle_since: Option<Duration>,
+    /// How long the last instances stay idle, in place of the policy's `zero_after`; until the next call.
+    keep: Option<Keep>,
     /// What was answered last.
     want: u32,
     initialised: bool,
@@ -66,6 +68,7 @@ impl Autoscaler {
             latest: now,
             since: now,
             idle_since: Some(now),
+            keep: None,
             initialised: false,
             held: false,
             policy,
@@ -102,6 +105,9 @@ impl Autoscaler {
         if sample.waiting > 0 {
             self.held = false;
         }
+        if self.idle_since.is_none() || sample.arrived > 0 {
+            self.keep = None;
+        }
     }
 
     /// How many instances there should be now, `ready` being those that take calls.
@@ -124,9 +130,10 @@ impl Autoscaler {
             None => (self.decider.desired().unwrap_or(self.want), Why::NoData),
         };
         let standing = Standing {
-            up: self.want > 0 || ready > 0,
+            up: self.want.max(ready),
             initialised: self.initialised,
             idle: self.idle_since.map(|since| now.saturating_sub(since)),
+            keep: self.keep,
         };
         let (want, bound) = bounds::bounded(&self.policy, asked, standing);
         if want == 0 {
@@ -144,6 +151,7 @@ impl Autoscaler {
         let waiting = waiting.max(1);
         let why = Why::Wake { waiting, target: self.policy.target_value };
         self.idle_since = None;
+        self.keep = None;
         if self.want > 0 {
             return self.answer(self.want, why);
         }
@@ -186,8 +194,29 @@ impl Autoscaler {
         let count = count.max(bounds::floor(&self.policy, true)).min(self.policy.ceiling());
         self.held = false;
         self.idle_since = self.idle_since.map(|_| now);
+        self.keep = None;
         self.decider.hold(count, now);
         self.answer(count, Why::Manual)
+    }
+
+    /// Idle, it stays up until then and no longer, whatever `zero_after` is; until the next call. Nothing while a call is in the system.
+    pub fn keep(&mut self, keep: Keep) {
+        if self.idle_since.is_some() {
+            self.keep = Some(keep);
+        }
+    }
+
+    /// A call is due: decides on an instance ahead of it, which stays as `keep` says, counted from when the revision became idle, `idle` ago.
+    /// `None` where instances are wanted already, zero is set by hand, or the policy allows none.
+    pub fn ahead(&mut self, now: Duration, idle: Duration, keep: Keep) -> Option<Decision> {
+        let now = self.advance(now);
+        if self.want > 0 || self.held || idle >= keep.until {
+            return None;
+        }
+        self.forget(now);
+        self.idle_since = Some(now.saturating_sub(idle));
+        self.keep = Some(keep);
+        Some(self.answer(1, Why::Ahead { cause: keep.cause }))
     }
 
     /// Zero by hand: forgets the metric history and the panic, and wants 0 whatever `min` is, until the next call.
@@ -217,6 +246,13 @@ impl Autoscaler {
     /// What was answered last.
     pub fn want(&self) -> u32 {
         self.want
+    }
+
+    /// When it goes to zero if no call comes, on the clock of the other calls; `None` while a call is in the system, and for one that keeps some.
+    pub fn zero_at(&self) -> Option<Duration> {
+        let after = self.keep.map_or(self.policy.zero_after, |keep| keep.until);
+        let goes = bounds::floor(&self.policy, self.initialised) == 0;
+        self.idle_since.filter(|_| goes).map(|since| since.saturating_add(after))
     }
 
     /// The average of one window as of `now`, in the policy's metric; `None` without data.

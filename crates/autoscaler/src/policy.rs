@@ -64,6 +64,8 @@ pub struct ScalePolicy {
     pub max: u32,
     /// Idle time, all of it, after which the last instances go. Default 60 s.
     pub zero_after: Duration,
+    /// Whether how its callers use to call decides in place of `zero_after`, which is then the idle time that one start is worth. Default true.
+    pub adaptive: bool,
     /// How the windows are averaged. Default linear.
     pub aggregation: Aggregation,
 }
@@ -113,6 +115,7 @@ impl Default for ScalePolicy {
             min: 0,
             max: 0,
             zero_after: Duration::from_secs(60),
+            adaptive: true,
             aggregation: Aggregation::Linear,
         }
     }

@@ -1,4 +1,5 @@
-//! The bare decision, replayed from JSON lines. Owns the format; never applies bounds and never measures.
+//! The bare decision, replayed from JSON lines, and what a function's habit says after each of its calls. Owns the format; never applies
+//! bounds and never measures.
 
 use std::{
     io::{BufRead, Read, Write},
@@ -8,7 +9,7 @@ use std::{
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Number;
 
-use crate::{Decider, Error, ScalePolicy, Seen};
+use crate::{Decider, Error, Forecast, Habit, ScalePolicy, Seen};
 
 /// The longest line that is read; none of ours comes near it.
 const LONGEST_LINE: u64 = 64 * 1024;
@@ -21,6 +22,10 @@ const LONGEST_LINE: u64 = 64 * 1024;
 /// "panicking"}`. Where an average is `null` there is nothing to decide on: `valid` is false and what was decided before stands,
 /// -1 before the first decision. Blank lines are passed over.
 ///
+/// Where the first line is `{"worth": SECONDS}` habit is replayed: each further line is a call, `{"begin": SECONDS, "end": SECONDS}`, and is
+/// answered by `{"begin", "idle", "start", "keep", "ahead", "because"}`: how long nobody had called, what the call met (`warm`, `ahead` or `cold`),
+/// until when after its end an instance stays, and from when to when another one would be there.
+///
 /// *Guarantees.* Every line up to one that is refused has been answered. Memory does not grow with the input.
 ///
 /// # Errors
@@ -30,9 +35,14 @@ pub fn replay(mut input: impl BufRead, mut output: impl Write) -> Result<(), Err
     let mut lines = Lines { input: &mut input, number: 0, text: Vec::new() };
     let refuse = |line, what: &str| Error::Replay { line, what: what.to_owned() };
 
-    let Some(head) = lines.next::<Head>()? else {
+    if !lines.advance()? {
         return Err(refuse(1, "there is none; the first line is {\"policy\": {…}, \"ready\": N, \"epoch\": S}"));
-    };
+    }
+    if lines.parse::<Kind>().is_ok_and(|kind| kind.worth.is_some()) {
+        let head = lines.parse::<HabitHead>()?;
+        return habit(&head, lines, output);
+    }
+    let head = lines.parse::<Head>()?;
     let policy = head.policy.resolve().map_err(|what| refuse(lines.number, &what))?;
     let epoch = seconds("epoch", head.epoch).map_err(|what| refuse(lines.number, &what))?;
     let mut decider = Decider::new(head.ready, epoch);
@@ -60,11 +70,94 @@ pub fn replay(mut input: impl BufRead, mut output: impl Write) -> Result<(), Err
             excess_burst_capacity: decider.excess_burst_capacity(&policy),
             panicking: decider.panicking(),
         };
-        let mut text = serde_json::to_vec(&answer).expect("an answer is plain numbers and booleans");
-        text.push(b'\n');
-        output.write_all(&text).map_err(|source| Error::Write { line: lines.number, source })?;
+        write(&mut output, lines.number, &answer)?;
     }
     output.flush().map_err(|source| Error::Write { line: lines.number, source })
+}
+
+/// Replays a function's habit from its calls.
+fn habit(head: &HabitHead, mut lines: Lines<&mut impl BufRead>, mut output: impl Write) -> Result<(), Error> {
+    let refuse = |line, what: &str| Error::Replay { line, what: what.to_owned() };
+    let worth = seconds("worth", head.worth).map_err(|what| refuse(lines.number, &what))?;
+    let mut habit = Habit::default();
+    let (mut latest, mut end) = (Duration::ZERO, None);
+    while let Some(call) = lines.next::<Called>()? {
+        let time = |name, number: &Number| seconds(name, number.as_f64().unwrap_or(f64::NAN));
+        let begin = time("begin", &call.begin).map_err(|what| refuse(lines.number, &what))?;
+        let ends = time("end", &call.end).map_err(|what| refuse(lines.number, &what))?;
+        if begin < latest || ends < begin {
+            return Err(refuse(
+                lines.number,
+                "`begin` is before that of the line above, or after `end`; a replay runs forward in time",
+            ));
+        }
+        let idle = end.map(|end| begin.saturating_sub(end));
+        let start = idle.map_or("cold", |idle| met(&habit, idle, worth));
+        habit.busy(begin);
+        (latest, end) = (begin, end.max(Some(ends)));
+        habit.idle(end.unwrap_or(ends));
+        let Forecast { keep, ahead, basis } = habit.forecast(Duration::ZERO, true, worth);
+        let answer = Expected {
+            begin: call.begin,
+            idle: idle.map(|idle| idle.as_secs_f64()),
+            start,
+            keep: keep.as_secs_f64(),
+            ahead: ahead.map(|ahead| [ahead.from, ahead.until].map(|d| d.as_secs_f64())),
+            because: basis.to_string(),
+        };
+        write(&mut output, lines.number, &answer)?;
+    }
+    output.flush().map_err(|source| Error::Write { line: lines.number, source })
+}
+
+/// What a call meets after an idle time.
+fn met(habit: &Habit, idle: Duration, worth: Duration) -> &'static str {
+    let mut forecast = habit.forecast(Duration::ZERO, true, worth);
+    if idle <= forecast.keep {
+        return "warm";
+    }
+    while let Some(ahead) = forecast.ahead.filter(|ahead| ahead.from <= idle) {
+        if idle <= ahead.until {
+            return "ahead";
+        }
+        forecast = habit.forecast(ahead.until, false, worth);
+    }
+    "cold"
+}
+
+fn write(output: &mut impl Write, line: usize, answer: &impl Serialize) -> Result<(), Error> {
+    let mut text = serde_json::to_vec(answer).expect("an answer is plain numbers and words");
+    text.push(b'\n');
+    output.write_all(&text).map_err(|source| Error::Write { line, source })
+}
+
+/// Looks whether habit is to be replayed.
+#[derive(Deserialize)]
+struct Kind {
+    worth: Option<serde::de::IgnoredAny>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HabitHead {
+    worth: f64,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Called {
+    begin: Number,
+    end: Number,
+}
+
+#[derive(Serialize)]
+struct Expected {
+    begin: Number,
+    idle: Option<f64>,
+    start: &'static str,
+    keep: f64,
+    ahead: Option<[f64; 2]>,
+    because: String,
 }
 
 #[derive(Deserialize)]
@@ -179,6 +272,11 @@ struct Lines<R> {
 impl<R: BufRead> Lines<R> {
     /// The next line as `T`; `None` at the end.
     fn next<T: for<'de> Deserialize<'de>>(&mut self) -> Result<Option<T>, Error> {
+        if self.advance()? { self.parse().map(Some) } else { Ok(None) }
+    }
+
+    /// Reads the next line; false at the end.
+    fn advance(&mut self) -> Result<bool, Error> {
         loop {
             self.number += 1;
             let line = self.number;
@@ -186,21 +284,25 @@ impl<R: BufRead> Lines<R> {
             let read = self.input.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut self.text);
             read.map_err(|source| Error::Read { line, source })?;
             if self.text.is_empty() {
-                return Ok(None);
+                return Ok(false);
             }
             if self.text.len() as u64 == LONGEST_LINE && !self.text.ends_with(b"\n") {
                 return Err(Error::Replay { line, what: format!("longer than {LONGEST_LINE} bytes") });
             }
-            if self.text.trim_ascii().is_empty() {
-                continue;
+            if !self.text.trim_ascii().is_empty() {
+                return Ok(true);
             }
-            return serde_json::from_slice(&self.text).map(Some).map_err(|e| {
-                // The parser sees one line only, so its own line number would mislead.
-                let place = format!(" at line {} column {}", e.line(), e.column());
-                let what = e.to_string();
-                let what = what.strip_suffix(&place).unwrap_or(&what);
-                Error::Replay { line, what: format!("{what} (column {})", e.column()) }
-            });
         }
+    }
+
+    /// The line as `T`.
+    fn parse<T: for<'de> Deserialize<'de>>(&self) -> Result<T, Error> {
+        serde_json::from_slice(&self.text).map_err(|e| {
+            // The parser sees one line only, so its own line number would mislead.
+            let place = format!(" at line {} column {}", e.line(), e.column());
+            let what = e.to_string();
+            let what = what.strip_suffix(&place).unwrap_or(&what);
+            Error::Replay { line: self.number, what: format!("{what} (column {})", e.column()) }
+        })
     }
 }

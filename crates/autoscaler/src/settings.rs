@@ -23,6 +23,8 @@ pub struct Settings {
     pub utilization: Option<f64>,
     /// Idle time, all of it, before zero.
     pub zero_after: Option<Duration>,
+    /// Whether habit decides how long an idle instance stays; manifest only. Not set: where no idle time is.
+    pub adaptive: Option<bool>,
     /// The stable window.
     pub window: Option<Duration>,
     /// The panic window in percent of the stable one.
@@ -105,6 +107,7 @@ impl Settings {
             metric: written.metric()?,
             utilization: written.number(UTILIZATION)?,
             zero_after: None,
+            adaptive: None,
             window: written.span(WINDOW)?,
             panic_window_percentage: written.number(PANIC_WINDOW)?,
             panic_threshold_percentage: written.number(PANIC_THRESHOLD)?,
@@ -129,6 +132,7 @@ impl Settings {
             metric: self.metric.or(other.metric),
             utilization: self.utilization.or(other.utilization),
             zero_after: self.zero_after.or(other.zero_after),
+            adaptive: self.adaptive.or(other.adaptive),
             window: self.window.or(other.window),
             panic_window_percentage: self.panic_window_percentage.or(other.panic_window_percentage),
             panic_threshold_percentage: self.panic_threshold_percentage.or(other.panic_threshold_percentage),
@@ -166,6 +170,7 @@ impl Settings {
         let stable_window = self.window.unwrap_or(default.stable_window);
         let scale_down_delay = self.scale_down_delay.unwrap_or(default.scale_down_delay);
         let retention = self.pod_retention.unwrap_or_default();
+        let is_timed = self.zero_after.or(self.window).or(self.pod_retention).is_some();
         Ok(ScalePolicy {
             metric,
             target_value: (total_value * utilization).max(0.01),
@@ -180,6 +185,7 @@ impl Settings {
             min: self.min.unwrap_or(default.min),
             max: self.max.unwrap_or(default.max),
             zero_after: self.zero_after.unwrap_or(stable_window + retention + scale_down_delay),
+            adaptive: self.adaptive.unwrap_or(!is_timed),
             aggregation: self.aggregation.unwrap_or_default(),
             ..default
         })

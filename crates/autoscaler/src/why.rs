@@ -2,6 +2,8 @@
 
 use std::{fmt, time::Duration};
 
+use crate::Basis;
+
 /// Why a number was chosen. It prints as the left side of "`stable 12.4 / target 7 → 2`".
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Why {
@@ -54,6 +56,27 @@ pub enum Why {
         /// Idle before zero.
         zero_after: Duration,
     },
+    /// The load needs nothing, but a call is likely enough for the last one to stay.
+    Kept {
+        /// Idle so far.
+        idle: Duration,
+        /// Until when it stays, if none comes.
+        until: Duration,
+        /// Why.
+        cause: Cause,
+    },
+    /// Idle for as long as it was kept.
+    LetGo {
+        /// Idle before it went.
+        idle: Duration,
+        /// Why.
+        cause: Cause,
+    },
+    /// A call is likely soon.
+    Ahead {
+        /// Why.
+        cause: Cause,
+    },
     /// A call came while nothing was wanted.
     Wake {
         /// Calls that waited.
@@ -70,6 +93,24 @@ pub enum Why {
     },
     /// Somebody said so.
     Manual,
+}
+
+/// How long an idle revision keeps its last instances, where that is not simply `zero_after`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Keep {
+    /// Until when, counted from the beginning of the idle time.
+    pub until: Duration,
+    /// Why.
+    pub cause: Cause,
+}
+
+/// What decides about an idle revision in place of `zero_after`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// How its callers use to call.
+    Habit(Basis),
+    /// Idle instances of all functions take more memory than they may, and this one is the least worth it.
+    Memory,
 }
 
 /// One of the two windows.
@@ -107,13 +148,35 @@ impl fmt::Display for Why {
             Self::Initial => f.write_str("initial scale"),
             Self::Min { asked } => write!(f, "min ({asked} asked for)"),
             Self::Max { asked } => write!(f, "max ({asked} asked for)"),
-            Self::IdleHold { idle, zero_after } => {
-                write!(f, "idle {} of {}, the last one stays", Seconds(*idle), Seconds(*zero_after))
-            }
+            Self::IdleHold { zero_after, .. } => write!(f, "idle, the last one stays for {}", Seconds(*zero_after)),
             Self::Idle { zero_after } => write!(f, "idle {}", Seconds(*zero_after)),
+            Self::Kept { until, cause, .. } => {
+                write!(f, "idle, the last one stays for {}: {cause}", Seconds(*until))
+            }
+            Self::LetGo { idle, cause } => write!(f, "idle {}: {cause}", Seconds(*idle)),
+            Self::Ahead { cause } => write!(f, "ahead of a call: {cause}"),
             Self::Wake { waiting, target } => write!(f, "woken by {waiting} waiting / target {}", Short(*target)),
             Self::Burst { calls, slots } => write!(f, "burst of {calls} / {slots} at a time"),
             Self::Manual => f.write_str("set by hand"),
+        }
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Habit(basis) => basis.fmt(f),
+            Self::Memory => f.write_str("idle instances take too much memory"),
+        }
+    }
+}
+
+impl fmt::Display for Basis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unknown => f.write_str("too few calls to know more"),
+            Self::Regular { every } => write!(f, "the last calls came after {} each", Seconds(*every)),
+            Self::Usual => f.write_str("so calls usually come"),
         }
     }
 }

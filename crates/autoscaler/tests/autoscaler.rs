@@ -54,7 +54,7 @@ fn a_new_revision_reaches_its_initial_scale_once() {
     assert_eq!(scaler.decide(at(100.0), 2).want, 3);
     // All three are there at 101: half of them may go, then the last stays for its idle time.
     assert_eq!(live(&mut scaler, 100..101, 0.0).to_string(), "stable 0 / target 7, slowed by the scale-down rate → 1");
-    assert_eq!(live(&mut scaler, 101..102, 0.0).to_string(), "idle 1s of 60s, the last one stays → 1");
+    assert_eq!(live(&mut scaler, 101..102, 0.0).to_string(), "idle, the last one stays for 60s → 1");
     assert_eq!(live(&mut scaler, 102..160, 0.0).want, 1);
     assert_eq!(live(&mut scaler, 160..161, 0.0).to_string(), "idle 60s → 0");
     assert_eq!(scaler.wake(at(200.0), 1).want, 1);
@@ -248,7 +248,7 @@ fn bad_numbers_do_no_harm() {
 #[test]
 fn bounds() {
     let policy = ScalePolicy { min: 2, max: 5, initial_scale: 4, ..ScalePolicy::default() };
-    let up = Standing { up: true, initialised: true, idle: Some(Duration::ZERO) };
+    let up = Standing { up: 1, initialised: true, idle: Some(Duration::ZERO), keep: None };
     let idle = Standing { idle: Some(Duration::from_secs(60)), ..up };
     let new = Standing { initialised: false, ..up };
     assert_eq!(bounded(&policy, 3, up), (3, None));
@@ -265,8 +265,14 @@ fn bounds() {
     assert_eq!(bounded(&gone, 0, up).0, 1);
     assert_eq!(bounded(&gone, 3, idle), (0, Some(Why::Idle { zero_after: Duration::from_secs(60) })));
 
+    // Idle, it waits with the fewest that there are under load, but never goes up for that.
+    let pair = ScalePolicy { activation_scale: 2, ..gone.clone() };
+    assert_eq!(bounded(&pair, 0, Standing { up: 5, ..up }).0, 2);
+    assert_eq!(bounded(&pair, 0, up).0, 1);
+    assert_eq!(bounded(&pair, 0, idle).0, 0);
+
     // At zero already it stays there, unless a call is in the system.
-    let down = Standing { up: false, ..up };
+    let down = Standing { up: 0, ..up };
     assert_eq!(bounded(&gone, 0, down), (0, None));
     assert_eq!(bounded(&gone, 0, Standing { idle: None, ..down }).0, 1);
 }

@@ -130,3 +130,39 @@ fn a_writer_that_fails_is_reported() {
     let error = replay(input.as_bytes(), &mut [0u8; 4][..]).expect_err("there is room for four bytes");
     assert!(error.to_string().starts_with("replay, line 2: its answer cannot be written"), "{error}");
 }
+
+#[test]
+fn a_habit_and_what_follows_from_it() {
+    let input = r#"{"worth": 60}
+{"begin": 0, "end": 0.5}
+{"begin": 300, "end": 300.5}
+
+{"begin": 600, "end": 600.5}
+{"begin": 900, "end": 901}
+{"begin": 1200, "end": 1200.5}
+{"begin": 1201, "end": 1201.25}
+{"begin": 1500.5, "end": 1501}"#;
+    assert_eq!(
+        run(input).expect("well formed"),
+        r#"{"begin":0,"idle":null,"start":"cold","keep":60.0,"ahead":null,"because":"too few calls to know more"}
+{"begin":300,"idle":299.5,"start":"cold","keep":60.0,"ahead":null,"because":"too few calls to know more"}
+{"begin":600,"idle":299.5,"start":"cold","keep":60.0,"ahead":null,"because":"too few calls to know more"}
+{"begin":900,"idle":299.5,"start":"cold","keep":2.0,"ahead":[297.0,302.0],"because":"the last calls came after 299s each"}
+{"begin":1200,"idle":299.0,"start":"ahead","keep":2.0,"ahead":[297.0,302.0],"because":"the last calls came after 299s each"}
+{"begin":1201,"idle":0.5,"start":"warm","keep":2.0,"ahead":[297.0,302.0],"because":"the last calls came after 299s each"}
+{"begin":1500.5,"idle":299.25,"start":"ahead","keep":2.0,"ahead":[297.0,302.0],"because":"the last calls came after 299s each"}
+"#
+    );
+    for (line, words) in [
+        (r#"{"begin": 5}"#, "line 3: missing field `end`"),
+        (r#"{"begin": 5, "end": 6, "at": 7}"#, "line 3: unknown field `at`"),
+        (r#"{"begin": 1, "end": 6}"#, "line 3: `begin` is before that of the line above"),
+        (r#"{"begin": 5, "end": 4}"#, "or after `end`"),
+        (r#"{"begin": -5, "end": 4}"#, "`begin` is -5; it must be seconds"),
+    ] {
+        let text = refusal(&format!("{{\"worth\": 60}}\n{{\"begin\": 2, \"end\": 3}}\n{line}"));
+        assert!(text.contains(words), "{text}");
+    }
+    assert!(refusal(r#"{"worth": -1}"#).contains("`worth` is -1"));
+    assert!(refusal(r#"{"worth": 60, "policy": {}}"#).contains("unknown field `policy`"));
+}

@@ -25,6 +25,24 @@ fn nothing_written_is_knatives_default() {
 }
 
 #[test]
+fn habit_decides_where_no_idle_time_was_set() {
+    let adaptive = |settings: Settings| settings.policy(0).expect("good").adaptive;
+    let (none, minute) = (Settings::default(), Some(Duration::from_secs(60)));
+    assert!(adaptive(none));
+    assert!(adaptive(Settings { scale_down_delay: minute, ..none }));
+    for timed in [
+        Settings { zero_after: minute, ..none },
+        Settings { window: minute, ..none },
+        Settings { pod_retention: minute, ..none },
+    ] {
+        assert!(!adaptive(timed), "{timed:?}");
+        assert!(adaptive(Settings { adaptive: Some(true), ..timed }), "{timed:?}");
+    }
+    assert!(!adaptive(Settings { adaptive: Some(false), ..none }));
+    assert!(!adaptive(Settings { adaptive: Some(false), ..none }.or(Settings { adaptive: Some(true), ..none })));
+}
+
+#[test]
 fn every_annotation_by_both_names() {
     let all = [
         ("class", "class", "kpa.autoscaling.knative.dev"),
@@ -57,6 +75,7 @@ fn every_annotation_by_both_names() {
         min: 2,
         max: 9,
         zero_after: Duration::from_millis(90_000 + 900_000 + 500),
+        adaptive: false,
         aggregation: Aggregation::WeightedExponential,
         ..ScalePolicy::default()
     };

@@ -162,15 +162,18 @@ impl Client {
 
     fn explain(&self, error: ureq::Error) -> anyhow::Error {
         match error {
-            ureq::Error::Io(e) if e.kind() == std::io::ErrorKind::ConnectionRefused => {
-                anyhow!(
-                    "nothing answers at {}: start the platform with `taper up`, or say where it is with --url",
-                    self.url
-                )
-            }
+            ureq::Error::Io(e) => unreachable(&self.url, &e),
             other => anyhow!(other).context(format!("cannot reach {}", self.url)),
         }
     }
+}
+
+/// Why nobody could be reached at this URL, and the mend.
+pub(crate) fn unreachable(url: &str, error: &std::io::Error) -> anyhow::Error {
+    if error.kind() == std::io::ErrorKind::ConnectionRefused {
+        return anyhow!("nothing answers at {url}: start the platform with `taper up`, or say where it is with --url");
+    }
+    anyhow!("cannot reach {url}: {error}")
 }
 
 /// An answer's lines, each as JSON.

@@ -12,7 +12,7 @@ use taper_model::{FunctionName, Name};
 /// Where a platform is when nobody says.
 pub(crate) const DEFAULT_URL: &str = "http://127.0.0.1:8080";
 /// The heading of the flags that every command takes.
-const EVERYWHERE: &str = "Options everywhere";
+pub(crate) const EVERYWHERE: &str = "Options everywhere";
 
 /// Flags that every command takes.
 #[derive(Args, Clone)]

@@ -2,9 +2,11 @@
 //!
 //! Exit status: 0 success, 1 failure, 2 usage. Standard output carries results alone; everything else goes to standard error.
 
+mod chart;
 mod client;
 mod command;
 mod context;
+mod load;
 mod output;
 mod pack;
 mod stack;

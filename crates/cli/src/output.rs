@@ -56,6 +56,15 @@ pub(crate) fn progress(text: &str) {
     }
 }
 
+/// Says how far something is, in the place of what was said so before; nothing takes it away. Only when a person watches.
+pub(crate) fn passing(text: &str) {
+    let mut stderr = std::io::stderr();
+    if stderr.is_terminal() {
+        let _ = write!(stderr, "\r\x1b[K{text}");
+        let _ = stderr.flush();
+    }
+}
+
 /// Says something on standard error, whoever watches.
 pub(crate) fn note(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");

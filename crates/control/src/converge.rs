@@ -1,6 +1,10 @@
 //! What goes out of the loop: how each revision is brought from what is to what should be, one order at a time.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use futures_util::StreamExt;
 use taper_model::{BoxStream, FunctionName, FunctionSpec, Revision, RevisionId, RevisionState};
@@ -14,8 +18,9 @@ use crate::{
 };
 
 impl Reconcile {
-    /// Brings a revision nearer to what it should be.
+    /// Brings a revision nearer to what it should be. Whatever happens to one ends here, so it is looked at again from now on.
     pub(crate) fn converge(&mut self, id: &RevisionId, now: Instant) {
+        self.rouse(id);
         self.relieve(id, now);
         let Some(live) = self.live.get(id) else { return };
         if let Some(count) = live.differs(live.count(self.role(live)), now) {
@@ -23,8 +28,38 @@ impl Reconcile {
         }
         self.try_judge_ready(id);
         if let Some(live) = self.live.get(id) {
+            if live.held() == 0 {
+                self.keeping.gone(id);
+            }
             self.shared.board.show(id, Some(live.seen(self.role(live), now)));
         }
+    }
+
+    /// Looks at a revision from now on.
+    pub(crate) fn rouse(&mut self, id: &RevisionId) {
+        let Some(live) = self.live.get_mut(id) else { return };
+        if let Some(Some(at)) = live.asleep.take() {
+            self.alarms.remove(&(at, id.clone()));
+        }
+        self.awake.insert(id.clone());
+    }
+
+    /// Looks away from those that are as they should be until something happens to them, or until they go. So what is idle costs nothing.
+    pub(crate) fn look_away(&mut self, now: Instant) {
+        for id in std::mem::take(&mut self.awake) {
+            let Some(live) = self.live.get(&id) else { continue };
+            let settled = live.settled(self.role(live), now);
+            let until = settled.map(|until| until.map(|at| self.started + at));
+            if let Some(Some(at)) = until {
+                self.alarms.insert((at, id.clone()));
+            }
+            let Some(live) = self.live.get_mut(&id) else { continue };
+            live.asleep = until;
+            if until.is_none() {
+                self.awake.insert(id);
+            }
+        }
+        self.shared.awake.store(self.awake.len(), Ordering::Relaxed);
     }
 
     /// Takes instances with old secrets out of service, where others have come beside them. Before that they serve on, however long it
@@ -53,7 +88,8 @@ impl Reconcile {
         }
         // All of them, every time: should an order have been lost, the next one makes it good.
         let spare = live.spare();
-        live.order(goal, Instant::now());
+        let now = Instant::now();
+        live.order(goal, now);
         tracing::debug!(revision = %id, want = goal, "apply");
         let prepare = goal > 0 && !self.prepared.contains(id);
         let (shared, revision) = (Arc::clone(&self.shared), Arc::clone(&live.revision));
@@ -66,6 +102,7 @@ impl Reconcile {
             };
             Done::Applied(revision.id.clone(), result)
         }));
+        self.resized(id, goal, self.at(now));
     }
 
     /// Fails the calls that wait for a revision that has no instance and may not start one now.
@@ -179,6 +216,7 @@ impl Reconcile {
         let mut live = Live::new(Arc::clone(&entry.revision), &self.shared.config, self.at(now), now);
         live.adopt(&self.snapshot);
         self.live.insert(id.clone(), live);
+        self.awake.insert(id.clone());
         true
     }
 
@@ -200,6 +238,7 @@ impl Reconcile {
         let mut live = Live::new(Arc::new(revision), &self.shared.config, self.at(now), now);
         live.is_stray = true;
         self.live.insert(id.clone(), live);
+        self.awake.insert(id.clone());
     }
 
     pub(crate) fn with(&mut self, id: &RevisionId, change: impl FnOnce(&mut Live)) {

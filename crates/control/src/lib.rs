@@ -15,17 +15,25 @@ mod backoff;
 mod board;
 mod converge;
 mod error;
+mod keep;
 mod live;
 mod openfaas;
 mod policy;
 mod reconcile;
 mod trial;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 use taper_model::{
     FunctionName, InstanceId, Load, RevisionId,
+    call::Served,
     quantity::{Memory, Span},
 };
 use taper_provider::Provider;
@@ -53,6 +61,10 @@ pub struct Config {
     pub backoff_most: Span,
     /// An instance that has been ready for as long works: what failed before is forgotten. Default 1 min.
     pub stable_after: Span,
+    /// Most memory that idle instances may take together; beyond it those go first that it is worth the least to keep. `min`
+    /// instances are not counted. Default here: as much as there is; the server takes a quarter of the machine's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keep_alive_memory: Option<Memory>,
     /// At shutdown: longest wait for instances to end. Default 10 s.
     pub drain: Span,
     /// Whether functions may use the host's own network. Default false.
@@ -71,6 +83,7 @@ impl Default for Config {
             backoff_least: seconds(1),
             backoff_most: seconds(5 * 60),
             stable_after: seconds(60),
+            keep_alive_memory: None,
             drain: seconds(10),
             allow_host_network: false,
             artifact_limit: Memory(256 << 20),
@@ -90,6 +103,17 @@ pub struct Info {
     pub isolation: String,
 }
 
+/// Calls of a function that waited for an instance to start, since the platform started.
+#[derive(Debug, Clone, Default)]
+pub struct Starts {
+    /// For one made from a parked sandbox.
+    pub pool: u64,
+    /// For one made from nothing.
+    pub cold: u64,
+    /// The last of them with the time of their answer in milliseconds since the Unix epoch, oldest first.
+    pub recent: Vec<(u64, Served)>,
+}
+
 /// The rooms that the control plane stands between.
 pub struct Parts {
     /// The truth.
@@ -104,6 +128,8 @@ pub struct Parts {
     pub public_url: Box<dyn Fn() -> String + Send + Sync>,
     /// Calls of a function since the platform started.
     pub invocations: Box<dyn Fn(&FunctionName) -> u64 + Send + Sync>,
+    /// How a function's calls found it when they had to wait for an instance.
+    pub starts: Box<dyn Fn(&FunctionName) -> Starts + Send + Sync>,
     /// What the platform is.
     pub info: Info,
 }
@@ -121,6 +147,7 @@ impl Control {
             board: board::Board::default(),
             nudges,
             closing: CancellationToken::new(),
+            awake: AtomicUsize::new(0),
         });
         (Service::new(Arc::clone(&shared), inbox), Handle { shared })
     }
@@ -143,6 +170,12 @@ impl Handle {
         self.shared.board.gauges()
     }
 
+    /// Revisions that were looked at with the last tick, for the metrics: those that are called or on their way to what they should be. What
+    /// is idle is not among them.
+    pub fn awake(&self) -> usize {
+        self.shared.awake.load(Ordering::Relaxed)
+    }
+
     /// Calls cannot be sent to this instance, says the dispatcher: it is stopped, and replaced if it is needed.
     pub fn condemn(&self, revision: RevisionId, instance: InstanceId) {
         let _ = self.shared.nudges.send(Nudge::Condemn { revision, instance });
@@ -162,6 +195,7 @@ struct Shared {
     board: board::Board,
     nudges: mpsc::UnboundedSender<Nudge>,
     closing: CancellationToken,
+    awake: AtomicUsize,
 }
 
 /// What the loop is told that the store does not know.

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use taper_autoscaler::{Autoscaler, Decision, Metric, Sample};
+use taper_autoscaler::{Autoscaler, Decision, Keep, Metric, Sample, ScalePolicy};
 use taper_model::{Cause, Demand, InstanceId, Name, Revision};
 use taper_provider::{Instance, Usage};
 use taper_store::Snapshot;
@@ -54,6 +54,10 @@ pub(crate) struct Live {
     pub(crate) applying: bool,
     /// What held its starts back.
     pub(crate) backoff: Backoff,
+    /// It is idle, and what follows from that has been decided.
+    pub(crate) rests: bool,
+    /// Until when nobody looks at it, unless something happens to it; `None` where it is looked at.
+    pub(crate) asleep: Option<Option<Instant>>,
     autoscaler: Autoscaler,
     decision: Option<Decision>,
     ready: BTreeMap<InstanceId, Ready>,
@@ -102,6 +106,8 @@ impl Live {
             is_stray: false,
             applying: false,
             backoff: Backoff::new(config.backoff_least.0, config.backoff_most.0, now),
+            rests: false,
+            asleep: None,
             decision: None,
             ready: BTreeMap::new(),
             secrets: BTreeMap::new(),
@@ -242,6 +248,11 @@ impl Live {
 
     // === what is asked of it ===
 
+    /// How it is scaled.
+    pub(crate) fn policy(&self) -> &ScalePolicy {
+        self.autoscaler.policy()
+    }
+
     /// Whether its instances' CPU decides how many there should be.
     pub(crate) fn is_scaled_by_cpu(&self) -> bool {
         self.autoscaler.policy().metric == Metric::Cpu
@@ -310,6 +321,7 @@ impl Live {
     /// It was judged ready and serves from now on. What it was tried with stays until its own load has been seen.
     pub(crate) fn serve(&mut self, at: Duration) {
         self.autoscaler = Autoscaler::resume(policy::of(&self.revision), self.ready_count(), at);
+        self.rests = false;
         self.decide(at);
     }
 
@@ -336,9 +348,23 @@ impl Live {
         }
     }
 
+    /// Idle, it stays as long as that, whatever its policy says.
+    pub(crate) fn keep(&mut self, keep: Keep) {
+        self.autoscaler.keep(keep);
+    }
+
+    /// A call is due: one instance ahead of it. False where that is not to be.
+    pub(crate) fn ahead(&mut self, at: Duration, idle: Duration, keep: Keep) -> bool {
+        let decision = self.autoscaler.ahead(at, idle, keep);
+        if decision.is_some() {
+            (self.woken, self.decision, self.rests) = (None, decision, true);
+        }
+        decision.is_some()
+    }
+
     /// A person set the number; for 0 the history is forgotten.
     pub(crate) fn set(&mut self, at: Duration, count: u32) {
-        (self.ceiling, self.woken) = (None, None);
+        (self.ceiling, self.woken, self.rests) = (None, None, false);
         self.decision = Some(self.autoscaler.set(at, count));
     }
 
@@ -390,6 +416,18 @@ impl Live {
     /// Instances that are ready or on their way, as far as is known.
     pub(crate) fn held(&self) -> u32 {
         self.applied - self.short
+    }
+
+    /// Whether everything is as it should be and stays so while nothing happens; if so, until when.
+    pub(crate) fn settled(&self, role: Role, now: Instant) -> Option<Option<Duration>> {
+        let goal = self.goal(role);
+        let is_still = self.rests && !self.busy && !self.applying && !self.owed && self.draining.is_empty();
+        let is_right = goal > 0 && goal == self.count(role) && goal == self.held() && goal == self.ready_count();
+        // Fewer than these there are only when it goes to zero, whatever its windows still hold.
+        let least = self.policy().min.max(self.policy().activation_scale).max(1);
+        let is_least = matches!(role, Role::Serving { .. }) && self.autoscaler.want() <= least && self.woken.is_none();
+        let is_well = self.backoff.words(now).is_none() && !self.is_scaled_by_cpu();
+        (is_still && is_right && is_least && is_well).then(|| self.autoscaler.zero_at())
     }
 
     /// Instances that take calls.

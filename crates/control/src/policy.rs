@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use taper_autoscaler::{Error, Metric, ScalePolicy, Settings};
 use taper_model::{
     FunctionSpec, Revision,
-    function::{self, MAX_SCALE, Scale},
+    function::{self, KeepAlive, MAX_SCALE, Scale},
 };
 
 /// What a spec and its annotations say together. `max` is always a number.
@@ -47,6 +47,7 @@ fn written(scale: &Scale) -> Settings {
         }),
         utilization: scale.utilization,
         zero_after: scale.zero_after.map(|s| s.0),
+        adaptive: scale.keep_alive.map(|k| k == KeepAlive::Adaptive),
         window: scale.window.map(|s| s.0),
         panic_window_percentage: scale.panic_window_percentage,
         panic_threshold_percentage: scale.panic_threshold_percentage,

@@ -23,6 +23,7 @@ use tokio::{
 
 use crate::{
     Nudge, Shared,
+    keep::Keeping,
     live::{Live, Role},
     policy,
     trial::{Trial, Verdict},
@@ -51,6 +52,9 @@ impl Service {
             verdicts: BTreeMap::new(),
             parked: BTreeSet::new(),
             bursts: BTreeMap::new(),
+            keeping: Keeping::default(),
+            awake: BTreeSet::new(),
+            alarms: BTreeSet::new(),
             leaving: BTreeSet::new(),
             prepared: BTreeSet::new(),
             work: FuturesUnordered::new(),
@@ -92,6 +96,7 @@ impl Service {
                 }
                 id = shared.parts.load.knock() => reconcile.knocked(&id),
                 () = until(reconcile.bursts.values().min().copied()) => reconcile.bursts(),
+                () = until(reconcile.keeping.next().map(|at| reconcile.started + at)) => reconcile.ahead(),
                 _ = sample.tick() => {
                     reconcile.sample();
                     reconcile.tidy();
@@ -150,6 +155,12 @@ pub(crate) struct Reconcile {
     pub(crate) parked: BTreeSet<FunctionName>,
     /// When to look at revisions whose calls wait beside busy instances.
     bursts: BTreeMap<RevisionId, Instant>,
+    /// How long what is idle stays, and what starts ahead of a call.
+    pub(crate) keeping: Keeping,
+    /// The revisions that are looked at with each tick. All others are as they should be while nothing happens to them.
+    pub(crate) awake: BTreeSet<RevisionId>,
+    /// When to look at others of them again.
+    pub(crate) alarms: BTreeSet<(Instant, RevisionId)>,
     /// Functions that were deleted, of which something is left. A new one of the same name begins when nothing is.
     pub(crate) leaving: BTreeSet<FunctionName>,
     /// Revisions that the provider has prepared in this run.
@@ -161,10 +172,9 @@ impl Reconcile {
     /// The store has changed.
     fn adopt(&mut self, snapshot: Arc<Snapshot>) {
         let before = std::mem::replace(&mut self.snapshot, snapshot);
-        let same = |name: &FunctionName, f| before.function(name).is_some_and(|b| Arc::ptr_eq(b, f));
-        let new = self.snapshot.functions.iter().filter(|(name, f)| !same(name, f)).map(|(name, _)| name);
-        let gone = before.functions.keys().filter(|name| !self.snapshot.functions.contains_key(name));
-        let changed: BTreeSet<FunctionName> = new.chain(gone).cloned().collect();
+        // In the order of their names, so that the same inputs give the same outcome.
+        let changed = self.snapshot.functions.differences(&before.functions, Arc::ptr_eq);
+        let changed: BTreeSet<FunctionName> = changed.cloned().collect();
         for name in changed {
             match self.snapshot.function(&name).cloned() {
                 Some(function) => {
@@ -182,16 +192,16 @@ impl Reconcile {
             }
         }
         let now = Instant::now();
-        for id in self.live.keys().cloned().collect::<Vec<_>>() {
-            if self.live.get_mut(&id).is_some_and(|live| live.adopt(&self.snapshot)) {
-                self.converge(&id, now);
-            }
+        let snapshot = &self.snapshot;
+        let others = self.live.iter_mut().filter_map(|(id, live)| live.adopt(snapshot).then(|| id.clone()));
+        for id in others.collect::<Vec<_>>() {
+            self.converge(&id, now);
         }
     }
 
     /// Takes in the newest snapshot. Whoever routes a call or speaks to the API has the snapshot before this loop is told of it, so what
     /// they ask for may be newer than what the loop has seen.
-    fn catch_up(&mut self) {
+    pub(crate) fn catch_up(&mut self) {
         let newest = Arc::clone(&self.shared.parts.store.snapshot().borrow());
         if !Arc::ptr_eq(&newest, &self.snapshot) {
             self.adopt(newest);
@@ -230,6 +240,7 @@ impl Reconcile {
         let now = Instant::now();
         self.trials.remove(name);
         self.parked.remove(name);
+        self.keeping.forget(name);
         self.verdicts.retain(|id, _| id.function() != name);
         self.prepared.retain(|id| id.function() != name);
         self.leaving.insert(name.clone());
@@ -250,6 +261,8 @@ impl Reconcile {
                 tracing::debug!(instance = %instance.id, revision = %instance.revision, "ready");
                 self.acknowledge(&instance.revision, now);
                 let id = instance.revision.clone();
+                let phases = instance.phases;
+                self.keeping.started(id.function(), phases.claim + phases.bind + phases.load);
                 self.with(&id, |live| live.ready(instance, now));
                 self.converge(&id, now);
             }
@@ -371,6 +384,9 @@ impl Reconcile {
         }
         self.enliven(id, now);
         let at = self.at(now);
+        if serving {
+            self.used(id, 0, at);
+        }
         self.with(id, |live| {
             live.called();
             if serving && live.held() == 0 {
@@ -463,17 +479,26 @@ impl Reconcile {
         let seconds = now.saturating_duration_since(self.sampled).as_secs_f64();
         self.sampled = now;
         let mut demands: BTreeMap<RevisionId, Demand> = self.shared.parts.load.sample().into_iter().collect();
-        let mut missed = Vec::new();
-        for (id, live) in &mut self.live {
+        let is_called = |d: &Demand| d.arrived > 0 || d.waiting > 0 || d.running > 0;
+        demands.iter().filter(|(_, demand)| is_called(demand)).for_each(|(id, _)| self.rouse(id));
+        let (mut missed, mut noticed) = (Vec::new(), Vec::new());
+        for id in &self.awake {
+            let Some(live) = self.live.get_mut(id) else { continue };
             let demand = demands.remove(id).unwrap_or(Demand { seconds, ..Demand::default() });
             let cpu =
                 if live.is_scaled_by_cpu() { live.used(&self.shared.parts.provider.usage(id.function())) } else { 0.0 };
             live.sample(at, &demand, cpu);
+            if !live.rests || is_called(&demand) {
+                noticed.push((id.clone(), demand));
+            }
             if live.is_missed() {
                 missed.push(id.clone());
             }
         }
         missed.extend(demands.into_iter().filter(|(_, d)| d.waiting > 0).map(|(id, _)| id));
+        for (id, demand) in noticed {
+            self.noticed(&id, &demand, at, now);
+        }
         for id in missed {
             self.called(&id, now);
         }
@@ -484,7 +509,7 @@ impl Reconcile {
         let now = Instant::now();
         let stable = self.shared.config.stable_after.0;
         self.overdue(now);
-        for id in self.live.keys().cloned().collect::<Vec<_>>() {
+        for id in self.awake.iter().cloned().collect::<Vec<_>>() {
             self.with(&id, |live| live.forgive(stable, now));
             self.converge(&id, now);
             let Some(live) = self.live.get(&id) else { continue };
@@ -492,6 +517,7 @@ impl Reconcile {
             let over = live.is_over(now) && live.goal(role) == 0 && !matches!(role, Role::Trial { .. });
             if over {
                 self.live.remove(&id);
+                self.keeping.gone(&id);
                 self.shared.board.show(&id, None);
             }
             if role == Role::Gone {
@@ -504,17 +530,23 @@ impl Reconcile {
     fn decide(&mut self) {
         let now = Instant::now();
         let at = self.at(now);
-        for id in self.live.keys().cloned().collect::<Vec<_>>() {
-            let role = self.role(&self.live[&id]);
+        while self.alarms.first().is_some_and(|(at, _)| *at <= now) {
+            let alarm = self.alarms.pop_first();
+            alarm.iter().for_each(|(_, id)| self.rouse(id));
+        }
+        for id in self.awake.iter().cloned().collect::<Vec<_>>() {
+            let Some(live) = self.live.get(&id) else { continue };
+            let role = self.role(live);
             if role == (Role::Serving { parked: false }) {
                 self.with(&id, |live| live.decide(at));
             }
             self.converge(&id, now);
-            let live = &self.live[&id];
+            let Some(live) = self.live.get(&id) else { continue };
             let count = live.count(role);
             if live.is_overdue(count, now) {
                 self.order(&id, count);
             }
         }
+        self.look_away(now);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, hash_map::Entry as Slot},
-    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
     time::Duration,
 };
 
@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use crate::{
     Config, Permit,
     pool::{Entry, Pool},
+    share::{self, LANES, Share},
     signals::Signals,
 };
 
@@ -38,6 +39,7 @@ pub struct Dispatcher {
 
 struct Inner {
     shards: [Shard; SHARDS],
+    lanes: [Lane; LANES],
     signals: Arc<Signals>,
     retries: u32,
 }
@@ -46,6 +48,18 @@ struct Inner {
 #[derive(Default)]
 #[repr(align(128))]
 struct Shard(RwLock<HashMap<RevisionId, Arc<Pool>>>);
+
+/// What a lane knows of the map: the shares of the revisions that it called. Its own lock, so that a call meets no other lane's.
+#[derive(Default)]
+#[repr(align(128))]
+struct Lane(Mutex<Known>);
+
+#[derive(Default)]
+struct Known {
+    shares: HashMap<RevisionId, Arc<Share>>,
+    /// The one that was asked for last: a lane often serves a few calls of one revision in a row.
+    last: Option<(RevisionId, Arc<Share>)>,
+}
 
 /// How one revision stands now.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,7 +83,7 @@ impl Dispatcher {
     pub fn new(config: Config) -> Self {
         let Config { queue, retries } = config;
         let signals = Arc::new(Signals::new(queue.max(1)));
-        Self { inner: Arc::new(Inner { shards: Default::default(), signals, retries }) }
+        Self { inner: Arc::new(Inner { shards: Default::default(), lanes: Default::default(), signals, retries }) }
     }
 
     /// A slot now, or a place in the queue until there is one, or a fault.
@@ -81,12 +95,31 @@ impl Dispatcher {
     /// # Cancel safety
     /// Cancel safe: dropping the future frees its place, and a slot that was granted to it already goes to the next who waits.
     pub async fn admit(&self, revision: &RevisionId, deadline: Instant) -> Result<Permit, Fault> {
+        match self.enter(revision, deadline) {
+            Entry::Admitted(permit) => Ok(permit),
+            Entry::Queued(place) => place.wait(deadline).await,
+            Entry::Refused(fault) => Err(fault),
+        }
+    }
+
+    /// By the share that this lane has of the revision, and by the pool where it has none, or nothing in it.
+    fn enter(&self, revision: &RevisionId, deadline: Instant) -> Entry {
+        let lane = share::lane();
+        let known = self.inner.lanes[lane].lock().find(revision);
+        if let Some(share) = known {
+            if let Some(permit) = share.seat(Instant::now(), deadline) {
+                return Entry::Admitted(permit);
+            }
+            if let Some(entry) = share.pool().and_then(|pool| pool.enter(&share, deadline)) {
+                return entry;
+            }
+        }
         loop {
-            match self.pool(revision).enter(deadline) {
-                Entry::Admitted(permit) => return Ok(permit),
-                Entry::Queued(place) => return place.wait(deadline).await,
-                Entry::Refused(fault) => return Err(fault),
-                Entry::Forgotten => {}
+            let pool = self.pool(revision);
+            let share = pool.share(lane);
+            if let Some(entry) = pool.enter(share, deadline) {
+                self.inner.lanes[lane].lock().learn(revision, share);
+                return entry;
             }
         }
     }
@@ -142,27 +175,21 @@ impl Dispatcher {
         self.inner.signals.drainer().until(|| self.pools().iter().all(|pool| pool.is_empty())).await;
     }
 
-    async fn run(&self, mut call: Call) -> Result<Reply, Fault> {
-        let mut permit = match self.admit(&call.revision, call.deadline).await {
-            Ok(permit) => permit,
-            Err(fault) => return Err(give_back(fault, call)),
-        };
+    /// A call came back from its instance with nothing sent: it is tried on others, until it was tried often enough, or its time is up.
+    async fn again(&self, mut permit: Permit, mut fault: Fault, deadline: Instant) -> Result<Reply, Fault> {
         let mut retries = self.inner.retries;
         loop {
-            let (begun, deadline) = (Instant::now(), call.deadline);
-            let mut fault = match permit.instance.run.invoke(call).await {
-                Ok(reply) => return Ok(permit.ride(reply, begun.elapsed())),
-                Err(fault) => fault,
-            };
-            let Some(unsent) = fault.unsent.take() else { return Err(fault) };
-            call = *unsent;
-            permit.pool.condemn(&permit, &fault);
-            if retries == 0 || Instant::now() >= deadline {
-                return Err(give_back(fault, call));
+            let Some(call) = fault.unsent.take() else { return Err(fault) };
+            let pool = permit.share.pool();
+            if let Some(pool) = &pool {
+                pool.condemn(&permit, &fault);
             }
+            let Some(pool) = pool.filter(|_| retries > 0 && Instant::now() < deadline) else {
+                return Err(give_back(fault, *call));
+            };
             retries -= 1;
-            let pool = permit.pool.clone();
-            let another = match pool.reenter(permit, begun.elapsed()) {
+            let lost = permit.since.elapsed();
+            let another = match pool.reenter(permit, lost) {
                 Ok(permit) => Ok(permit),
                 Err(place) => place.wait(deadline).await,
             };
@@ -170,8 +197,12 @@ impl Dispatcher {
                 Ok(permit) => permit,
                 Err(mut last) => {
                     last.message = format!("{}; before that: {}", last.message, fault.message);
-                    return Err(give_back(last, call));
+                    return Err(give_back(last, *call));
                 }
+            };
+            fault = match permit.slot().instance.run.invoke(*call).await {
+                Ok(reply) => return Ok(permit.ride(reply)),
+                Err(fault) => fault,
             };
         }
     }
@@ -244,12 +275,58 @@ impl Shard {
     }
 }
 
+impl Lane {
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Known {
+    fn find(&mut self, revision: &RevisionId) -> Option<Arc<Share>> {
+        match &self.last {
+            Some((last, share)) if last == revision => Some(share.clone()),
+            _ => {
+                let share = self.shares.get(revision)?;
+                self.last = Some((revision.clone(), share.clone()));
+                Some(share.clone())
+            }
+        }
+    }
+
+    fn learn(&mut self, revision: &RevisionId, share: &Arc<Share>) {
+        self.last = None;
+        self.shares.insert(revision.clone(), share.clone());
+    }
+
+    fn forget(&mut self, revision: &RevisionId) {
+        self.last = None;
+        self.shares.remove(revision);
+    }
+}
+
 impl Invoke for Dispatcher {
     /// Admits the call, runs it on the instance, and lets the slot ride in the reply's body. The reply's extensions tell
-    /// [`Start`](taper_model::call::Start) and [`Timing`](taper_model::call::Timing). A call that an instance gives back unsent is tried
+    /// how it was [`Served`](taper_model::call::Served). A call that an instance gives back unsent is tried
     /// on others; a fault of the dispatcher gives it back too.
     fn invoke(&self, call: Call) -> BoxFuture<'_, Result<Reply, Fault>> {
-        Box::pin(self.run(call))
+        Box::pin(async move {
+            // Boxed is what few calls come to: the future of all others is no larger for it.
+            let deadline = call.deadline;
+            let entered = match self.enter(&call.revision, deadline) {
+                Entry::Admitted(permit) => Ok(permit),
+                Entry::Queued(place) => Box::pin(place.wait(deadline)).await,
+                Entry::Refused(fault) => Err(fault),
+            };
+            let permit = match entered {
+                Ok(permit) => permit,
+                Err(fault) => return Err(give_back(fault, call)),
+            };
+            match permit.slot().instance.run.invoke(call).await {
+                Ok(reply) => Ok(permit.ride(reply)),
+                Err(fault) if fault.unsent.is_none() => Err(fault),
+                Err(fault) => Box::pin(self.again(permit, fault, deadline)).await,
+            }
+        })
     }
 }
 
@@ -274,7 +351,10 @@ impl Load for Dispatcher {
                     seen.push((revision.clone(), demand));
                     true
                 }
-                None => false,
+                None => {
+                    self.inner.lanes.iter().for_each(|lane| lane.lock().forget(revision));
+                    false
+                }
             });
         }
         seen

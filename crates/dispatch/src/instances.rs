@@ -5,6 +5,8 @@ use std::{collections::HashMap, sync::Arc};
 use taper_model::InstanceId;
 use taper_provider::Instance;
 
+use crate::share::Slot;
+
 /// The end of a list.
 const NONE: u32 = u32::MAX;
 
@@ -20,6 +22,8 @@ pub(crate) struct Instances {
     /// Every list before this one is empty.
     least: usize,
     ready: u32,
+    /// Of these, those with more than one slot.
+    wide: u32,
     uses: u64,
 }
 
@@ -48,8 +52,7 @@ pub(crate) enum Service {
 
 /// A slot that was taken.
 pub(crate) struct Taken {
-    pub(crate) key: u32,
-    pub(crate) instance: Arc<Instance>,
+    pub(crate) slot: Slot,
     pub(crate) born: u64,
 }
 
@@ -57,6 +60,12 @@ impl Instances {
     /// How many take calls.
     pub(crate) fn ready(&self) -> u32 {
         self.ready
+    }
+
+    /// Whether the rule of choice can tell no difference between free slots but when they were used last: there is one instance,
+    /// or each has one slot.
+    pub(crate) fn alike(&self) -> bool {
+        self.ready <= 1 || self.wide == 0
     }
 
     /// How many there are, whether they take calls or not.
@@ -75,6 +84,7 @@ impl Instances {
         });
         self.keys.insert(instance.id.clone(), key);
         let (instance, service) = (Arc::new(instance), Service::Serving);
+        self.wide += u32::from(instance.slots.get() > 1);
         self.uses += 1;
         self.entries[key as usize] =
             Some(Entry { instance, service, running: 0, born, used: self.uses, before: NONE, after: NONE });
@@ -94,16 +104,17 @@ impl Instances {
         let entry = self.entry(key);
         entry.running += 1;
         entry.used = used;
-        let taken = Taken { key, instance: entry.instance.clone(), born: entry.born };
+        let taken = Taken { slot: Slot { key, instance: entry.instance.clone() }, born: entry.born };
         self.link(key);
         Some(taken)
     }
 
     /// Gives a slot back; nothing changes when its instance is gone.
-    pub(crate) fn free(&mut self, key: u32, instance: &Arc<Instance>) {
-        if !self.is_here(key, instance) {
+    pub(crate) fn free(&mut self, slot: &Slot) {
+        if !self.is_here(slot) {
             return;
         }
+        let key = slot.key;
         self.unlink(key);
         self.uses += 1;
         let used = self.uses;
@@ -114,8 +125,8 @@ impl Instances {
     }
 
     /// Takes a slot's instance out of service for good. True when it was in service until now.
-    pub(crate) fn condemn(&mut self, key: u32, instance: &Arc<Instance>) -> bool {
-        self.is_here(key, instance) && self.withdraw(key, Service::Condemned)
+    pub(crate) fn condemn(&mut self, slot: &Slot) -> bool {
+        self.is_here(slot) && self.withdraw(slot.key, Service::Condemned)
     }
 
     /// Takes an instance out of service.
@@ -157,8 +168,8 @@ impl Instances {
         self.keys.keys().filter(|id| !listed.contains(id)).cloned().collect()
     }
 
-    fn is_here(&self, key: u32, instance: &Arc<Instance>) -> bool {
-        self.entries[key as usize].as_ref().is_some_and(|e| Arc::ptr_eq(&e.instance, instance))
+    fn is_here(&self, slot: &Slot) -> bool {
+        self.entries[slot.key as usize].as_ref().is_some_and(|e| Arc::ptr_eq(&e.instance, &slot.instance))
     }
 
     fn entry(&mut self, key: u32) -> &mut Entry {
@@ -170,8 +181,11 @@ impl Instances {
             return false;
         }
         self.unlink(key);
-        self.entry(key).service = to;
+        let entry = self.entry(key);
+        entry.service = to;
+        let wide = entry.instance.slots.get() > 1;
         self.ready -= 1;
+        self.wide -= u32::from(wide);
         true
     }
 

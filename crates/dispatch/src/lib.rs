@@ -6,7 +6,7 @@
 //! # How it works
 //!
 //! [`Dispatcher`] finds the revision's pool in a sharded map and enters it. A pool is one short mutex around three things: the
-//! instances, the calls that wait, and the meter. Under that mutex one rule always holds: **nobody waits while a slot is free**.
+//! instances, the calls that wait, and the meter of these. Under that mutex one rule always holds: **nobody waits while a slot is free**.
 //! So a newcomer either finds the queue empty and takes a slot at once, or stands behind everybody who waits.
 //!
 //! A slot is a value, the [`Permit`]. Dropping it frees the slot and, in the same critical section, hands it to the first
@@ -25,18 +25,28 @@
 //! No task and no timer belongs to a revision. A waiting call carries its own deadline; demand is integrated when something
 //! changes. A revision without calls and instances is forgotten by the next sample and costs nothing.
 //!
-//! # Locks, and the way to one core each
+//! # Lanes and locks
 //!
-//! The map's shard is read, then released, before the pool is locked; a pool is never locked under another. Nothing is awaited and
-//! no waker is called under a lock. Should one hot revision's mutex ever show in a profile, the pool splits by core: every
-//! core holds a share of the instances' slots in a pool of its own without a lock, borrows from a neighbour when it runs dry, and
-//! only a call that must wait goes to the shared queue here, where order matters. Permits and callers would not change.
+//! Calls run on lanes: threads with an event loop each. What all lanes lock for every call travels from processor to processor with
+//! it, and that cost more than all else here. So a slot that a call gives back stays in a share of its lane, where the
+//! lane's next call finds it: two locks that nobody else takes, and no count that others change. The rules hold as before, because
+//!
+//! - shares are open only while nobody waits. Who finds no free slot in the pool closes them all and takes what is idle there, before it
+//!   waits: a slot is never idle in one lane while a call waits in another;
+//! - only slots between which the choice of instance sees no difference stay in a share: those of a lone instance, and those of instances
+//!   with one slot each. Of these a lane takes the one that it used last;
+//! - whatever takes an instance out of service closes all shares first, and what was lent before goes back to the pool;
+//! - each share integrates its own calls, and a sample is the sum.
+//!
+//! A lane knows its shares by a map of its own. Otherwise the map's shard is read, then released, before the pool is locked; a pool is
+//! never locked under another, and a share under its pool's lock or under none. Nothing is awaited and no waker is called under a lock.
 
 mod dispatcher;
 mod instances;
 mod meter;
 mod permit;
 mod pool;
+mod share;
 mod signals;
 
 pub use dispatcher::{Dispatcher, Stats};

@@ -5,7 +5,6 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
-    time::Duration,
 };
 
 use bytes::Bytes;
@@ -13,34 +12,35 @@ use http::StatusCode;
 use http_body::{Frame, SizeHint};
 use taper_model::{
     Body, BoxError, InstanceId, Reply,
-    call::{Start, Timing},
+    call::{Served, Start, Timing},
 };
-use taper_provider::Instance;
+use tokio::time::Instant;
 
-use crate::pool::Pool;
+use crate::share::{Share, Slot, Ticket};
 
 /// The right to run one call on one instance.
 ///
 /// *Guarantees.* While it lives the instance counts one call more, and never more than it has slots. Dropping it hands the slot to
 /// the first call that waits; where none waits, the slot is free.
 pub struct Permit {
-    pub(crate) pool: Arc<Pool>,
-    pub(crate) instance: Arc<Instance>,
-    /// Where the pool finds the instance.
-    pub(crate) key: u32,
-    /// The call's place among all calls of its revision.
-    pub(crate) ticket: u64,
+    /// The lane whose call it is.
+    pub(crate) share: Arc<Share>,
+    /// None once it was given back by other means than dropping.
+    pub(crate) slot: Option<Slot>,
+    /// The pool's when it was lent.
+    pub(crate) generation: u64,
+    pub(crate) ticket: Ticket,
     pub(crate) start: Start,
     /// How long the call waited, and for what.
     pub(crate) timing: Timing,
-    /// False once the slot was given back by other means than dropping.
-    pub(crate) held: bool,
+    /// Since when the call may run.
+    pub(crate) since: Instant,
 }
 
 impl Permit {
     /// The instance to run the call on.
     pub fn instance(&self) -> &InstanceId {
-        &self.instance.id
+        &self.slot().instance.id
     }
 
     /// Whether the call found the instance running or waited for it to start.
@@ -53,10 +53,15 @@ impl Permit {
         self.timing
     }
 
+    pub(crate) fn slot(&self) -> &Slot {
+        self.slot.as_ref().expect("it goes only with the permit")
+    }
+
     /// Lets the slot ride in a reply: until its body ends, breaks or is dropped.
-    pub(crate) fn ride(self, mut reply: Reply, invoke: Duration) -> Reply {
-        reply.extensions_mut().insert(self.start);
-        reply.extensions_mut().insert(Timing { invoke, ..self.timing });
+    pub(crate) fn ride(self, mut reply: Reply) -> Reply {
+        let (start, timing) = (self.start, Timing { invoke: self.since.elapsed(), ..self.timing });
+        let phases = (start != Start::Warm).then_some(self.slot().instance.phases);
+        reply.extensions_mut().insert(Served { start, timing, phases });
         if !http_body::Body::is_end_stream(reply.body()) {
             return reply.map(|body| Body::new(Riding { body, permit: Some(self) }));
         }
@@ -69,15 +74,15 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        if self.held {
-            self.pool.release(self.key, &self.instance);
+        if let Some(slot) = self.slot.take() {
+            self.share.release(slot, self.generation);
         }
     }
 }
 
 impl fmt::Debug for Permit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "a slot of {}", self.instance.id)
+        write!(f, "a slot of {}", self.slot().instance.id)
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -19,8 +19,9 @@ use tokio::{
 
 use crate::{
     Permit, Stats,
-    instances::{Instances, Service},
+    instances::{Instances, Service, Taken},
     meter::Meter,
+    share::{Idle, LANES, Share, Slot, Ticket},
     signals::Signals,
 };
 
@@ -29,16 +30,21 @@ pub(crate) struct Pool {
     revision: RevisionId,
     signals: Arc<Signals>,
     state: Mutex<State>,
+    /// Of each lane that has called. A share is locked under the state's lock or without it, and never the other way round.
+    shares: [OnceLock<Arc<Share>>; LANES],
 }
 
 struct State {
     instances: Instances,
     /// Who waits, by ticket: in the order of arrival, and removable from the middle.
-    waiting: BTreeMap<u64, Waiter>,
-    /// Permits that live, wherever their instances are now.
-    running: u32,
+    waiting: BTreeMap<Ticket, Waiter>,
     /// The next ticket.
     tickets: u64,
+    /// The lanes whose shares are open, a bit each. None while anybody waits.
+    open: u32,
+    /// Grows whenever an instance may leave service.
+    generation: u64,
+    /// Integrates the calls that wait; those that run are in their lanes' meters.
     meter: Meter,
     knock: Knock,
     /// Set when the pool left the map: whoever still holds it must look again.
@@ -58,6 +64,7 @@ struct Knock {
 
 struct Waiter {
     grant: oneshot::Sender<Result<Permit, Fault>>,
+    share: Arc<Share>,
     wait: Wait,
 }
 
@@ -79,14 +86,12 @@ pub(crate) enum Entry {
     Queued(Place),
     /// It will get none.
     Refused(Fault),
-    /// The pool was forgotten in the meantime; look it up again.
-    Forgotten,
 }
 
 /// A call's place in the queue. Dropping it leaves the queue; a slot that was granted already goes to the next.
 pub(crate) struct Place {
     pool: Arc<Pool>,
-    ticket: u64,
+    ticket: Ticket,
     /// Whether the pool may still list the ticket.
     listed: bool,
     grant: oneshot::Receiver<Result<Permit, Fault>>,
@@ -99,48 +104,60 @@ impl Pool {
         let state = State {
             instances: Instances::default(),
             waiting: BTreeMap::new(),
-            running: 0,
             tickets: 0,
+            open: 0,
+            generation: 0,
             meter: Meter::new(Instant::now()),
             knock: Knock::default(),
             forgotten: false,
         };
-        Self { revision, signals, state: Mutex::new(state) }
+        Self { revision, signals, state: Mutex::new(state), shares: Default::default() }
+    }
+
+    /// A lane's share.
+    pub(crate) fn share(self: &Arc<Self>, lane: usize) -> &Arc<Share> {
+        self.shares[lane].get_or_init(|| Share::new(Arc::downgrade(self), self.signals.clone(), lane))
     }
 
     pub(crate) fn revision(&self) -> &RevisionId {
         &self.revision
     }
 
-    /// A new call.
-    pub(crate) fn enter(self: &Arc<Self>, deadline: Instant) -> Entry {
+    /// A new call of a lane whose share has no slot for it. Nothing when the pool was forgotten in the meantime: look it up again.
+    pub(crate) fn enter(self: &Arc<Self>, share: &Arc<Share>, deadline: Instant) -> Option<Entry> {
         let (mut guard, now) = self.lock();
         let state = &mut *guard;
         if state.forgotten {
-            return Entry::Forgotten;
+            return None;
         }
         if self.signals.is_closed() {
-            return Entry::Refused(Fault::new(Stage::Accept, Cause::ShuttingDown, "the platform is shutting down"));
+            let fault = Fault::new(Stage::Accept, Cause::ShuttingDown, "the platform is shutting down");
+            return Some(Entry::Refused(fault));
         }
         state.meter.arrive();
         if deadline <= now {
             let stage = if state.instances.ready() == 0 { Stage::Activate } else { Stage::Queue };
             drop(guard);
-            return Entry::Refused(self.late(stage));
+            return Some(Entry::Refused(self.late(stage)));
         }
-        let ticket = state.tickets;
+        let ticket = (state.tickets, 0);
         state.tickets += 1;
         if state.waiting.is_empty()
-            && let Some(permit) = self.seat(state, ticket, Timing::default())
+            && let Some(permit) = self.seat(state, share, ticket, Timing::default(), now)
         {
-            return Entry::Admitted(permit);
+            // The lane keeps the slot when this call is over.
+            if state.instances.alike() {
+                share.open(ticket.0, state.generation);
+                state.open |= 1 << share.lane;
+            }
+            return Some(Entry::Admitted(permit));
         }
         if state.waiting.len() >= self.signals.queue {
             drop(guard);
-            return Entry::Refused(self.full());
+            return Some(Entry::Refused(self.full()));
         }
         let wait = Wait { since: now, cold: state.meter.cold(), before: Timing::default() };
-        Entry::Queued(self.queue(guard, ticket, wait))
+        Some(Entry::Queued(self.queue(guard, share, ticket, wait)))
     }
 
     /// A call that was admitted but could not be sent. It keeps its ticket, so it stands before everybody who came after it; and as
@@ -148,43 +165,44 @@ impl Pool {
     pub(crate) fn reenter(self: &Arc<Self>, mut permit: Permit, lost: Duration) -> Result<Permit, Place> {
         let (mut guard, now) = self.lock();
         let state = &mut *guard;
-        permit.held = false;
-        state.running -= 1;
-        state.instances.free(permit.key, &permit.instance);
+        permit.share.end(now);
+        if let Some(slot) = permit.slot.take() {
+            state.instances.free(&slot);
+        }
         let before = Timing { queue: permit.timing.queue + lost, ..permit.timing };
         if state.waiting.is_empty()
-            && let Some(another) = self.seat(state, permit.ticket, before)
+            && let Some(another) = self.seat(state, &permit.share, permit.ticket, before, now)
         {
             return Ok(another);
         }
         let wait = Wait { since: now, cold: state.meter.cold(), before };
-        Err(self.queue(guard, permit.ticket, wait))
+        Err(self.queue(guard, &permit.share, permit.ticket, wait))
     }
 
     /// Gives a slot back, or on to the first who waits.
-    pub(crate) fn release(self: &Arc<Self>, key: u32, instance: &Arc<Instance>) {
+    pub(crate) fn release(self: &Arc<Self>, share: &Share, slot: &Slot) {
         let (mut guard, now) = self.lock();
         let state = &mut *guard;
-        state.running -= 1;
-        state.instances.free(key, instance);
+        let rests = share.end(now);
+        state.instances.free(slot);
         let grant = self.next(state, now);
-        let empty = state.calls() == 0;
+        let nobody = state.waiting.is_empty();
         drop(guard);
         if let Some(grant) = grant {
             deliver(grant);
-        } else if empty {
+        } else if rests && nobody {
             self.signals.emptied();
         }
     }
 
     /// Takes a permit's instance out of service for good and reports it, once.
     pub(crate) fn condemn(&self, permit: &Permit, why: &Fault) {
-        let (mut state, _) = self.lock();
-        let first = state.instances.condemn(permit.key, &permit.instance);
+        let mut state = self.lock_all();
+        let first = state.instances.condemn(permit.slot());
         let knock = first && state.must_knock();
         drop(state);
         if first {
-            let id = permit.instance.id.clone();
+            let id = permit.instance().clone();
             tracing::warn!(revision = %self.revision, instance = %id, fault = ?why, "out of service: a call could not be sent to it");
             self.signals.condemned.push((self.revision.clone(), id));
         }
@@ -201,6 +219,9 @@ impl Pool {
         for instance in instances {
             state.instances.add(instance, state.tickets);
         }
+        if !state.instances.alike() {
+            self.recall(state);
+        }
         state.knock.cold &= state.instances.ready() == 0;
         let grants: Grants = std::iter::from_fn(|| self.next(state, now)).collect();
         let knock = state.must_knock();
@@ -212,7 +233,7 @@ impl Pool {
 
     /// An instance takes no new call.
     pub(crate) fn drain(&self, id: &InstanceId) {
-        let (mut state, _) = self.lock();
+        let mut state = self.lock_all();
         state.instances.drain(id);
         let knock = state.must_knock();
         drop(state);
@@ -221,7 +242,7 @@ impl Pool {
 
     /// Instances are no more. Calls that run there are their own business.
     pub(crate) fn gone<'a>(&self, ids: impl IntoIterator<Item = &'a InstanceId>) {
-        let (mut state, _) = self.lock();
+        let mut state = self.lock_all();
         let mut replaced = Vec::new();
         for id in ids {
             if state.instances.remove(id) == Some(Service::Condemned) {
@@ -245,7 +266,7 @@ impl Pool {
 
     /// Takes instances out of service.
     pub(crate) fn retire(&self, count: u32) -> Vec<InstanceId> {
-        let (mut state, _) = self.lock();
+        let mut state = self.lock_all();
         let ids = state.instances.retire(count as usize, |_| true);
         let knock = state.must_knock();
         drop(state);
@@ -255,7 +276,7 @@ impl Pool {
 
     /// Takes some of these instances out of service, as many as leave `keep` in it.
     pub(crate) fn withdraw(&self, among: &[InstanceId], keep: u32) -> Vec<InstanceId> {
-        let (mut state, _) = self.lock();
+        let mut state = self.lock_all();
         let count = state.instances.ready().saturating_sub(keep);
         let ids = state.instances.retire(count as usize, |id| among.contains(id));
         let knock = state.must_knock();
@@ -270,15 +291,12 @@ impl Pool {
         let waiting = std::mem::take(&mut state.waiting);
         // They are answered: the next call that finds nothing knocks anew.
         state.knock.cold = false;
-        let empty = state.calls() == 0;
         drop(state);
         for waiter in waiting.into_values() {
             // A call that has left meanwhile needs no answer.
             let _ = waiter.grant.send(Err(fault.copy()));
         }
-        if empty {
-            self.signals.emptied();
-        }
+        self.signals.emptied();
     }
 
     /// Reads a knock from the mailbox. False when its reason is gone.
@@ -294,27 +312,35 @@ impl Pool {
 
     /// The demand since the last sample; `None` when there is nothing to tell, and the pool is forgotten by that.
     pub(crate) fn sample(&self) -> Option<Demand> {
-        let (mut state, _) = self.lock();
-        if state.calls() == 0 && state.instances.len() == 0 && state.meter.is_blank() {
+        let (mut state, now) = self.lock();
+        let idle = state.waiting.is_empty() && state.instances.len() == 0 && state.meter.is_blank();
+        // Without instances no share has a slot: what is blank stays so until the pool is asked again.
+        if idle && self.shares().all(|share| share.is_blank(now)) {
             state.forgotten = true;
             return None;
         }
         let sample = state.meter.sample();
         (state.knock.cold, state.knock.busy) = (false, 0);
-        Some(Demand {
+        let mut demand = Demand {
             seconds: sample.seconds,
             call_seconds: sample.call_seconds,
             arrived: sample.arrived,
             waiting: state.waiting.len() as u32,
-            running: state.running,
+            running: 0,
             ready: state.instances.ready(),
-        })
+        };
+        for (sample, running) in self.shares().map(|share| share.sample(now)) {
+            demand.call_seconds += sample.call_seconds;
+            demand.arrived += sample.arrived;
+            demand.running += running;
+        }
+        Some(demand)
     }
 
     /// Who waits and who runs now.
     pub(crate) fn glance(&self) -> Demand {
         let (state, _) = self.lock();
-        let (waiting, running, ready) = (state.waiting.len() as u32, state.running, state.instances.ready());
+        let (waiting, running, ready) = (state.waiting.len() as u32, self.running(), state.instances.ready());
         Demand { waiting, running, ready, ..Demand::default() }
     }
 
@@ -323,7 +349,7 @@ impl Pool {
         Stats {
             revision: self.revision.clone(),
             waiting: state.waiting.len() as u32,
-            running: state.running,
+            running: self.running(),
             ready: state.instances.ready(),
             leaving: state.instances.len() as u32 - state.instances.ready(),
             longest_wait: state.waiting.values().next().map_or(Duration::ZERO, |w| now.duration_since(w.wait.since)),
@@ -332,40 +358,91 @@ impl Pool {
 
     /// Whether no call waits or runs.
     pub(crate) fn is_empty(&self) -> bool {
-        self.lock().0.calls() == 0
+        let (state, _) = self.lock();
+        // Under the lock nobody goes from waiting to running.
+        state.waiting.is_empty() && self.running() == 0
     }
 
     /// Locks the state, and turns the meter up to now: whatever changes next has held until now.
     fn lock(&self) -> (MutexGuard<'_, State>, Instant) {
         let now = Instant::now();
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let (calls, cold) = (state.calls(), state.instances.ready() == 0);
-        let now = state.meter.turn(now, calls, cold);
+        let (waiting, cold) = (state.waiting.len() as u32, state.instances.ready() == 0);
+        let now = state.meter.turn(now, waiting, cold);
         (state, now)
     }
 
-    /// A slot for a call, if there is one.
-    fn seat(self: &Arc<Self>, state: &mut State, ticket: u64, timing: Timing) -> Option<Permit> {
-        let taken = state.instances.take()?;
-        state.running += 1;
+    /// Locks the state, with every slot in it that no call holds: for who chooses among instances, or takes one away.
+    fn lock_all(&self) -> MutexGuard<'_, State> {
+        let (mut state, _) = self.lock();
+        self.recall(&mut state);
+        state.generation += 1;
+        state
+    }
+
+    /// Closes all shares, and takes back the slots that are idle there, the one that was used last at last. True when there were any.
+    fn recall(&self, state: &mut State) -> bool {
+        let mut idle: Vec<Idle> = Vec::new();
+        let mut open = std::mem::take(&mut state.open);
+        while open != 0 {
+            if let Some(share) = self.shares[open.trailing_zeros() as usize].get() {
+                share.close(&mut idle);
+            }
+            open &= open - 1;
+        }
+        idle.sort_by_key(|idle| idle.since);
+        idle.iter().for_each(|idle| state.instances.free(&idle.slot));
+        !idle.is_empty()
+    }
+
+    fn shares(&self) -> impl Iterator<Item = &Arc<Share>> {
+        self.shares.iter().filter_map(OnceLock::get)
+    }
+
+    /// Calls that hold a slot.
+    fn running(&self) -> u32 {
+        self.shares().map(|share| share.running()).sum()
+    }
+
+    /// A slot for a call, if there is one, wherever it is idle.
+    fn seat(
+        &self,
+        state: &mut State,
+        share: &Arc<Share>,
+        ticket: Ticket,
+        timing: Timing,
+        now: Instant,
+    ) -> Option<Permit> {
+        let mut taken = state.instances.take();
+        if taken.is_none() && self.recall(state) {
+            taken = state.instances.take();
+        }
+        let Taken { slot, born } = taken?;
         // A ticket older than the instance means that the call was here first and waited for it.
-        let start = if ticket < taken.born { taken.instance.start } else { Start::Warm };
-        let (pool, key, instance) = (self.clone(), taken.key, taken.instance);
-        Some(Permit { pool, instance, key, ticket, start, timing, held: true })
+        let start = if ticket.0 < born { slot.instance.start } else { Start::Warm };
+        share.begin(now);
+        let (share, generation) = (share.clone(), state.generation);
+        Some(Permit { share, slot: Some(slot), generation, ticket, start, timing, since: now })
     }
 
     /// A slot for the first who waits, if there are both.
     fn next(self: &Arc<Self>, state: &mut State, now: Instant) -> Option<(Waiter, Permit)> {
         let (&ticket, waiter) = state.waiting.first_key_value()?;
-        let timing = waiter.wait.until(now, state.meter.cold());
-        let permit = self.seat(state, ticket, timing)?;
+        let (timing, share) = (waiter.wait.until(now, state.meter.cold()), waiter.share.clone());
+        let permit = self.seat(state, &share, ticket, timing, now)?;
         let waiter = state.waiting.remove(&ticket).expect("it was the first just now");
         Some((waiter, permit))
     }
 
-    fn queue(self: &Arc<Self>, mut state: MutexGuard<'_, State>, ticket: u64, wait: Wait) -> Place {
+    fn queue(
+        self: &Arc<Self>,
+        mut state: MutexGuard<'_, State>,
+        share: &Arc<Share>,
+        ticket: Ticket,
+        wait: Wait,
+    ) -> Place {
         let (tx, rx) = oneshot::channel();
-        state.waiting.insert(ticket, Waiter { grant: tx, wait });
+        state.waiting.insert(ticket, Waiter { grant: tx, share: share.clone(), wait });
         let knock = state.must_knock();
         drop(state);
         self.knock(knock);
@@ -373,13 +450,13 @@ impl Pool {
     }
 
     /// Takes a call out of the queue, and tells what it waited for; `None` when it was not in it any more.
-    fn leave(&self, ticket: u64) -> Option<Stage> {
+    fn leave(&self, ticket: Ticket) -> Option<Stage> {
         let (mut state, now) = self.lock();
         let waiter = state.waiting.remove(&ticket);
-        let empty = state.calls() == 0;
+        let nobody = state.waiting.is_empty();
         let cold = state.meter.cold();
         drop(state);
-        if empty {
+        if nobody {
             self.signals.emptied();
         }
         let Waiter { wait, .. } = waiter?;
@@ -417,10 +494,6 @@ impl Pool {
 }
 
 impl State {
-    fn calls(&self) -> u32 {
-        self.waiting.len() as u32 + self.running
-    }
-
     /// Whether a knock must go into the mailbox: calls wait, it was not said yet since the last sample, and none lies there. That all
     /// is taken is said again whenever twice as many wait: a burst is followed as it grows, with a dozen knocks at most.
     fn must_knock(&mut self) -> bool {
@@ -451,7 +524,10 @@ impl Place {
         let outcome = timeout_at(deadline, &mut self.grant).await;
         self.listed = false;
         match outcome {
-            Ok(Ok(outcome)) => outcome,
+            Ok(Ok(outcome)) => outcome.map(|mut permit| {
+                permit.since = Instant::now();
+                permit
+            }),
             Ok(Err(_)) => Err(Fault::new(Stage::Queue, Cause::Internal, "the call's place in the queue was lost")),
             // Not listed any more: a grant is on its way, too late; dropping the receiver passes it on.
             Err(_) => Err(self.pool.late(self.pool.leave(self.ticket).unwrap_or(Stage::Queue))),
@@ -495,8 +571,8 @@ mod tests {
         let revision = RevisionId::new(FunctionName::parse("hello").unwrap(), 1);
         let pool = Arc::new(Pool::new(revision.clone(), Arc::new(Signals::new(10))));
         let deadline = Instant::now() + Duration::from_secs(60);
-        let queued = || match pool.enter(deadline) {
-            Entry::Queued(place) => place,
+        let queued = || match pool.enter(pool.share(0), deadline) {
+            Some(Entry::Queued(place)) => place,
             _ => panic!("nothing is ready, so it waits"),
         };
         let (mut first, mut second, third) = (queued(), queued(), queued());

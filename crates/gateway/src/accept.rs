@@ -47,25 +47,33 @@ pub(crate) fn arrive(context: &Arc<Context>, link: &Arc<Link>, request: http::Re
 /// A fault of the stage `accept`.
 pub(crate) fn check(context: &Context, request: &Request) -> Result<(), Fault> {
     let refuse = |cause, message: &str| Err(Fault::new(Stage::Accept, cause, message));
-    let map = request.headers();
-    let size: usize = map.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
+    // Once through all headers: to look each up costs more.
+    let (mut size, mut hosts, mut codings) = (0, 0, 0);
+    let (mut host_spelt, mut chunked) = (true, true);
+    for (name, value) in request.headers() {
+        size += name.as_str().len() + value.len() + 4;
+        if name == header::HOST {
+            hosts += 1;
+            host_spelt &= value.as_bytes().iter().all(is_of_host);
+        } else if name == header::TRANSFER_ENCODING {
+            codings += 1;
+            chunked &= value.as_bytes().eq_ignore_ascii_case(b"chunked");
+        }
+    }
     let target = request.uri().path_and_query().map_or(0, |p| p.as_str().len());
     if size + target > context.config.max_headers {
         let text = format!("the request's head is over the limit of {} bytes", context.config.max_headers);
         return refuse(Cause::HeadersTooLarge, &text);
     }
-    let hosts = map.get_all(header::HOST).iter().count();
     let named = request.uri().authority().is_some();
     if hosts > 1 || (request.version() == Version::HTTP_11 && hosts == 0 && !named) {
         return refuse(Cause::Malformed, "a request must have exactly one Host header");
     }
-    let spelt = |b: &u8| b.is_ascii_alphanumeric() || b".-_:[]%~!$&'()*+,;=".contains(b);
     let authority = request.uri().authority().map_or(&b""[..], |a| a.as_str().as_bytes());
-    if !map.get_all(header::HOST).iter().all(|h| h.as_bytes().iter().all(spelt)) || !authority.iter().all(spelt) {
+    if !host_spelt || !authority.iter().all(is_of_host) {
         return refuse(Cause::Malformed, "the Host header is not a host");
     }
-    let codings = || map.get_all(header::TRANSFER_ENCODING).iter();
-    if codings().count() > 1 || codings().any(|c| !c.as_bytes().eq_ignore_ascii_case(b"chunked")) {
+    if codings > 1 || !chunked {
         return refuse(Cause::Malformed, "the only transfer coding that is served is `chunked`");
     }
     let about_us = || matches!(Door::of(request.uri().path()), Door::Health | Door::Ready | Door::Metrics);
@@ -73,6 +81,11 @@ pub(crate) fn check(context: &Context, request: &Request) -> Result<(), Fault> {
         return refuse(Cause::ShuttingDown, "the platform is shutting down; try again");
     }
     Ok(())
+}
+
+/// Whether a host may have this byte (RFC 3986, section 3.2.2, and the port).
+fn is_of_host(b: &u8) -> bool {
+    b.is_ascii_alphanumeric() || b".-_:[]%~!$&'()*+,;=".contains(b)
 }
 
 /// A response's body: counted, held to its limit, and the holder of the request's record until the last byte has left.

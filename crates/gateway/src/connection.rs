@@ -6,13 +6,20 @@ use std::{
     io,
     net::SocketAddr,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{
+        Arc, Mutex,
+        atomic::{
+            AtomicBool, AtomicU8, AtomicU32, AtomicU64,
+            Ordering::{AcqRel, Acquire, Relaxed, Release},
+        },
+    },
     task::{Context, Poll, ready},
     time::Duration,
 };
 
 use bytes::{Buf, Bytes};
 use http::HeaderValue;
+use taper_model::clock;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -25,6 +32,9 @@ use crate::{config::Config, headers, timeout::Limit};
 /// How long a refused client may go on sending before its connection is closed. Without it, the close would overtake
 /// our answer: a socket that is closed with unread bytes is reset.
 pub(crate) const LINGER: Duration = Duration::from_secs(5);
+
+/// For how long the wall clock's last word is good enough.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Makes the answer to a request that the HTTP parser refused, from the parser's own.
 pub(crate) type Refuse = Box<dyn Fn(&[u8]) -> Bytes + Send + Sync>;
@@ -41,32 +51,72 @@ pub(crate) struct Link {
     pub(crate) forwarded_for: HeaderValue,
     /// The last host that was asked for, and `Forwarded` with it.
     forwarded: Mutex<Option<(Option<HeaderValue>, HeaderValue)>>,
-    state: Mutex<State>,
+    state: State,
     refuse: Refuse,
 }
 
+/// Each for itself, and no lock over all: the connection's own task looks at them a dozen times for every call, and hardly anybody else
+/// does. What calls leave behind when they end is written before they stop being counted.
 struct State {
+    /// The moments are counted from here.
+    made: Instant,
     /// No byte has come yet.
-    fresh: bool,
-    http2: bool,
+    fresh: AtomicBool,
+    http2: AtomicBool,
     /// Calls whose reply has not been handed over completely.
-    replying: u32,
+    replying: AtomicU32,
     /// Request bodies that are still wanted.
-    receiving: u32,
+    receiving: AtomicU32,
     /// No reply is in flight and all that was written has left: what is written now is the parser's own.
-    settled: bool,
+    settled: AtomicBool,
     /// When the first byte came of the head that is now being read; before the first one, when the connection was made.
-    head_since: Option<Instant>,
+    head_since: Moment,
+    /// When the wall clock was read last, and what it said, in nanoseconds since the Unix epoch.
+    looked: Moment,
+    wall: AtomicU64,
     /// When the last call ended.
-    idle_since: Instant,
+    idle_since: Moment,
     /// HTTP/1: when whoever waits for the reply wants to be woken.
-    wake: Option<Instant>,
-    /// HTTP/1: the limit of the reply in flight.
-    limit: Limit,
+    wake: Moment,
+    /// HTTP/1: the limit of the reply in flight, and which kind it is of.
+    limit: AtomicU8,
+    deadline: Moment,
+    silence: Mutex<Limit>,
     /// No longer HTTP.
-    upgraded: bool,
+    upgraded: AtomicBool,
     /// Cut in the middle of a reply: the client must not take it for a whole one.
-    cut: bool,
+    cut: AtomicBool,
+}
+
+/// The kinds of limits.
+const UNLIMITED: u8 = 0;
+const DEADLINE: u8 = 1;
+const SILENCE: u8 = 2;
+
+/// A moment that can change, or none: nanoseconds since the connection was made, and 0 is none.
+#[derive(Default)]
+struct Moment(AtomicU64);
+
+impl Moment {
+    fn set(&self, made: Instant, at: Instant) {
+        let nanos = at.saturating_duration_since(made).as_nanos();
+        self.0.store(u64::try_from(nanos).unwrap_or(u64::MAX).max(1), Relaxed);
+    }
+
+    fn get(&self, made: Instant) -> Option<Instant> {
+        match self.0.load(Relaxed) {
+            0 => None,
+            nanos => Some(made + Duration::from_nanos(nanos)),
+        }
+    }
+
+    fn is_none(&self) -> bool {
+        self.0.load(Relaxed) == 0
+    }
+
+    fn clear(&self) {
+        self.0.store(0, Relaxed);
+    }
 }
 
 /// Why a connection must end, or look again.
@@ -84,22 +134,29 @@ pub(crate) enum Due {
 
 impl Link {
     pub(crate) fn new(context: Arc<crate::Context>, peer: SocketAddr, lane: usize, refuse: Refuse) -> Arc<Self> {
-        let now = Instant::now();
+        let made = Instant::now();
         let state = State {
-            fresh: true,
-            http2: false,
-            replying: 0,
-            receiving: 0,
-            settled: true,
-            head_since: Some(now),
-            idle_since: now,
-            wake: None,
-            limit: Limit::None,
-            upgraded: false,
-            cut: false,
+            made,
+            fresh: AtomicBool::new(true),
+            http2: AtomicBool::new(false),
+            replying: AtomicU32::new(0),
+            receiving: AtomicU32::new(0),
+            settled: AtomicBool::new(true),
+            head_since: Moment::default(),
+            looked: Moment::default(),
+            wall: AtomicU64::new(0),
+            idle_since: Moment::default(),
+            wake: Moment::default(),
+            limit: AtomicU8::new(UNLIMITED),
+            deadline: Moment::default(),
+            silence: Mutex::new(Limit::None),
+            upgraded: AtomicBool::new(false),
+            cut: AtomicBool::new(false),
         };
+        state.head_since.set(made, made);
+        state.idle_since.set(made, made);
         let (forwarded_for, forwarded) = (headers::value(&peer.to_string()), Mutex::default());
-        Arc::new(Self { context, peer, lane, forwarded_for, forwarded, state: Mutex::new(state), refuse })
+        Arc::new(Self { context, peer, lane, forwarded_for, forwarded, state, refuse })
     }
 
     /// The value of `Forwarded` (RFC 7239) for a call to this host. Hosts hardly ever change on a connection.
@@ -117,112 +174,169 @@ impl Link {
 
     /// A request's head is complete. Gives the time of its first byte.
     pub(crate) fn begin(self: &Arc<Self>, version: http::Version) -> (Replying, Instant) {
-        let mut state = self.lock();
-        state.replying += 1;
-        state.settled = false;
-        state.http2 = version == http::Version::HTTP_2;
-        let arrived = state.head_since.take().filter(|_| !state.http2).unwrap_or_else(Instant::now);
-        drop(state);
-        (Replying(self.clone()), arrived)
+        let state = &self.state;
+        let http2 = version == http::Version::HTTP_2;
+        state.replying.fetch_add(1, AcqRel);
+        state.settled.store(false, Relaxed);
+        state.http2.store(http2, Relaxed);
+        let since = state.head_since.get(state.made);
+        state.head_since.clear();
+        let arrived = since.filter(|_| !http2).unwrap_or_else(Instant::now);
+        (Replying { link: self.clone(), ended: None }, arrived)
+    }
+
+    /// What the wall clock said then, in nanoseconds since the Unix epoch. It is looked at once in a while: calls that follow one another
+    /// closely are told from its last word by the other clock.
+    pub(crate) fn on_the_wall(&self, at: Instant) -> u64 {
+        let state = &self.state;
+        let looked = state.looked.get(state.made);
+        if let Some(passed) = looked.map(|looked| at.saturating_duration_since(looked)).filter(|t| *t < LOOK) {
+            return state.wall.load(Relaxed).saturating_add(passed.as_nanos() as u64);
+        }
+        let then = clock::unix().saturating_sub(at.elapsed());
+        let wall = u64::try_from(then.as_nanos()).unwrap_or(u64::MAX);
+        state.looked.set(state.made, at);
+        state.wall.store(wall, Relaxed);
+        wall
     }
 
     /// A request's body is wanted.
     pub(crate) fn receive(self: &Arc<Self>) -> Receiving {
-        self.lock().receiving += 1;
+        self.state.receiving.fetch_add(1, AcqRel);
         Receiving(self.clone())
     }
 
     /// When the connection must end or look again, as things stand, and why.
     pub(crate) fn due(&self, config: &Config) -> Option<(Instant, Due)> {
-        let state = self.lock();
-        if state.upgraded {
+        let state = &self.state;
+        if state.upgraded.load(Relaxed) {
             return None;
         }
-        if state.replying > 0 {
-            let overdue = state.limit.due().map(|at| (at, Due::Overdue));
-            return overdue.or(state.wake.map(|at| (at, Due::Wake)));
+        if state.replying.load(Acquire) > 0 {
+            let overdue = state.due().map(|at| (at, Due::Overdue));
+            return overdue.or_else(|| Some((state.wake.get(state.made)?, Due::Wake)));
         }
-        match state.head_since {
-            Some(since) if !state.http2 && state.receiving == 0 => Some((since + config.header_timeout, Due::Slow)),
-            _ => Some((state.idle_since + config.keep_alive, Due::Idle)),
+        let reading = !state.http2.load(Relaxed) && state.receiving.load(Acquire) == 0;
+        match state.head_since.get(state.made).filter(|_| reading) {
+            Some(since) => Some((since + config.header_timeout, Due::Slow)),
+            None => Some((state.idle_since.get(state.made)? + config.keep_alive, Due::Idle)),
         }
     }
 
     /// Whoever waits for the reply was woken.
     pub(crate) fn woken(&self) {
-        self.lock().wake = None;
+        self.state.wake.clear();
     }
 
     /// The connection ends in the middle of a reply.
     pub(crate) fn cut(&self) {
-        self.lock().cut = true;
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("nothing panics while it holds a connection's state")
+        self.state.cut.store(true, Relaxed);
     }
 
     /// Bytes came.
     fn read(&self, bytes: &[u8]) {
-        let mut state = self.lock();
-        if bytes.is_empty() || state.replying > 0 || state.receiving > 0 {
+        let state = &self.state;
+        if bytes.is_empty() || state.replying.load(Acquire) > 0 || state.receiving.load(Acquire) > 0 {
             return;
         }
-        if std::mem::take(&mut state.fresh) {
+        if state.fresh.load(Relaxed) {
             // The preface of HTTP/2; no HTTP/1 method that anybody serves begins so.
-            state.http2 = bytes.starts_with(b"PRI");
-            state.head_since = Some(Instant::now());
+            state.fresh.store(false, Relaxed);
+            state.http2.store(bytes.starts_with(b"PRI"), Relaxed);
+            state.head_since.clear();
         }
-        state.head_since.get_or_insert_with(Instant::now);
+        if state.head_since.is_none() {
+            state.head_since.set(state.made, Instant::now());
+        }
     }
 
     /// All that was written has left.
     fn flushed(&self) {
-        let mut state = self.lock();
-        state.settled |= state.replying == 0;
+        if self.state.replying.load(Acquire) == 0 {
+            self.state.settled.store(true, Relaxed);
+        }
     }
 
     /// Our own answer, if what is written is the parser's: bytes on a settled connection belong to no reply.
     fn refusal(&self, bytes: &[u8]) -> Option<Bytes> {
-        let state = self.lock();
-        let ours = state.settled && !state.http2 && !state.upgraded && bytes.starts_with(b"HTTP/1.");
-        drop(state);
-        ours.then(|| (self.refuse)(bytes))
+        let state = &self.state;
+        let ours = state.settled.load(Relaxed) && !state.http2.load(Relaxed) && !state.upgraded.load(Relaxed);
+        (ours && bytes.starts_with(b"HTTP/1.")).then(|| (self.refuse)(bytes))
+    }
+}
+
+impl State {
+    /// When the reply in flight is over, as things stand.
+    fn due(&self) -> Option<Instant> {
+        match self.limit.load(Relaxed) {
+            DEADLINE => self.deadline.get(self.made),
+            SILENCE => self.silence.lock().expect("nothing panics while it holds a limit").due(),
+            _ => None,
+        }
+    }
+
+    fn bound(&self, limit: Limit) {
+        let kind = match limit {
+            Limit::None => UNLIMITED,
+            Limit::Deadline(at) => {
+                self.deadline.set(self.made, at);
+                DEADLINE
+            }
+            Limit::Silence(..) => SILENCE,
+        };
+        if kind == SILENCE || self.limit.load(Relaxed) == SILENCE {
+            *self.silence.lock().expect("nothing panics while it holds a limit") = limit;
+        }
+        self.limit.store(kind, Relaxed);
     }
 }
 
 /// A reply that has not been handed over completely.
-pub(crate) struct Replying(Arc<Link>);
+pub(crate) struct Replying {
+    link: Arc<Link>,
+    /// When it ended, if somebody has looked.
+    ended: Option<Instant>,
+}
 
 impl Replying {
     /// The connection.
     pub(crate) fn link(&self) -> &Arc<Link> {
-        &self.0
+        &self.link
+    }
+
+    /// It ended then.
+    pub(crate) fn ends(&mut self, at: Instant) {
+        self.ended = Some(at);
     }
 
     /// The reply has begun and must keep to this limit. HTTP/2 replies have an alarm of their own.
     pub(crate) fn bound(&self, limit: Limit) {
-        self.0.lock().limit = limit;
+        self.link.state.bound(limit);
     }
 
     /// The connection's task is to be woken then, unless the reply has begun.
     pub(crate) fn wakes(&self, at: Instant) {
-        self.0.lock().wake = Some(at);
+        self.link.state.wake.set(self.link.state.made, at);
+    }
+
+    /// Whether that moment has come.
+    pub(crate) fn is_woken(&self) -> bool {
+        self.link.state.wake.is_none()
     }
 
     /// From now on the connection is a tunnel.
     pub(crate) fn tunnels(&self) {
-        self.0.lock().upgraded = true;
+        self.link.state.upgraded.store(true, Relaxed);
     }
 }
 
 impl Drop for Replying {
     fn drop(&mut self) {
-        let mut state = self.0.lock();
-        state.replying -= 1;
-        state.limit = Limit::None;
-        state.wake = None;
-        state.idle_since = Instant::now();
+        let state = &self.link.state;
+        state.bound(Limit::None);
+        state.wake.clear();
+        state.idle_since.set(state.made, self.ended.unwrap_or_else(Instant::now));
+        state.replying.fetch_sub(1, Release);
     }
 }
 
@@ -231,9 +345,9 @@ pub(crate) struct Receiving(Arc<Link>);
 
 impl Drop for Receiving {
     fn drop(&mut self) {
-        let mut state = self.0.lock();
-        state.receiving -= 1;
-        state.idle_since = Instant::now();
+        let state = &self.0.state;
+        state.idle_since.set(state.made, Instant::now());
+        state.receiving.fetch_sub(1, Release);
     }
 }
 
@@ -265,7 +379,7 @@ impl Socket {
 impl Drop for Socket {
     fn drop(&mut self) {
         // A reset, because a plain end would look like the end of a reply without a length (HTTP/1.0).
-        if self.link.lock().cut {
+        if self.link.state.cut.load(Relaxed) {
             let _ = self.stream.set_zero_linger();
         }
     }

@@ -62,11 +62,15 @@ const WEBSOCKET: HeaderValue = HeaderValue::from_static("websocket");
 
 /// Makes a caller's headers a function's, whose calls have this `Host`.
 pub(crate) fn inward(head: &mut request::Parts, record: &Record, own: HeaderValue) {
-    let tunnel = wants_tunnel(head);
-    let trailers = tokens(&head.headers, &header::TE).any(|t| t.eq_ignore_ascii_case("trailers"));
+    // What asks for a tunnel or for trailers concerns one connection only: mostly there is none of it.
+    let hops = head.headers.keys().any(is_hop);
+    let tunnel = hops && wants_tunnel(head);
+    let trailers = hops && tokens(&head.headers, &header::TE).any(|t| t.eq_ignore_ascii_case("trailers"));
     let host = host(head);
     let headers = &mut head.headers;
-    strip(headers);
+    if hops {
+        strip(headers);
+    }
     headers.reserve(10);
     if tunnel {
         headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
@@ -88,7 +92,7 @@ pub(crate) fn inward(head: &mut request::Parts, record: &Record, own: HeaderValu
     headers.entry(FORWARDED_PROTO).or_insert(HeaderValue::from_static("http"));
     headers.insert(header::HOST, own);
     headers.insert(CALL_ID, value(record.id().as_str()));
-    headers.insert(START_TIME, record.start_time().clone());
+    headers.insert(START_TIME, record.start_time());
     trace::pass_on(headers);
 }
 

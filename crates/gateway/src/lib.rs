@@ -53,16 +53,16 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub use authenticate::Credentials;
 pub use config::{AccessLog, Config};
 pub use listen::{Drained, Gateway};
-pub use metrics::{Gauges, Invocations};
+pub use metrics::{Gauges, Invocations, Pool, Shelf, Starts};
 pub use reply::status;
 
 /// What the gateway stands on. The server makes these and gives them.
 pub struct Parts {
     /// The functions, as the store publishes them.
     pub snapshot: watch::Receiver<Arc<Snapshot>>,
-    /// Whoever runs calls: the dispatcher. Its replies say in their extensions how the call was served
-    /// ([`Start`](taper_model::call::Start), [`Timing`](taper_model::call::Timing)), and a reply with status 101 brings
-    /// its connection as [`OnUpgrade`](hyper::upgrade::OnUpgrade).
+    /// Whoever runs calls: the dispatcher. Its replies say in their extensions how the call was
+    /// [`Served`](taper_model::call::Served), and a reply with status 101 brings
+    /// its connection as [`Upgraded`](taper_model::call::Upgraded).
     pub invoke: Arc<dyn Invoke>,
     /// Who keeps the calls whose callers do not wait. None: such calls are not served.
     pub queue: Option<Arc<dyn Queue>>,
@@ -73,6 +73,8 @@ pub struct Parts {
     pub credentials: watch::Receiver<Credentials>,
     /// How the functions stand; asked for at each scrape of `/metrics`.
     pub gauges: Box<dyn Fn() -> Vec<Gauges> + Send + Sync>,
+    /// What is kept ready for starts; asked for at each scrape of `/metrics`.
+    pub pool: Box<dyn Fn() -> Pool + Send + Sync>,
     /// Whether the platform takes calls; asked for by `/readyz`.
     pub ready: Box<dyn Fn() -> bool + Send + Sync>,
     /// Where access log lines go: standard error.
@@ -139,7 +141,7 @@ impl Context {
     fn new(config: Config, parts: Parts, lanes: usize) -> Result<(Arc<Self>, watch::Receiver<Credentials>), Error> {
         let context = Self {
             log: log::Log::start(config.access_log, parts.log).map_err(Error::Log)?,
-            metrics: metrics::Metrics::new(parts.snapshot.clone(), parts.gauges, parts.queue.clone()),
+            metrics: metrics::Metrics::new(parts.snapshot.clone(), parts.gauges, parts.pool, parts.queue.clone()),
             config,
             routes: (0..lanes).map(|_| routes::Routes::new(parts.snapshot.clone())).collect(),
             snapshot: parts.snapshot,

@@ -4,6 +4,7 @@
 use std::{
     convert::Infallible,
     future::{Ready, poll_fn},
+    io,
     net::SocketAddr,
     pin::pin,
     sync::{Arc, Mutex, PoisonError, atomic::Ordering::Relaxed},
@@ -21,7 +22,7 @@ use hyper_util::{
 };
 use taper_model::{CallId, Cause, Fault, Stage};
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, watch},
     time::{Instant, sleep, sleep_until, timeout},
 };
@@ -44,6 +45,8 @@ use crate::{
 
 /// How long a client may take to close a connection that we have said to be at its end.
 const FAREWELL: Duration = Duration::from_secs(1);
+/// Connections that may wait to be taken; `net.core.somaxconn` may say fewer.
+const BACKLOG: u32 = 4096;
 /// How long to wait when the system has no descriptor left for a connection.
 const EXHAUSTED: Duration = Duration::from_millis(100);
 
@@ -82,13 +85,13 @@ impl Gateway {
     pub async fn bind(config: Config, parts: Parts) -> Result<Self, Error> {
         config.validate()?;
         let failed = |source| Error::Listen { address: config.listen, source };
-        let listener = TcpListener::bind(config.listen).await.map_err(failed)?;
+        let listener = bind(config.listen).map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         let metrics = match config.metrics_listen {
             None => None,
             Some(address) => {
                 let failed = |source| Error::MetricsListen { address, source };
-                let listener = TcpListener::bind(address).await.map_err(failed)?;
+                let listener = bind(address).map_err(failed)?;
                 let bound = listener.local_addr().map_err(failed)?;
                 Some((listener, bound))
             }
@@ -187,6 +190,15 @@ impl Service<Request> for Bare {
             }
         }))
     }
+}
+
+/// Listens with room for a burst. Where that is full the kernel falls back on cookies, and some callers see a reset.
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // A port that was let go a moment ago is free.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// Accepts connections for ever, and has them served on lanes, or here where there are none. Further ones than the bound wait in
@@ -386,8 +398,7 @@ fn refuse(context: &Context, peer: SocketAddr, bare: &[u8]) -> Bytes {
         id: &id,
         function: None,
         fault: Some((fault.stage.as_str(), reply::code(fault.cause))),
-        start: None,
-        timing: None,
+        served: None,
         head: Duration::ZERO,
         total: Duration::ZERO,
         received: 0,

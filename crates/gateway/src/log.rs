@@ -15,11 +15,7 @@ use std::{
 
 use http::{Method, StatusCode, Version};
 use serde::Serialize;
-use taper_model::{
-    CallId, FunctionName,
-    call::{Start, Timing},
-    clock,
-};
+use taper_model::{CallId, FunctionName, call::Served, clock};
 use tokio::sync::oneshot;
 
 use crate::config::AccessLog;
@@ -55,8 +51,7 @@ pub(crate) struct Entry<'a> {
     pub(crate) function: Option<&'a FunctionName>,
     /// Stage and code.
     pub(crate) fault: Option<(&'static str, &'static str)>,
-    pub(crate) start: Option<Start>,
-    pub(crate) timing: Option<Timing>,
+    pub(crate) served: Option<Served>,
     /// From the first byte of the request to the head of the response.
     pub(crate) head: Duration,
     /// From the first byte of the request to the last of the response.
@@ -87,6 +82,12 @@ struct Json<'a> {
     queue_ms: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     activate_ms: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    claim_ms: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bind_ms: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    load_ms: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     invoke_ms: Option<f64>,
     head_ms: f64,
@@ -204,16 +205,20 @@ fn text(e: &Entry<'_>) -> String {
         say("stage", &stage);
         say("error", &code);
     }
-    if let Some(start) = e.start {
-        say("start", &start.as_str());
+    let time = |d: Duration| format!("{}ms", ms(d));
+    if let Some(served) = e.served {
+        say("start", &served.start.as_str());
+        say("queue", &time(served.timing.queue));
+        say("activate", &time(served.timing.activate));
+        if let Some(phases) = served.phases {
+            say("claim", &time(phases.claim));
+            say("bind", &time(phases.bind));
+            say("load", &time(phases.load));
+        }
+        say("invoke", &time(served.timing.invoke));
     }
-    if let Some(t) = e.timing {
-        say("queue", &format_args!("{}ms", ms(t.queue)));
-        say("activate", &format_args!("{}ms", ms(t.activate)));
-        say("invoke", &format_args!("{}ms", ms(t.invoke)));
-    }
-    say("head", &format_args!("{}ms", ms(e.head)));
-    say("total", &format_args!("{}ms", ms(e.total)));
+    say("head", &time(e.head));
+    say("total", &time(e.total));
     say("in", &e.received);
     say("out", &e.sent);
     line.push('\n');
@@ -221,6 +226,7 @@ fn text(e: &Entry<'_>) -> String {
 }
 
 fn json(e: &Entry<'_>) -> String {
+    let (timing, phases) = (e.served.map(|s| s.timing), e.served.and_then(|s| s.phases));
     let line = Json {
         time: clock::rfc3339(clock::unix_ms()),
         peer: e.peer,
@@ -232,10 +238,13 @@ fn json(e: &Entry<'_>) -> String {
         function: e.function.map(ToString::to_string),
         stage: e.fault.map(|f| f.0),
         error: e.fault.map(|f| f.1),
-        start: e.start.map(Start::as_str),
-        queue_ms: e.timing.map(|t| ms(t.queue)),
-        activate_ms: e.timing.map(|t| ms(t.activate)),
-        invoke_ms: e.timing.map(|t| ms(t.invoke)),
+        start: e.served.map(|s| s.start.as_str()),
+        queue_ms: timing.map(|t| ms(t.queue)),
+        activate_ms: timing.map(|t| ms(t.activate)),
+        claim_ms: phases.map(|p| ms(p.claim)),
+        bind_ms: phases.map(|p| ms(p.bind)),
+        load_ms: phases.map(|p| ms(p.load)),
+        invoke_ms: timing.map(|t| ms(t.invoke)),
         head_ms: ms(e.head),
         total_ms: ms(e.total),
         bytes_in: e.received,
@@ -249,6 +258,8 @@ fn json(e: &Entry<'_>) -> String {
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;
+
+    use taper_model::call::{Phases, Start, Timing};
 
     use super::*;
 
@@ -274,8 +285,11 @@ mod tests {
             id,
             function: None,
             fault: Some(("queue", "deadline")),
-            start: Some(Start::Pool),
-            timing: Some(Timing { queue: Duration::from_micros(1500), ..Timing::default() }),
+            served: Some(Served {
+                start: Start::Pool,
+                timing: Timing { queue: Duration::from_micros(1500), ..Timing::default() },
+                phases: Some(Phases { bind: Duration::from_micros(250), ..Phases::default() }),
+            }),
             head: Duration::from_millis(2),
             total: Duration::from_micros(2001),
             received: 5,
@@ -291,7 +305,7 @@ mod tests {
         log.line(&entry(&id, "/function/a"));
         log.flush().await;
         let said = String::from_utf8(sink.0.lock().unwrap().clone()).unwrap();
-        let want = " 192.0.2.1:7 POST /function/a 504 c-1 stage=queue error=deadline start=pool queue=1.5ms activate=0ms invoke=0ms head=2ms total=2.001ms in=5 out=0\n";
+        let want = " 192.0.2.1:7 POST /function/a 504 c-1 stage=queue error=deadline start=pool queue=1.5ms activate=0ms claim=0ms bind=0.25ms load=0ms invoke=0ms head=2ms total=2.001ms in=5 out=0\n";
         assert!(said.ends_with(want), "{said}");
     }
 
@@ -305,6 +319,7 @@ mod tests {
         let said: serde_json::Value = serde_json::from_slice(&sink.0.lock().unwrap()).unwrap();
         assert_eq!((said["callId"].as_str(), said["status"].as_u64()), (Some("c\"1"), Some(504)));
         assert_eq!((said["stage"].as_str(), said["queueMs"].as_f64()), (Some("queue"), Some(1.5)));
+        assert_eq!((said["start"].as_str(), said["bindMs"].as_f64()), (Some("pool"), Some(0.25)));
         assert_eq!(said["path"].as_str().unwrap().len(), PATH);
         assert!(said.get("function").is_none() && said["http"] == "2");
     }

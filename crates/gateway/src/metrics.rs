@@ -4,6 +4,7 @@
 mod expose;
 mod histogram;
 mod shares;
+mod starts;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -17,13 +18,18 @@ use std::{
 
 use http::StatusCode;
 use prometheus_client::{encoding::text, registry::Registry};
-use taper_model::{FunctionName, Stage, call::Start};
+use taper_model::{
+    FunctionName, Stage,
+    call::{Served, Start},
+};
 use taper_queue::Queue;
 use taper_store::Snapshot;
 use tokio::sync::watch;
 
 pub(crate) use histogram::Histogram;
 use shares::Shares;
+pub use starts::Starts;
+use starts::{Phased, Recent};
 
 /// Upper bounds in seconds of a call's whole time: those of OpenFaaS's gateway.
 const CALL: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
@@ -52,6 +58,34 @@ pub struct Gauges {
     pub draining: u64,
 }
 
+/// What is kept ready for starts at one moment, as whoever makes instances sees it. Asked for at each scrape.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Pool {
+    /// The most memory that all of it may take, in bytes.
+    pub budget: u64,
+    /// By kind of runtime.
+    pub shelves: Vec<Shelf>,
+}
+
+/// One kind of runtime in the pool.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Shelf {
+    /// The kind: a runtime's name, or `bare`.
+    pub kind: String,
+    /// Starts that took one.
+    pub hits: u64,
+    /// Starts that found none.
+    pub misses: u64,
+    /// Sandboxes that are ready.
+    pub ready: u64,
+    /// Sandboxes that are being made.
+    pub making: u64,
+    /// Sandboxes that there should be.
+    pub wanted: u64,
+    /// Bytes of memory that those which are ready take.
+    pub memory: u64,
+}
+
 /// All that is counted.
 pub(crate) struct Metrics {
     counts: Arc<Counts>,
@@ -62,12 +96,14 @@ struct Counts {
     functions: RwLock<HashMap<FunctionName, Arc<Series>>>,
     stages: [Histogram; Stage::ALL.len()],
     faults: [AtomicU64; Stage::ALL.len()],
+    phases: Phased,
     snapshot: watch::Receiver<Arc<Snapshot>>,
     gauges: Box<dyn Fn() -> Vec<Gauges> + Send + Sync>,
+    pool: Box<dyn Fn() -> Pool + Send + Sync>,
     queue: Option<Arc<dyn Queue>>,
 }
 
-/// How often each function was called since the gateway was bound; for whoever lists functions. Cheap to clone.
+/// How often each function was called since the gateway was bound, and how its calls found it; for whoever shows functions. Cheap to clone.
 #[derive(Clone)]
 pub struct Invocations(Arc<Counts>);
 
@@ -78,10 +114,25 @@ impl Invocations {
         functions.get(function).map_or(0, |series| series.calls())
     }
 
+    /// Its calls that waited for an instance to start.
+    pub fn starts(&self, function: &FunctionName) -> Starts {
+        let functions = self.0.functions.read().expect("counting does not panic");
+        let Some(series) = functions.get(function) else { return Starts::default() };
+        Starts { pool: series.starts(Start::Pool), cold: series.starts(Start::Cold), recent: series.recent.all() }
+    }
+
     /// A call that did not come through the gateway's door began: one from the queue. A function that is not there counts nothing.
     pub fn began(&self, function: &FunctionName) {
         if let Some(series) = self.0.existing(function) {
             series.started();
+        }
+    }
+
+    /// It reached an instance, in this way.
+    pub fn reached(&self, function: &FunctionName, served: &Served) {
+        if let Some(series) = self.0.existing(function) {
+            self.0.started(served);
+            series.reached(served);
         }
     }
 
@@ -97,6 +148,7 @@ impl Invocations {
 pub(crate) struct Series {
     begun: Shares<Begun>,
     wait: Histogram,
+    recent: Recent,
     /// By status; 0 stands for all that came when there were too many.
     codes: Mutex<BTreeMap<u16, Arc<Histogram>>>,
 }
@@ -112,7 +164,12 @@ const STARTS: [Start; 3] = [Start::Warm, Start::Pool, Start::Cold];
 
 impl Series {
     fn new() -> Self {
-        Self { begun: Shares::default(), wait: Histogram::new(STAGE), codes: Mutex::new(BTreeMap::new()) }
+        Self {
+            begun: Shares::default(),
+            wait: Histogram::new(STAGE),
+            recent: Recent::default(),
+            codes: Mutex::new(BTreeMap::new()),
+        }
     }
 
     /// A call began.
@@ -130,10 +187,13 @@ impl Series {
         self.begun.all().map(|begun| begun.starts[start as usize].load(Relaxed)).sum()
     }
 
-    /// A call reached an instance that came to be there so, after waiting this long.
-    pub(crate) fn reached(&self, start: Start, wait: Duration) {
-        self.begun.mine().starts[start as usize].fetch_add(1, Relaxed);
-        self.wait.observe(wait);
+    /// A call reached an instance.
+    pub(crate) fn reached(&self, served: &Served) {
+        self.begun.mine().starts[served.start as usize].fetch_add(1, Relaxed);
+        self.wait.observe(served.timing.queue + served.timing.activate);
+        if served.start != Start::Warm {
+            self.recent.add(served);
+        }
     }
 
     /// A call ended without reaching an instance, after waiting this long.
@@ -159,14 +219,17 @@ impl Metrics {
     pub(crate) fn new(
         snapshot: watch::Receiver<Arc<Snapshot>>,
         gauges: Box<dyn Fn() -> Vec<Gauges> + Send + Sync>,
+        pool: Box<dyn Fn() -> Pool + Send + Sync>,
         queue: Option<Arc<dyn Queue>>,
     ) -> Self {
         let counts = Arc::new(Counts {
             functions: RwLock::default(),
             stages: std::array::from_fn(|_| Histogram::new(STAGE)),
             faults: Default::default(),
+            phases: Phased::new(),
             snapshot,
             gauges,
+            pool,
             queue,
         });
         let mut registry = Registry::default();
@@ -189,6 +252,11 @@ impl Metrics {
         self.counts.stages[stage as usize].observe(took);
     }
 
+    /// A call reached an instance; it may have waited for it to start.
+    pub(crate) fn started(&self, served: &Served) {
+        self.counts.started(served);
+    }
+
     /// A call stopped at a stage.
     pub(crate) fn fault(&self, stage: Stage) {
         self.counts.faults[stage as usize].fetch_add(1, Relaxed);
@@ -209,6 +277,12 @@ impl fmt::Debug for Counts {
 }
 
 impl Counts {
+    fn started(&self, served: &Served) {
+        if let Some(phases) = &served.phases {
+            self.phases.observe(served.start, phases, served.timing.invoke);
+        }
+    }
+
     /// What is counted of a function that exists.
     fn series(&self, name: &FunctionName) -> Arc<Series> {
         let known = self.functions.read().expect("counting does not panic").get(name).cloned();
@@ -231,7 +305,12 @@ impl Counts {
 
 #[cfg(test)]
 mod tests {
-    use taper_model::{Function, FunctionSpec, Revision, RevisionId, RevisionState, function::Scale, revision::Entry};
+    use taper_model::{
+        Function, FunctionSpec, Revision, RevisionId, RevisionState,
+        call::{Phases, Timing},
+        function::Scale,
+        revision::Entry,
+    };
 
     use super::*;
 
@@ -255,15 +334,23 @@ mod tests {
         Arc::new(Snapshot { version: 1, functions: functions.collect(), ..Snapshot::default() })
     }
 
+    fn cold() -> Served {
+        let ms = Duration::from_millis;
+        let timing = Timing { activate: ms(20), invoke: ms(1), ..Timing::default() };
+        Served { start: Start::Cold, timing, phases: Some(Phases { claim: ms(1), bind: ms(4), load: ms(14) }) }
+    }
+
     #[test]
     fn names_are_exact() {
         let (_tx, rx) = watch::channel(snapshot(&["hello", "idle.dev"]));
         let hello = FunctionName::parse("hello").unwrap();
         let gauges = vec![Gauges { function: hello.clone(), want: 4, queued: 2, starting: 1, ready: 3, draining: 0 }];
-        let metrics = Metrics::new(rx, Box::new(move || gauges.clone()), None);
+        let shelf = Shelf { kind: "python3".into(), hits: 9, misses: 1, ready: 2, making: 0, wanted: 3, memory: 4096 };
+        let pool = Pool { budget: 1 << 30, shelves: vec![shelf] };
+        let metrics = Metrics::new(rx, Box::new(move || gauges.clone()), Box::new(move || pool.clone()), None);
         let series = metrics.function(&hello);
         series.started();
-        series.reached(Start::Cold, Duration::from_millis(20));
+        metrics.invocations().reached(&hello, &cold());
         series.ended(StatusCode::OK, Duration::from_millis(30));
         metrics.stage(Stage::Activate, Duration::from_millis(20));
         metrics.fault(Stage::Route);
@@ -283,6 +370,18 @@ mod tests {
             r#"gateway_service_count{function_name="idle.dev"} 0"#,
             r#"taper_cold_starts_total{function_name="hello.openfaas-fn",start="cold"} 1"#,
             r#"taper_cold_starts_total{function_name="hello.openfaas-fn",start="warm"} 0"#,
+            r#"taper_cold_start_phase_seconds_bucket{le="0.0025",phase="bind",start="cold"} 0"#,
+            r#"taper_cold_start_phase_seconds_bucket{le="0.005",phase="bind",start="cold"} 1"#,
+            r#"taper_cold_start_phase_seconds_sum{phase="first_byte",start="cold"} 0.001"#,
+            r#"taper_cold_start_phase_seconds_count{phase="claim",start="cold"} 1"#,
+            r#"taper_cold_start_phase_seconds_count{phase="load",start="pool"} 0"#,
+            r#"taper_pool_hits_total{kind="python3"} 9"#,
+            r#"taper_pool_misses_total{kind="python3"} 1"#,
+            r#"taper_pool_ready{kind="python3"} 2"#,
+            r#"taper_pool_making{kind="python3"} 0"#,
+            r#"taper_pool_wanted{kind="python3"} 3"#,
+            r#"taper_pool_memory_bytes{kind="python3"} 4096"#,
+            "taper_pool_budget_bytes 1073741824",
             r#"taper_queue_wait_seconds_count{function_name="hello.openfaas-fn"} 1"#,
             r#"taper_queue_depth{function_name="hello.openfaas-fn"} 2"#,
             r#"taper_instances{function_name="hello.openfaas-fn",state="ready"} 3"#,
@@ -299,7 +398,7 @@ mod tests {
     #[test]
     fn a_function_cannot_make_series_without_end() {
         let (_tx, rx) = watch::channel(snapshot(&["wild"]));
-        let metrics = Metrics::new(rx, Box::new(Vec::new), None);
+        let metrics = Metrics::new(rx, Box::new(Vec::new), Box::new(Pool::default), None);
         let wild = FunctionName::parse("wild").unwrap();
         for code in 200..1000 {
             metrics.function(&wild).ended(StatusCode::from_u16(code).unwrap(), Duration::ZERO);
@@ -318,7 +417,7 @@ mod tests {
     #[test]
     fn calls_from_the_queue_count() {
         let (_tx, rx) = watch::channel(snapshot(&["hello"]));
-        let metrics = Metrics::new(rx, Box::new(Vec::new), None);
+        let metrics = Metrics::new(rx, Box::new(Vec::new), Box::new(Pool::default), None);
         let (hello, gone) = (FunctionName::parse("hello").unwrap(), FunctionName::parse("gone").unwrap());
         let invocations = metrics.invocations();
         for name in [&hello, &hello, &gone] {
@@ -327,6 +426,14 @@ mod tests {
         invocations.ended(&hello, StatusCode::OK, Duration::from_millis(1));
         invocations.ended(&gone, StatusCode::OK, Duration::from_millis(1));
         assert_eq!((invocations.of(&hello), invocations.of(&gone)), (2, 0));
+        assert_eq!(invocations.starts(&hello).recent.len(), 0);
+        invocations.reached(&hello, &Served { start: Start::Warm, phases: None, ..cold() });
+        invocations.reached(&hello, &cold());
+        invocations.reached(&gone, &cold());
+        let starts = invocations.starts(&hello);
+        assert_eq!((starts.pool, starts.cold, starts.recent.len()), (0, 1, 1));
+        assert_eq!(starts.recent[0].1.phases, cold().phases);
+        assert_eq!(invocations.starts(&gone).cold, 0);
         let text = metrics.text();
         assert!(text.contains(r#"invocation_inflight{function_name="hello.openfaas-fn"} 1"#), "{text}");
         assert!(!text.contains("gone"), "{text}");
@@ -335,7 +442,7 @@ mod tests {
     #[test]
     fn functions_that_are_gone_leave_nothing() {
         let (tx, rx) = watch::channel(snapshot(&["a", "b"]));
-        let metrics = Metrics::new(rx, Box::new(Vec::new), None);
+        let metrics = Metrics::new(rx, Box::new(Vec::new), Box::new(Pool::default), None);
         for name in ["a", "b"] {
             metrics.function(&FunctionName::parse(name).unwrap()).started();
         }

@@ -150,7 +150,7 @@ pub(crate) fn function(
         head.headers.entry(header::CONTENT_TYPE).or_insert(default);
     }
     let limit = if is_event_stream(&head) {
-        Limit::Silence(record.transfer().clone(), spec.idle_timeout())
+        Limit::silence(record.transfer(), spec.idle_timeout())
     } else {
         Limit::Deadline(record.arrived() + spec.timeout())
     };

@@ -9,7 +9,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, Weak,
-        atomic::{AtomicU8, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed},
     },
     task::{Context, Poll, Waker},
     time::Duration,
@@ -27,8 +27,9 @@ use tokio::{
 /// What the two directions of one call know of one another.
 pub(crate) struct Transfer {
     began: Instant,
-    /// Milliseconds from `began` to the last byte in either direction.
+    /// Milliseconds from `began` to the last byte in either direction, once somebody wants to know.
     touched: AtomicU64,
+    watched: AtomicBool,
     received: AtomicU64,
     broken: AtomicU8,
     notify: Notify,
@@ -57,6 +58,7 @@ impl Transfer {
         Self {
             began,
             touched: AtomicU64::new(0),
+            watched: AtomicBool::new(false),
             received: AtomicU64::new(0),
             broken: AtomicU8::new(0),
             notify: Notify::new(),
@@ -70,6 +72,10 @@ impl Transfer {
 
     /// A byte passed, in whichever direction.
     pub(crate) fn touch(&self) {
+        // Most calls have a deadline and no silence to break: they need no clock for each piece.
+        if !self.watched.load(Relaxed) {
+            return;
+        }
         let ms = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.touched.store(ms, Relaxed);
     }
@@ -131,6 +137,13 @@ pub(crate) enum Limit {
 }
 
 impl Limit {
+    /// So much silence from now on.
+    pub(crate) fn silence(transfer: &Arc<Transfer>, silence: Duration) -> Self {
+        transfer.watched.store(true, Relaxed);
+        transfer.touch();
+        Self::Silence(transfer.clone(), silence)
+    }
+
     /// The moment at which the reply is over, as things stand.
     pub(crate) fn due(&self) -> Option<Instant> {
         match self {
@@ -286,7 +299,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn bytes_in_either_direction_break_the_silence() {
         let transfer = Arc::new(Transfer::new(Instant::now()));
-        let limit = Limit::Silence(transfer.clone(), 5 * SECOND);
+        let limit = Limit::silence(&transfer, 5 * SECOND);
         for _ in 0..3 {
             tokio::time::sleep(3 * SECOND).await;
             assert!(!limit.passed());

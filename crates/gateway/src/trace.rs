@@ -3,8 +3,7 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use rand::RngExt;
-
-use crate::words::Words;
+use taper_model::call::hex;
 
 /// W3C Trace Context, section 3.2.
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
@@ -23,9 +22,13 @@ pub(crate) fn pass_on(headers: &mut HeaderMap) {
 
 /// A sampled context: whoever records traces in a function records this call as it would without a caller's context.
 fn fresh() -> HeaderValue {
-    let mut rng = rand::rng();
-    let (trace, parent) = (rng.random_range(1..=u128::MAX), rng.random_range(1..=u64::MAX));
-    Words::new().text("00-").hex(trace, 32).text("-").hex(parent.into(), 16).text("-01").value()
+    let random: [u32; 6] = rand::rng().random();
+    let mut text = *b"00-00000000000000000000000000000000-0000000000000000-01";
+    for (at, number) in [3, 11, 19, 27, 36, 44].into_iter().zip(random) {
+        // Neither id may be zero: no part of one is.
+        text[at..at + 8].copy_from_slice(&hex(number.max(1)));
+    }
+    HeaderValue::from_bytes(&text).expect("hexadecimal digits and dashes")
 }
 
 /// `version-trace-parent-flags` in lower-case hexadecimal. Versions to come may append fields; version 0 may not.

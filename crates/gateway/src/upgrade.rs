@@ -12,7 +12,7 @@ use std::{
 use http::{HeaderValue, header, response};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use taper_model::{Body, Cause, Fault, FunctionSpec, Stage};
+use taper_model::{Body, Cause, Fault, FunctionSpec, Stage, call::Upgraded};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional},
     time::timeout_at,
@@ -38,7 +38,7 @@ pub(crate) fn switch(
     let Some(client) = client else {
         return refuse(record, "the function answered 101 to a request that did not ask for it");
     };
-    let Some(function) = head.extensions.remove::<OnUpgrade>() else {
+    let Some(mut function) = head.extensions.remove::<Upgraded>().and_then(|upgraded| upgraded.take()) else {
         return refuse(record, "the function answered 101 but kept no connection for it");
     };
     headers::outward(&mut head, record.method(), None);
@@ -53,10 +53,9 @@ pub(crate) fn switch(
     // What the dispatcher put beside the reply holds the slot when the body has already ended: it lives as long, too.
     let beside = std::mem::take(&mut head.extensions);
     context.tasks.spawn(async move {
-        let both = async { tokio::try_join!(client, function) };
-        if let Ok(Ok((client, function))) = timeout_at(deadline, both).await {
+        if let Ok(Ok(client)) = timeout_at(deadline, client).await {
             tokio::select! {
-                () = tunnel(TokioIo::new(client), TokioIo::new(function), &mut record, silence) => {}
+                () = tunnel(TokioIo::new(client), &mut function, &mut record, silence) => {}
                 () = cut.cancelled() => record.breaks(Cause::ShuttingDown),
             }
         } else {
@@ -75,8 +74,7 @@ async fn tunnel(
     silence: Duration,
 ) {
     let transfer = record.transfer().clone();
-    transfer.touch();
-    let limit = Limit::Silence(transfer.clone(), silence);
+    let limit = Limit::silence(&transfer, silence);
     let mut client = Counted { io: client, transfer, sent: 0 };
     let ended = tokio::select! {
         copied = copy_bidirectional(&mut client, &mut function) => copied.map_err(|_| Cause::Died).map(drop),

@@ -23,6 +23,8 @@ pub(crate) struct Cache {
 #[derive(Default)]
 struct State {
     entries: HashMap<String, Entry>,
+    /// What they take together.
+    bytes: u64,
     making: HashMap<String, Arc<tokio::sync::Mutex<()>>>,
     /// Counts uses; the least recently used entry has the smallest.
     tick: u64,
@@ -106,9 +108,13 @@ impl Cache {
         let mut state = State::default();
         for (_, name, folder, bytes) in entries {
             state.tick += 1;
+            state.bytes += bytes;
             state.entries.insert(name, Entry { folder, bytes, used: state.tick });
         }
-        Ok(Self { dir: dir.into(), bound, state: Mutex::new(state) })
+        let cache = Self { dir: dir.into(), bound, state: Mutex::new(state) };
+        // The bound may be another than it was.
+        cache.shrink();
+        Ok(cache)
     }
 
     /// The folder of a key, made by `make` when there is none. Callers with the same key wait for the one that makes
@@ -142,7 +148,7 @@ impl Cache {
     /// How many bytes the cached folders hold.
     #[cfg(test)]
     fn bytes(&self) -> u64 {
-        self.lock().entries.values().map(|e| e.bytes).sum()
+        self.lock().bytes
     }
 
     fn find(&self, key: &str) -> Option<Kept> {
@@ -177,22 +183,30 @@ impl Cache {
         let mut state = self.lock();
         state.tick += 1;
         let used = state.tick;
+        state.bytes += bytes;
         state.entries.insert(key.to_owned(), Entry { folder: folder.clone(), bytes, used });
         Ok(Kept(folder))
     }
 
-    /// Removes unused folders, least recently used first, until the bound holds.
-    fn shrink(&self) {
+    /// Removes unused folders, least recently used first, until the bound holds. To be called now and then, for what was in use when
+    /// the last one was made.
+    pub(crate) fn shrink(&self) {
         let mut out = Vec::new();
         {
             let mut state = self.lock();
-            let mut total: u64 = state.entries.values().map(|e| e.bytes).sum();
-            while total > self.bound {
-                // The cache's own handle is one; a second one is a use.
-                let idle = state.entries.iter().filter(|(_, e)| Arc::strong_count(&e.folder) == 1);
-                let Some(key) = idle.min_by_key(|(_, e)| e.used).map(|(key, _)| key.clone()) else { break };
-                let Some(entry) = state.entries.remove(&key) else { break };
-                total -= entry.bytes;
+            if state.bytes <= self.bound {
+                return;
+            }
+            // The cache's own handle is one; a second one is a use.
+            let idle = state.entries.iter().filter(|(_, e)| Arc::strong_count(&e.folder) == 1);
+            let mut idle: Vec<_> = idle.map(|(key, e)| (e.used, key.clone())).collect();
+            idle.sort_unstable();
+            for (_, key) in idle {
+                if state.bytes <= self.bound {
+                    break;
+                }
+                let Some(entry) = state.entries.remove(&key) else { continue };
+                state.bytes -= entry.bytes;
                 // Renamed under the lock, so that the key can be made again at once.
                 state.made += 1;
                 let away = self.dir.join(format!("{DRAFT}{}", state.made));
@@ -201,6 +215,7 @@ impl Cache {
                 }
             }
         }
+        // Where there is no runtime nobody minds that it takes a moment.
         if let (false, Ok(runtime)) = (out.is_empty(), tokio::runtime::Handle::try_current()) {
             runtime.spawn_blocking(move || drop(out));
         }
@@ -344,5 +359,15 @@ mod tests {
         drop(cache.get("d", |draft| fill(draft, 1000)).await.unwrap());
         assert!(cache.find("c").is_none(), "c is now the least recently used");
         assert!(cache.find("a").is_some());
+
+        let (a, d) = (cache.find("a").unwrap(), cache.find("d").unwrap());
+        let e = cache.get("e", |draft| fill(draft, 1000)).await.unwrap();
+        assert_eq!(cache.bytes(), 3000, "all are in use");
+        drop((d, e));
+        cache.shrink();
+        assert_eq!(cache.bytes(), 2000, "what was in use then goes now");
+        assert!(cache.find("d").is_none() && a.path().join("file").exists());
+        drop((a, cache));
+        assert_eq!(Cache::open(dir.path(), 1500, false).unwrap().bytes(), 1000, "another bound holds at once");
     }
 }

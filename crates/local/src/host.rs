@@ -173,6 +173,12 @@ impl Host {
         Ok(Sandbox { parked, lease })
     }
 
+    /// Removes, of what can be made again, what nobody uses and what is too much.
+    pub(crate) fn shrink(&self) {
+        self.code.shrink();
+        self.dependencies.shrink();
+    }
+
     /// Ends the pool, every sandbox and the spawner, and undoes what was changed on the host.
     pub(crate) async fn stop(&self) {
         self.pool.close();

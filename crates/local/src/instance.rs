@@ -24,7 +24,7 @@ use tokio::{
     net::UnixStream,
     sync::{Semaphore, oneshot},
     task::JoinHandle,
-    time::{Instant, error::Elapsed, timeout},
+    time::{Instant, error::Elapsed, sleep, timeout},
     try_join,
 };
 use tokio_util::sync::CancellationToken;
@@ -44,6 +44,9 @@ use crate::{
 const MARGIN: Duration = Duration::from_secs(5);
 /// How long the last lines of an ended instance are waited for.
 const LAST_LINES: Duration = Duration::from_secs(1);
+/// How long the connection by which a server was seen to listen is kept for its first call. A server may be one that
+/// does nothing else while a connection is open.
+const FIRST: Duration = Duration::from_millis(100);
 
 /// An instance that is ready. Dropping the last handle does not end it; its [`Keeper`] does.
 pub(crate) struct Instance {
@@ -148,23 +151,27 @@ pub(crate) async fn start(
     let calls = Arc::new(Calls::default());
     let mode = revision.spec.mode();
     let source = Source { instance: id.clone(), revision: revision.id.name(), mode, calls: calls.clone() };
-    let mut collector = host.logs.collect(function, &source, stdout, stderr);
     let channel = Arc::new(Channel::new(control).map_err(Failure::internal)?);
     let descriptors = binding.into_descriptors()?;
     let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
     let patience = revision.spec.start_timeout() + MARGIN;
     let claimed = begun.elapsed();
-    let first = async {
-        channel.send(&Order::Claim(Box::new(claim)), &borrowed).await?;
-        channel.receive::<Report>().await
-    };
-    let word = timeout(patience, first).await;
+    let sent = timeout(patience, channel.send(&Order::Claim(Box::new(claim)), &borrowed)).await;
+    // The instance is at work; what it writes waits in its pipes.
+    let mut collector = host.logs.collect(function, &source, stdout, stderr);
     drop(descriptors);
-    let phases = match word {
-        Ok(Ok(Some((Report::Ready { bind_ms, load_ms }, _)))) => {
-            // The instance's word is not to be trusted: a number that is none counts as nothing.
-            let span = |ms: f64| Duration::try_from_secs_f64(ms / 1000.0).unwrap_or_default();
-            Phases { claim: claimed, bind: span(bind_ms), load: span(load_ms) }
+    let word = match sent {
+        Ok(Ok(())) => timeout(patience, channel.receive::<Report>()).await,
+        Ok(Err(e)) => Ok(Err(e)),
+        Err(late) => Err(late),
+    };
+    let (phases, first) = match word {
+        Ok(Ok(Some((Report::Ready { bind_ms, load_ms }, beside)))) => {
+            // The instance's word is not to be trusted: a number that is none counts as nothing, and nothing took longer than was
+            // waited for it.
+            let waited = begun.elapsed().saturating_sub(claimed);
+            let span = |ms: f64| Duration::try_from_secs_f64(ms / 1000.0).unwrap_or_default().min(waited);
+            (Phases { claim: claimed, bind: span(bind_ms), load: span(load_ms) }, beside.into_iter().next())
         }
         other => return Err(unready(other, life, &mut collector, Memory(limits.memory)).await),
     };
@@ -179,7 +186,10 @@ pub(crate) async fn start(
     let reports = tokio::spawn(listen(channel.clone(), pending.clone(), tell));
     let slots = revision.spec.concurrency();
     let way = match mode {
-        Mode::Http => Way::Http(Http::new(pending.connect(channel.clone()), fate.clone())),
+        Mode::Http => {
+            pending.offer(first);
+            Way::Http(Http::new(pending.connect(channel.clone()), fate.clone()))
+        }
         Mode::Classic | Mode::Handler => {
             let connect: Connect = Arc::new(move || {
                 let listener = listener.clone();
@@ -293,21 +303,42 @@ async fn listen(channel: Arc<Channel>, pending: Arc<Pending>, unwell: oneshot::S
 struct Pending {
     next: AtomicU64,
     waiting: Mutex<Option<HashMap<u64, oneshot::Sender<io::Result<OwnedFd>>>>>,
+    /// One that came without being asked for.
+    offered: Mutex<Option<OwnedFd>>,
 }
 
 impl Default for Pending {
     fn default() -> Self {
-        Self { next: AtomicU64::new(0), waiting: Mutex::new(Some(HashMap::new())) }
+        Self { next: AtomicU64::new(0), waiting: Mutex::new(Some(HashMap::new())), offered: Mutex::default() }
     }
 }
 
 impl Pending {
+    /// Keeps a connection for whoever wants the first one soon.
+    fn offer(self: &Arc<Self>, stream: Option<OwnedFd>) {
+        if stream.is_some() {
+            *self.offered() = stream;
+            let pending = self.clone();
+            tokio::spawn(async move {
+                sleep(FIRST).await;
+                drop(pending.offered().take());
+            });
+        }
+    }
+
+    fn offered(&self) -> MutexGuard<'_, Option<OwnedFd>> {
+        self.offered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Connects by asking the watchdog.
     fn connect(self: &Arc<Self>, channel: Arc<Channel>) -> Connect {
         let pending = self.clone();
         Arc::new(move || {
             let (pending, channel) = (pending.clone(), channel.clone());
             Box::pin(async move {
+                if let Some(stream) = pending.offered().take() {
+                    return Ok(stream);
+                }
                 let gone = || io::Error::new(io::ErrorKind::NotConnected, "the instance is gone");
                 let tag = pending.next.fetch_add(1, Ordering::Relaxed);
                 let (tx, rx) = oneshot::channel();

@@ -52,3 +52,10 @@ pub use provider::Local;
 pub fn unpack_for_fuzzing(archive: &[u8], into: &std::path::Path) -> Result<(), taper_provider::Error> {
     code::unpack_tar(archive, into, code::Bounds { bytes: 1 << 20, entries: 256 })
 }
+
+/// Reads a reply from pieces of a connection, as calls in the mode `http` do: its status, its headers and its body, if it is there
+/// and whole. `head`: the call's method is HEAD. For the fuzz target alone.
+#[doc(hidden)]
+pub fn read_for_fuzzing(pieces: &[&[u8]], head: bool) -> Option<(http::Response<()>, Vec<u8>)> {
+    call::http::read(pieces, if head { &http::Method::HEAD } else { &http::Method::GET })
+}

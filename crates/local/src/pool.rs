@@ -13,7 +13,7 @@ use taper_model::{Runtime, call::Start};
 use taper_provider::{Pooled, Shelf};
 use tokio::{
     sync::Semaphore,
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout},
 };
 
 use crate::{
@@ -25,6 +25,8 @@ use crate::{
 
 /// How long nothing is made after a sandbox could not be.
 const REST: Duration = Duration::from_secs(1);
+/// How long a runtime may load. It gets what is left of the processors.
+const LOAD: Duration = Duration::from_secs(60);
 /// Sandboxes that are made at a time, beside what callers wait for.
 const MAKERS: usize = 2;
 /// Claims within this time are one burst …
@@ -48,13 +50,19 @@ impl Kind {
         self.ahead.as_ref().map_or("bare", |(runtime, _)| runtime.as_str())
     }
 
-    /// What one takes before one has been measured.
-    fn guess(&self) -> u64 {
+    /// What one takes before one has been measured: a whole one, a fork.
+    fn guess(&self) -> [u64; 2] {
         match &self.ahead {
-            Some((Runtime::Node, _)) => 48 << 20,
-            Some(_) => 16 << 20,
-            None => 2 << 20,
+            Some((Runtime::Node, _)) => [48 << 20; 2],
+            Some(_) => [16 << 20, 4 << 20],
+            None => [2 << 20; 2],
         }
+    }
+
+    /// Whether its runtime can be a fork. What is said of processes of their own is then said of a few; elsewhere of all.
+    fn forks(&self) -> bool {
+        let forks = self.ahead.as_ref().is_some_and(|(runtime, _)| taper_runtimes::forks(*runtime));
+        forks && self.network == NetworkSpace::Own
     }
 }
 
@@ -65,11 +73,28 @@ pub(crate) struct Sandbox {
     pub(crate) lease: Lease,
 }
 
+impl Sandbox {
+    /// Whether its runtime is a process of its own where it could have been a fork.
+    fn is_whole(&self) -> bool {
+        self.parked.life.counted.is_some()
+    }
+
+    fn memory(&self) -> Option<u64> {
+        self.parked.life.memory()
+    }
+
+    fn is_alive(&self) -> bool {
+        self.parked.life.gone().now_or_never().is_none()
+    }
+}
+
 /// Sandboxes of the kinds that are in use.
 pub(crate) struct Pool {
     config: config::Pool,
     budget: u64,
     makers: Semaphore,
+    /// Held by each sandbox whose runtime is whole where it could be a fork, until it has ended.
+    whole: Arc<()>,
     state: Mutex<State>,
 }
 
@@ -84,14 +109,16 @@ struct State {
 /// What there is of one kind.
 struct Stock {
     kind: Kind,
-    /// The oldest first: it is the likeliest to have loaded everything.
+    /// The oldest first.
     ready: VecDeque<Sandbox>,
     making: usize,
+    /// Those of them that are made whole where they could be forks.
+    making_whole: usize,
     wanted: usize,
     claims: Claims,
     used: Instant,
-    /// What one takes.
-    cost: u64,
+    /// What one takes: a whole one, a fork.
+    cost: [u64; 2],
 }
 
 /// Recent claims, as bursts: when each began, and how many there were.
@@ -99,10 +126,10 @@ struct Stock {
 struct Claims(VecDeque<(Instant, usize)>);
 
 impl Claims {
-    fn add(&mut self, now: Instant) {
+    fn add(&mut self, now: Instant, count: usize) {
         match self.0.back_mut() {
-            Some((begun, count)) if now < *begun + BURST => *count += 1,
-            _ => self.0.push_back((now, 1)),
+            Some((begun, all)) if now < *begun + BURST => *all += count,
+            _ => self.0.push_back((now, count)),
         }
     }
 
@@ -115,18 +142,20 @@ impl Claims {
     }
 }
 
-/// How many of each stock there are to be, from what each would have, what one costs, and the bounds on all together.
-/// The kinds in use first get what each must have, the one used last first; what is left goes by the same order.
-fn share(stocks: &[(usize, u64)], floor: usize, ceiling: usize, budget: u64) -> Vec<usize> {
+/// How many of each stock there are to be, from what each would have, what one costs of the first and of the others, and
+/// the bounds on all together. The kinds in use first get what each must have, the one used last first; what is left
+/// goes by the same order.
+fn share(stocks: &[(usize, [u64; 2])], floor: usize, ceiling: usize, budget: u64) -> Vec<usize> {
     let (mut left, mut memory) = (ceiling, budget);
     let mut given = vec![0; stocks.len()];
-    for most in [floor, usize::MAX] {
-        for (given, (want, cost)) in given.iter_mut().zip(stocks) {
-            let affordable = usize::try_from(memory / (*cost).max(1)).unwrap_or(usize::MAX);
+    for (round, most) in [floor, usize::MAX].into_iter().enumerate() {
+        for (given, (want, costs)) in given.iter_mut().zip(stocks) {
+            let cost = costs[round];
+            let affordable = usize::try_from(memory / cost.max(1)).unwrap_or(usize::MAX);
             let more = (*want).min(most).saturating_sub(*given).min(left).min(affordable);
             *given += more;
             left -= more;
-            memory -= more as u64 * *cost;
+            memory -= more as u64 * cost;
         }
     }
     given
@@ -135,16 +164,21 @@ fn share(stocks: &[(usize, u64)], floor: usize, ceiling: usize, budget: u64) -> 
 impl Pool {
     pub(crate) fn new(config: config::Pool) -> Self {
         let budget = config.memory.map_or_else(tenth_of_memory, |memory| memory.0);
-        Self { config, budget, makers: Semaphore::new(MAKERS), state: Mutex::default() }
+        Self { config, budget, makers: Semaphore::new(MAKERS), whole: Arc::default(), state: Mutex::default() }
+    }
+
+    /// Notes that so many of this kind will be taken as soon as they can be: what comes together is one burst, however
+    /// long the starts then wait for each other.
+    pub(crate) fn expect(&self, kind: &Kind, count: usize) {
+        let mut state = self.lock();
+        if !state.closed {
+            state.stock(kind).claims.add(Instant::now(), count);
+        }
     }
 
     /// A sandbox of this kind, or failing that one in which no runtime waits, if there is one.
     pub(crate) fn take(&self, kind: &Kind) -> Option<(Sandbox, Start)> {
-        let now = Instant::now();
         let mut state = self.lock();
-        if !state.closed {
-            state.stock(kind).claims.add(now);
-        }
         let taken = state.take(kind);
         let (hits, misses) = state.counts.entry(kind.name()).or_default();
         *(if taken.is_some() { hits } else { misses }) += 1;
@@ -201,8 +235,9 @@ impl Pool {
             shelf.ready += stock.ready.len() as u64;
             shelf.making += stock.making as u64;
             shelf.wanted += stock.wanted as u64;
-            shelf.memory +=
-                stock.ready.iter().map(|sandbox| sandbox.parked.life.memory().unwrap_or(stock.cost)).sum::<u64>();
+            let guess = |sandbox: &Sandbox| stock.cost[usize::from(stock.kind.forks() && !sandbox.is_whole())];
+            let memory = |sandbox| Sandbox::memory(sandbox).unwrap_or_else(|| guess(sandbox));
+            shelf.memory += stock.ready.iter().map(memory).sum::<u64>();
         }
         Pooled { kinds, budget: self.budget }
     }
@@ -217,18 +252,32 @@ impl Pool {
             stock.wanted = wanted;
             // The youngest go: they have cost the least.
             stock.ready.truncate(wanted);
+            let forks = self.config.forks && stock.kind.forks();
+            let mut ready = stock.ready.iter().filter(|sandbox| sandbox.is_whole()).count() + stock.making_whole;
             while stock.ready.len() + stock.making < wanted {
+                let counted = (forks && ready < floor && self.living_whole() < self.config.whole).then(|| {
+                    ready += 1;
+                    self.whole.clone()
+                });
                 stock.making += 1;
-                host.runtime.spawn(make(host.clone(), stock.kind.clone()));
+                stock.making_whole += usize::from(counted.is_some());
+                let forked = forks && counted.is_none();
+                host.runtime.spawn(make(host.clone(), stock.kind.clone(), forked, counted));
             }
         }
     }
 
+    /// How many runtimes are whole where they could be forks, those that run functions included.
+    fn living_whole(&self) -> usize {
+        Arc::strong_count(&self.whole) - 1
+    }
+
     /// Takes in what was made, or takes note that it was not.
-    fn made(&self, kind: &Kind, sandbox: Option<Sandbox>) {
+    fn made(&self, kind: &Kind, whole: bool, sandbox: Option<Sandbox>) {
         let mut state = self.lock();
         let Some(stock) = state.stocks.iter_mut().find(|stock| stock.kind == *kind) else { return };
         stock.making = stock.making.saturating_sub(1);
+        stock.making_whole = stock.making_whole.saturating_sub(usize::from(whole));
         if stock.ready.len() < stock.wanted {
             stock.ready.extend(sandbox);
         }
@@ -248,10 +297,17 @@ impl State {
         &mut self.stocks[0]
     }
 
+    /// Whether those of this kind that are being made are still wanted.
+    fn needs(&self, kind: &Kind) -> bool {
+        let stock = self.stocks.iter().find(|stock| stock.kind == *kind);
+        stock.is_some_and(|stock| stock.ready.len() + stock.making <= stock.wanted)
+    }
+
     fn take(&mut self, kind: &Kind) -> Option<Sandbox> {
         let stock = self.stocks.iter_mut().find(|stock| stock.kind == *kind)?;
         // One that died in the meantime is dropped here.
-        std::iter::from_fn(|| stock.ready.pop_front()).find(alive)
+        let first = || stock.ready.remove(stock.ready.iter().position(Sandbox::is_whole).unwrap_or(0));
+        std::iter::from_fn(first).find(Sandbox::is_alive)
     }
 }
 
@@ -259,41 +315,47 @@ impl Stock {
     fn new(kind: Kind) -> Self {
         let cost = kind.guess();
         let (ready, claims) = (VecDeque::new(), Claims::default());
-        Self { kind, ready, making: 0, wanted: 0, claims, used: Instant::now(), cost }
+        Self { kind, ready, making: 0, making_whole: 0, wanted: 0, claims, used: Instant::now(), cost }
     }
 
     /// How many it would have, and what one costs. Forgets those that have died.
-    fn look(&mut self, now: Instant, floor: usize) -> (usize, u64) {
-        self.ready.retain(alive);
-        // The oldest has loaded what it loads.
-        if let Some(memory) = self.ready.front().and_then(|sandbox| sandbox.parked.life.memory()) {
-            self.cost = memory.max(1 << 20);
+    fn look(&mut self, now: Instant, floor: usize) -> (usize, [u64; 2]) {
+        self.ready.retain(Sandbox::is_alive);
+        let forks = self.kind.forks();
+        for (at, cost) in self.cost.iter_mut().enumerate() {
+            let oldest = self.ready.iter().find(|sandbox| !forks || sandbox.is_whole() == (at == 0));
+            if let Some(memory) = oldest.and_then(Sandbox::memory) {
+                *cost = memory.max(1 << 20);
+            }
         }
         (self.claims.largest(now).max(floor), self.cost)
     }
 }
 
-fn alive(sandbox: &Sandbox) -> bool {
-    sandbox.parked.life.gone().now_or_never().is_none()
-}
-
-async fn make(host: Arc<Host>, kind: Kind) {
+async fn make(host: Arc<Host>, kind: Kind, forked: bool, counted: Option<Arc<()>>) {
     // It is never closed.
     let turn = host.pool().makers.acquire().await;
-    if host.pool().lock().closed {
-        return;
+    let whole = counted.is_some();
+    if !host.pool().lock().needs(&kind) {
+        return host.pool().made(&kind, whole, None);
     }
     let ahead = kind.ahead.as_ref().map(|(_, command)| command.clone());
-    let spec = ParkSpec { network: kind.network, temporary: kind.temporary, ahead, waits: true, ..ParkSpec::default() };
-    let sandbox = match host.empty(&spec, kind.policy).await {
-        Ok(sandbox) => Some(sandbox),
+    let (network, temporary) = (kind.network, kind.temporary);
+    let spec = ParkSpec { network, temporary, ahead, forked, waits: true, ..ParkSpec::default() };
+    let made = timeout(LOAD, host.empty(&spec, kind.policy)).await;
+    let made = made.unwrap_or_else(|_| Err(crate::Error::Park(format!("its runtime was not loaded within {LOAD:?}"))));
+    let sandbox = match made {
+        Ok(mut sandbox) => {
+            sandbox.parked.life.counted = counted;
+            Some(sandbox)
+        }
         Err(e) => {
             tracing::warn!(error = %e, "a sandbox could not be made ahead");
             sleep(REST).await;
             None
         }
     };
-    host.pool().made(&kind, sandbox);
+    host.pool().made(&kind, whole, sandbox);
     drop(turn);
 }
 
@@ -313,25 +375,29 @@ mod tests {
 
     #[test]
     fn what_is_there_is_shared_by_use_and_bounded() {
-        assert_eq!(share(&[(2, MIB), (2, MIB)], 2, 64, 100 * MIB), [2, 2]);
-        assert_eq!(share(&[(30, MIB), (2, MIB)], 2, 64, 100 * MIB), [30, 2]);
-        assert_eq!(share(&[(30, MIB), (50, MIB)], 2, 64, 100 * MIB), [30, 34], "the one used last first");
-        assert_eq!(share(&[(60, MIB), (60, MIB)], 2, 64, 1000 * MIB), [60, 4], "but each gets the floor");
-        assert_eq!(share(&[(64, 48 * MIB), (2, 2 * MIB)], 2, 64, 200 * MIB), [4, 2], "memory bounds it");
-        assert_eq!(share(&[(2, 48 * MIB), (2, 48 * MIB)], 2, 64, 100 * MIB), [2, 0]);
-        assert_eq!(share(&[(2, 48 * MIB)], 2, 0, 100 * MIB), [0]);
-        assert_eq!(share(&[], 2, 5, 0), [0; 0]);
+        let share = |stocks: &[(usize, u64)], ceiling, budget| {
+            share(&stocks.iter().map(|(want, cost)| (*want, [*cost; 2])).collect::<Vec<_>>(), 2, ceiling, budget)
+        };
+        assert_eq!(share(&[(2, MIB), (2, MIB)], 64, 100 * MIB), [2, 2]);
+        assert_eq!(share(&[(30, MIB), (2, MIB)], 64, 100 * MIB), [30, 2]);
+        assert_eq!(share(&[(30, MIB), (50, MIB)], 64, 100 * MIB), [30, 34], "the one used last first");
+        assert_eq!(share(&[(60, MIB), (60, MIB)], 64, 1000 * MIB), [60, 4], "but each gets the floor");
+        assert_eq!(share(&[(64, 48 * MIB), (2, 2 * MIB)], 64, 200 * MIB), [4, 2], "memory bounds it");
+        assert_eq!(share(&[(2, 48 * MIB), (2, 48 * MIB)], 64, 100 * MIB), [2, 0]);
+        assert_eq!(share(&[(2, 48 * MIB)], 0, 100 * MIB), [0]);
+        assert_eq!(share(&[], 5, 0), [0; 0]);
+        assert_eq!(super::share(&[(64, [16 * MIB, 4 * MIB])], 2, 64, 100 * MIB), [19], "forks cost less");
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_largest_burst_of_late_counts() {
         let mut claims = Claims::default();
         assert_eq!(claims.largest(Instant::now()), 0);
-        for _ in 0..7 {
-            claims.add(Instant::now());
+        for count in [1, 4, 2] {
+            claims.add(Instant::now(), count);
         }
         sleep(BURST).await;
-        claims.add(Instant::now());
+        claims.add(Instant::now(), 1);
         assert_eq!((claims.largest(Instant::now()), claims.0.len()), (7, 2));
         sleep(RECENT - BURST).await;
         assert_eq!(claims.largest(Instant::now()), 7);

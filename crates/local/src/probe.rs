@@ -171,27 +171,14 @@ fn groups() -> Vec<Item> {
             let found = format!("version 2 at {}", folder.display());
             vec![item(Status::Ok, found, "memory, processor and processes of each instance are limited", None)]
         }
-        Survey::V1 { controllers, quick } => {
+        Survey::V1 { controllers, quick, unified } => {
             let complete = controllers.len() == 3;
             let found = format!("version 1: {}", controllers.join(", "));
             let means = "those of memory, cpu and pids that are listed are limited";
             let status = if complete { Status::Ok } else { Status::Weaker };
             let mut items =
                 vec![item(status, found, means, (!complete).then_some("boot with the missing controllers"))];
-            if !quick {
-                items.push(Item {
-                    name: "entering control groups",
-                    status: Status::Weaker,
-                    found: "no hierarchy is mounted with favordynmods".to_owned(),
-                    means: "with version 1 the kernel lets every process pause before one may change its group: making a \
-                            sandbox waits 8 to 20 ms after a quiet moment",
-                    mend: Some(
-                        "mount -o remount,favordynmods on a cgroup2 mount (it slows forking a little, for the whole host, until \
-                         the next boot), or boot with version 2"
-                            .to_owned(),
-                    ),
-                });
-            }
+            items.push(entering(quick, unified.as_deref()));
             items
         }
         Survey::None { why } => vec![item(
@@ -200,6 +187,30 @@ fn groups() -> Vec<Item> {
             "memory and processor of an instance are not limited; its processes and its /tmp are",
             Some(delegate),
         )],
+    }
+}
+
+/// What it costs to put a process into a group of version 1.
+fn entering(quick: bool, unified: Option<&Path>) -> Item {
+    let name = "entering control groups";
+    if quick {
+        let (found, means) =
+            ("at once: a hierarchy is mounted with favordynmods", "making a sandbox waits for nothing else");
+        return Item { name, status: Status::Ok, found: found.to_owned(), means, mend: None };
+    }
+    let mount = unified.map_or_else(
+        || "mkdir -p /run/cgroup2 && mount -t cgroup2 -o favordynmods none /run/cgroup2".to_owned(),
+        |folder| format!("mount -o remount,favordynmods {}", folder.display()),
+    );
+    Item {
+        name,
+        status: Status::Weaker,
+        found: "no hierarchy is mounted with favordynmods".to_owned(),
+        means: "with version 1 the kernel lets every process pause before one may change its group: making a sandbox waits 8 to \
+                20 ms after a quiet moment; a start that takes one from the pool does not",
+        mend: Some(format!(
+            "{mount} (it slows forking a little, for the whole host, until the next boot), or boot with version 2"
+        )),
     }
 }
 

@@ -28,6 +28,8 @@ use crate::{
 /// How long a start counts against the bound on starts. One that waits longer waits for something else than this
 /// machine.
 const START: Duration = Duration::from_secs(1);
+/// How long after a start the pool is filled up again: the calls that waited for it come first.
+const REFILL: Duration = Duration::from_millis(20);
 /// How long a spawner that died is left alone before it is started again; doubled each time, up to the second.
 const REVIVE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
 /// How long a start waits for a spawner that is being started again.
@@ -216,13 +218,16 @@ impl Shared {
         }
     }
 
-    /// Lets the pool forget, now and then, what nobody uses any more.
+    /// Lets the pool and the caches forget, now and then, what nobody uses any more.
     async fn tend(self: Arc<Self>) {
         let pool = self.host.pool();
         loop {
             tokio::select! {
                 () = self.stopping.cancelled() => return,
-                () = sleep(pool.pause()) => pool.tend(&self.host),
+                () = sleep(pool.pause()) => {
+                    pool.tend(&self.host);
+                    self.host.shrink();
+                }
             }
         }
     }
@@ -245,8 +250,6 @@ impl Shared {
             started = turn => started,
             () = cancel.cancelled() => return,
         };
-        // What it took from the pool is replaced now, when it no longer competes with the start.
-        self.host.pool().want(&self.host, &claim::kind(&revision, &self.host.languages));
         match started {
             Ok((instance, keeper)) => self.ready(&instance, keeper),
             Err(Failure { cause, why }) => {
@@ -256,6 +259,12 @@ impl Shared {
                 }
             }
         }
+        // What it took from the pool is replaced when it no longer competes with the calls that waited for it.
+        tokio::select! {
+            () = sleep(REFILL) => {}
+            () = self.stopping.cancelled() => return,
+        }
+        self.host.pool().want(&self.host, &claim::kind(&revision, &self.host.languages));
     }
 
     /// A start that fails because the spawner has died waits for the next one, as long as that does not take too long.
@@ -378,6 +387,9 @@ impl Provider for Local {
             for instance in stopped {
                 state.tell(&draining(&instance));
                 instance.stop();
+            }
+            if missing > 0 {
+                shared.host.pool().expect(&claim::kind(&revision, &shared.host.languages), missing);
             }
             for _ in 0..missing {
                 let (id, cancel) = (state.name(&revision.id), CancellationToken::new());

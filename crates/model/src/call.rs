@@ -1,11 +1,18 @@
 //! One call: its identity, its deadline, its bytes in both directions, and the one verb that runs it.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Full, combinators::UnsyncBoxBody};
 use rand::RngExt;
-use tokio::time::Instant;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::Instant,
+};
 
 use crate::{BoxFuture, Fault, Invalid, RevisionId};
 
@@ -50,19 +57,15 @@ pub struct CallId(Arc<str>);
 impl CallId {
     /// A new random id.
     pub fn random() -> Self {
-        let mut b: [u8; 16] = rand::rng().random();
-        b[6] = b[6] & 0x0f | 0x40;
-        b[8] = b[8] & 0x3f | 0x80;
-        // Digit by digit: every call has one, and formatting costs ten times as much.
-        const HEX: &[u8; 16] = b"0123456789abcdef";
+        let [a, b, c, d]: [u32; 4] = rand::rng().random();
+        let (b, c) = (hex(b & 0xffff_0fff | 0x4000), hex(c & 0x3fff_ffff | 0x8000_0000));
         let mut text = [b'-'; 36];
-        let mut at = 0;
-        for byte in b {
-            at += usize::from(matches!(at, 8 | 13 | 18 | 23));
-            text[at] = HEX[usize::from(byte >> 4)];
-            text[at + 1] = HEX[usize::from(byte & 15)];
-            at += 2;
-        }
+        text[..8].copy_from_slice(&hex(a));
+        text[9..13].copy_from_slice(&b[..4]);
+        text[14..18].copy_from_slice(&b[4..]);
+        text[19..23].copy_from_slice(&c[..4]);
+        text[24..28].copy_from_slice(&c[4..]);
+        text[28..].copy_from_slice(&hex(d));
         Self(std::str::from_utf8(&text).expect("hexadecimal digits and dashes").into())
     }
 
@@ -95,7 +98,20 @@ impl fmt::Debug for CallId {
     }
 }
 
-/// How the instance that served a call came to be there. Rides in the reply's extensions; `X-Taper-Start` on the wire.
+/// A number in eight hexadecimal digits. All at once: every call needs some dozens, and formatting costs far more.
+pub fn hex(number: u32) -> [u8; 8] {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    // Each step doubles the number of pieces and sets them apart: halves, bytes, digits.
+    let mut n = u64::from(number);
+    n = (n | n << 16) & 0x0000_ffff_0000_ffff;
+    n = (n | n << 8) & 0x00ff_00ff_00ff_00ff;
+    n = (n | n << 4) & (15 * ONES);
+    // A digit above nine carries into the upper half of its byte when six is added.
+    let letters = (n + 6 * ONES) >> 4 & ONES;
+    (n + u64::from(b'0') * ONES + letters * u64::from(b'a' - b'9' - 1)).to_be_bytes()
+}
+
+/// How the instance that served a call came to be there; `X-Taper-Start` on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Start {
     /// It was running before the call came.
@@ -128,7 +144,7 @@ pub struct Phases {
     pub load: Duration,
 }
 
-/// Where a call's time went before its response began; rides in the reply's extensions (`Server-Timing` on the wire).
+/// Where a call's time went before its response began; `Server-Timing` on the wire.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Timing {
     /// Waiting for a slot while instances were there.
@@ -137,6 +153,44 @@ pub struct Timing {
     pub activate: Duration,
     /// From handing the call to the instance until its response began.
     pub invoke: Duration,
+}
+
+/// How a call was served. Rides in the reply's extensions.
+#[derive(Debug, Clone, Copy)]
+pub struct Served {
+    /// How its instance came to be there.
+    pub start: Start,
+    /// Where its time went.
+    pub timing: Timing,
+    /// How long its instance took to come to be; none where the call did not wait for it ([`Start::Warm`]).
+    pub phases: Option<Phases>,
+}
+
+/// Both directions of a connection, when the function has answered 101 and what follows is no HTTP any more. Rides in the reply's
+/// extensions.
+#[derive(Clone)]
+pub struct Upgraded(Arc<Mutex<Option<Box<dyn Duplex>>>>);
+
+/// A stream that is read and written.
+pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+
+impl Upgraded {
+    /// Of this stream.
+    pub fn new(stream: impl Duplex + 'static) -> Self {
+        Self(Arc::new(Mutex::new(Some(Box::new(stream)))))
+    }
+
+    /// The stream, for the first who asks.
+    pub fn take(&self) -> Option<Box<dyn Duplex>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+impl fmt::Debug for Upgraded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an upgraded connection")
+    }
 }
 
 /// An empty body.
@@ -151,7 +205,14 @@ pub fn full(bytes: impl Into<Bytes>) -> Body {
 
 #[cfg(test)]
 mod tests {
-    use super::CallId;
+    use super::{CallId, hex};
+
+    #[test]
+    fn digits() {
+        for number in [0, 1, 9, 10, 15, 16, 0x0123_4567, 0x89ab_cdef, 0xa0f9_0b1c, u32::MAX] {
+            assert_eq!(hex(number), *format!("{number:08x}").as_bytes());
+        }
+    }
 
     #[test]
     fn ids() {

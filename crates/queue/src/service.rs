@@ -10,7 +10,7 @@ use http_body_util::BodyExt;
 use rand::RngExt;
 use taper_model::{
     BoxFuture, Cause, Fault, FunctionName, Reply, Stage,
-    call::{Body, Start},
+    call::{Body, Served, Start},
     clock,
 };
 use tokio::{
@@ -214,7 +214,8 @@ async fn run(parts: &Parts, lease: &Lease, keep: usize) -> Result<(Answer, Optio
         Some(Deadline(at)) => timeout_at(*at, read(body, keep)).await.unwrap_or_else(|_| Err(late())),
         None => read(body, keep).await,
     }?;
-    Ok((Answer { status: head.status, headers: head.headers, body, cut }, head.extensions.get::<Start>().copied()))
+    let start = head.extensions.get::<Served>().map(|served| served.start);
+    Ok((Answer { status: head.status, headers: head.headers, body, cut }, start))
 }
 
 /// Reads a body to its end, and keeps what there is room for.

@@ -5,7 +5,7 @@ use std::{fmt, fs, path::Path, path::PathBuf, str::FromStr};
 
 use anyhow::{Context as _, Result, anyhow};
 use serde::Deserialize;
-use taper_model::Invalid;
+use taper_model::{Invalid, quantity::Memory};
 
 use crate::credentials::Source;
 
@@ -58,6 +58,14 @@ impl Config {
     pub(crate) fn instances(&self) -> taper_local::Config {
         let dir = self.data.join("local");
         taper_local::Config { dir: std::path::absolute(&dir).unwrap_or(dir), ..self.local.clone() }
+    }
+
+    /// What is set about the control plane. Where nothing is said of the memory for idle instances it is a quarter of the machine's.
+    pub(crate) fn control(&self) -> taper_control::Config {
+        let machine = rustix::system::sysinfo();
+        let total = (machine.totalram as u64).saturating_mul(u64::from(machine.mem_unit));
+        let keep_alive_memory = self.control.keep_alive_memory.or(Some(Memory(total / 4)));
+        taper_control::Config { keep_alive_memory, ..self.control.clone() }
     }
 
     /// Where the administrator's credentials come from.
@@ -204,6 +212,14 @@ mod tests {
         let text = page.split("```yaml\n").nth(1).unwrap().split("```").next().unwrap();
         let shown = Config { data: default_data(), ..load(text).unwrap() };
         assert_eq!(format!("{shown:#?}"), format!("{:#?}", Config::default()));
+    }
+
+    #[test]
+    fn idle_instances_may_take_a_quarter_of_the_machine() {
+        let quarter = Config::default().control().keep_alive_memory.expect("a bound").0;
+        assert!((16 << 20..1 << 45).contains(&quarter), "{quarter}");
+        let said = load("control: {keepAliveMemory: 3Gi}\n").unwrap();
+        assert_eq!(said.control().keep_alive_memory, Some(Memory(3 << 30)));
     }
 
     #[test]

@@ -1,11 +1,13 @@
-//! How functions stand, for the metrics: instances as the control plane knows them, waiting calls as the dispatcher does.
+//! How functions stand, for the metrics: instances as the control plane knows them, waiting calls as the dispatcher does, and what
+//! the provider keeps ready.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use taper_control::Handle;
 use taper_dispatch::Dispatcher;
-use taper_gateway::Gauges;
+use taper_gateway::{Gauges, Pool, Shelf};
 use taper_model::FunctionName;
+use taper_provider::{Pooled, Provider};
 
 /// A collector that is asked at each scrape.
 pub(crate) fn collect(control: Handle, dispatcher: Dispatcher) -> Box<dyn Fn() -> Vec<Gauges> + Send + Sync> {
@@ -32,5 +34,22 @@ pub(crate) fn collect(control: Handle, dispatcher: Dispatcher) -> Box<dyn Fn() -
             all.entry(function.clone()).or_insert_with(|| empty(function)).queued += u64::from(stats.waiting);
         }
         all.into_values().collect()
+    })
+}
+
+/// What is kept ready, asked for at each scrape.
+pub(crate) fn pool(provider: Arc<dyn Provider>) -> Box<dyn Fn() -> Pool + Send + Sync> {
+    Box::new(move || {
+        let Pooled { kinds, budget } = provider.pool();
+        let shelf = |(kind, s): (String, taper_provider::Shelf)| Shelf {
+            kind,
+            hits: s.hits,
+            misses: s.misses,
+            ready: s.ready,
+            making: s.making,
+            wanted: s.wanted,
+            memory: s.memory,
+        };
+        Pool { budget, shelves: kinds.into_iter().map(shelf).collect() }
     })
 }

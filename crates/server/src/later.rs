@@ -4,7 +4,11 @@
 use std::sync::Arc;
 
 use http::{HeaderName, HeaderValue, Uri, uri::PathAndQuery};
-use taper_model::{BoxFuture, Call, CallId, Cause, Fault, FunctionName, Invoke, Reply, Retry, Stage, call};
+use taper_gateway::Invocations;
+use taper_model::{
+    BoxFuture, Call, CallId, Cause, Fault, FunctionName, Invoke, Reply, Retry, Stage,
+    call::{self, Served},
+};
 use taper_queue::{Deadline, Entry, Policy, Run};
 use taper_store::Snapshot;
 use tokio::{
@@ -18,6 +22,8 @@ const CALL_ID: HeaderName = HeaderName::from_static("x-call-id");
 pub(crate) struct Later {
     pub(crate) snapshot: watch::Receiver<Arc<Snapshot>>,
     pub(crate) invoke: Arc<dyn Invoke>,
+    /// Where it is counted how a call found its function.
+    pub(crate) counts: Invocations,
 }
 
 impl Run for Later {
@@ -26,6 +32,9 @@ impl Run for Later {
             let call = self.call(entry)?;
             let deadline = Deadline(call.deadline);
             let mut reply = self.invoke.invoke(call).await?;
+            if let Some(served) = reply.extensions().get::<Served>() {
+                self.counts.reached(&entry.function, served);
+            }
             reply.extensions_mut().insert(deadline);
             Ok(reply)
         })

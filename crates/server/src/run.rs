@@ -78,16 +78,21 @@ async fn run(config: Config, on_ready: impl FnOnce(Ready) + Send + 'static) -> R
     // The control plane names the gateway's address and counts; the gateway serves the control plane's API. Whoever asks
     // before the gateway is bound hears nothing yet.
     let bound: Arc<OnceLock<Bound>> = Arc::default();
-    let (url, counts) = (Arc::clone(&bound), Arc::clone(&bound));
+    let (url, counts, seen) = (Arc::clone(&bound), Arc::clone(&bound), Arc::clone(&bound));
     let (service, handle) = Control::build(
-        config.control.clone(),
+        config.control(),
         taper_control::Parts {
             store: Arc::clone(&store),
             artifacts: Arc::new(artifacts),
-            provider,
+            provider: Arc::clone(&provider),
             load: Arc::new(dispatcher.clone()),
             public_url: Box::new(move || url.get().map(|b| b.url.clone()).unwrap_or_default()),
             invocations: Box::new(move |name| counts.get().map_or(0, |b| b.invocations.of(name))),
+            starts: Box::new(move |name| {
+                let taper_gateway::Starts { pool, cold, recent } =
+                    seen.get().map(|b| b.invocations.starts(name)).unwrap_or_default();
+                taper_control::Starts { pool, cold, recent }
+            }),
             info: Info {
                 version: env!("CARGO_PKG_VERSION").into(),
                 provider: "local".into(),
@@ -106,6 +111,7 @@ async fn run(config: Config, on_ready: impl FnOnce(Ready) + Send + 'static) -> R
             api: handle.router(),
             credentials: credentials.clone(),
             gauges: gauges::collect(handle.clone(), dispatcher.clone()),
+            pool: gauges::pool(provider),
             ready: Box::new(|| true),
             log: Box::new(std::io::stderr()),
         },
@@ -122,7 +128,11 @@ async fn run(config: Config, on_ready: impl FnOnce(Ready) + Send + 'static) -> R
         config.queue.clone(),
         taper_queue::Parts {
             queue,
-            run: Arc::new(Later { snapshot: store.snapshot(), invoke: Arc::new(dispatcher.clone()) }),
+            run: Arc::new(Later {
+                snapshot: store.snapshot(),
+                invoke: Arc::new(dispatcher.clone()),
+                counts: gateway.invocations(),
+            }),
             policy: {
                 let snapshot = store.snapshot();
                 Box::new(move |name| later::policy(&snapshot, name))

@@ -39,6 +39,16 @@ impl<K: Hash + Eq + Clone, V: Clone> Shared<K, V> {
         self.shards.iter().flat_map(|s| s.iter())
     }
 
+    /// The names under which another map has something that is not the `same`, or nothing. What both maps share is not looked at,
+    /// so that two versions of a large one are compared at the cost of what changed between them.
+    pub fn differences<'a>(&'a self, other: &'a Self, same: fn(&V, &V) -> bool) -> impl Iterator<Item = &'a K> {
+        let changed = self.shards.iter().zip(&other.shards).filter(|(a, b)| !Arc::ptr_eq(a, b));
+        changed.flat_map(move |(a, b)| {
+            let new = a.iter().filter(move |(key, value)| b.get(*key).is_none_or(|before| !same(value, before)));
+            new.map(|(key, _)| key).chain(b.keys().filter(|key| !a.contains_key(*key)))
+        })
+    }
+
     /// Every name.
     pub fn keys(&self) -> impl Iterator<Item = &K> {
         self.iter().map(|(key, _)| key)
@@ -130,6 +140,8 @@ impl<'a, K: Hash + Eq + Clone, V: Clone> IntoIterator for &'a Shared<K, V> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use proptest::prelude::*;
     use taper_model::{FunctionName, Name};
 
@@ -153,6 +165,9 @@ mod tests {
                         model.remove(&key);
                     }
                 }
+                let differ: HashSet<_> = map.differences(&held, u32::eq).cloned().collect();
+                let all = model.keys().chain(before.keys());
+                prop_assert_eq!(differ, all.filter(|key| model.get(*key) != before.get(*key)).cloned().collect());
                 for (map, model) in [(&map, &model), (&held, &before)] {
                     prop_assert_eq!((map.len(), map.iter().count()), (model.len(), model.len()));
                     prop_assert_eq!(map, &model.clone().into_iter().collect());

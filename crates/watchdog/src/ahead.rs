@@ -6,14 +6,15 @@
 use std::{
     collections::BTreeMap,
     io,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd},
 };
 
 use rustix::{
+    event::{PollFd, PollFlags, poll},
     pipe::{PipeFlags, pipe_with},
     process::{Pid, Signal, WaitId, WaitIdOptions, waitid},
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::{io::AsyncWriteExt, net::unix::pipe, task::spawn_local};
 
 use crate::{
@@ -33,6 +34,27 @@ pub struct Ahead<'a> {
     pub env: &'a BTreeMap<String, String>,
     /// Makes the calling process what a function's may be, for good. It runs in the new process, before its program.
     pub confine: &'a dyn Fn() -> Result<(), String>,
+    /// How to have a process in which the runtime is loaded already, instead of starting one.
+    pub fork: Option<Fork<'a>>,
+}
+
+/// A way to a process that is made elsewhere, has loaded the runtime, and becomes a child of this one.
+pub struct Fork<'a> {
+    /// Asks for it, with these descriptors at these numbers. It is as confined as by [`Ahead::confine`] when it says so.
+    pub ask: Box<Ask<'a>>,
+    /// Whether it is.
+    pub check: &'a dyn Fn(Pid) -> Result<(), String>,
+}
+
+/// Passes descriptors on to another process, with the numbers they are to have there.
+pub type Ask<'a> = dyn FnOnce(&[(BorrowedFd<'_>, RawFd)]) -> Result<(), String> + 'a;
+
+impl Ahead<'_> {
+    /// Where a runtime that waits finds its descriptors. Part of its environment.
+    pub fn environment() -> [(String, String); 3] {
+        [("TAPER_CLAIM_FD", CLAIM), ("TAPER_LISTEN_FD", LISTEN), ("TAPER_CONTROL_FD", CONTROL)]
+            .map(|(name, number)| (name.to_owned(), number.to_string()))
+    }
 }
 
 /// A runtime that waits for its claim. Dropped, it is killed.
@@ -72,6 +94,13 @@ impl Told {
     }
 }
 
+/// The first word of a fork.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Here {
+    here: i32,
+}
+
 /// What the waiting runtime is told.
 #[derive(Serialize)]
 struct Word<'a> {
@@ -80,12 +109,54 @@ struct Word<'a> {
 }
 
 impl Waiting {
+    /// Has a runtime forked where there is a way to, else starts one, and returns when it waits or there is an `order`. Nothing
+    /// when there is none: it has ended, or the claim came before the fork.
+    ///
+    /// # Errors
+    /// When none can be started.
+    pub(crate) fn begin(
+        mut ahead: Ahead<'_>,
+        listener: BorrowedFd<'_>,
+        order: BorrowedFd<'_>,
+    ) -> Result<Option<Self>, Failed> {
+        if let Some(fork) = ahead.fork.take() {
+            // One that fails has said why to whoever made it: what is said here would be in the function's log.
+            if let Ok(forked) = Self::fork(ahead.command, fork, listener, order) {
+                return Ok(forked);
+            }
+        }
+        let started = Self::start(&ahead, listener)?;
+        let here = started.ends.as_ref().map(|ends| here(ends.word.as_fd(), order));
+        // What ended at once is not waited for again; a claim that came first is for one that still loads.
+        Ok(if matches!(here, Some(Err(_))) { None } else { Some(started) })
+    }
+
+    fn fork(
+        command: &[String],
+        fork: Fork<'_>,
+        listener: BorrowedFd<'_>,
+        order: BorrowedFd<'_>,
+    ) -> Result<Option<Self>, String> {
+        let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(|why| why.to_string());
+        let ((unread, claim), (word, control), (stderr, errors)) = (pipe()?, pipe()?, pipe()?);
+        (fork.ask)(&[
+            (rustix::stdio::stdout(), 1),
+            (errors.as_fd(), 2),
+            (listener, LISTEN),
+            (control.as_fd(), CONTROL),
+            (unread.as_fd(), CLAIM),
+        ])?;
+        drop((control, errors));
+        let Some(pid) = here(word.as_fd(), order)? else { return Ok(None) };
+        let forked = Self { pid, command: command.to_vec(), ends: Some(Ends { claim, unread, word, stderr }) };
+        // Dropped, it is killed.
+        (fork.check)(pid).map(|()| Some(forked))
+    }
+
     /// Starts it as the leader of a process group of its own.
-    pub(crate) fn start(ahead: &Ahead<'_>, listener: BorrowedFd<'_>) -> Result<Self, Failed> {
+    fn start(ahead: &Ahead<'_>, listener: BorrowedFd<'_>) -> Result<Self, Failed> {
         let mut env = ahead.env.clone();
-        env.insert("TAPER_CLAIM_FD".into(), CLAIM.to_string());
-        env.insert("TAPER_LISTEN_FD".into(), LISTEN.to_string());
-        env.insert("TAPER_CONTROL_FD".into(), CONTROL.to_string());
+        env.extend(Ahead::environment());
         let program = Program::find(ahead.command, &env)?;
         let system = |e: io::Error| Failed::new(FailedKind::Confine, format!("starting the runtime ahead: {e}"));
         let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(|e| system(e.into()));
@@ -140,6 +211,30 @@ impl Waiting {
             Ok(Taken { process, word, told: Told(unread) })
         })())
     }
+}
+
+/// Waits until a runtime says where it is, or for an `order`, whichever comes first.
+fn here(word: BorrowedFd<'_>, order: BorrowedFd<'_>) -> Result<Option<Pid>, String> {
+    loop {
+        let mut sources =
+            [PollFd::from_borrowed_fd(word, PollFlags::IN), PollFd::from_borrowed_fd(order, PollFlags::IN)];
+        match poll(&mut sources, None) {
+            Err(rustix::io::Errno::INTR) => continue,
+            answer => drop(answer.map_err(|why| why.to_string())?),
+        }
+        if !sources[0].revents().is_empty() {
+            break;
+        }
+        if !sources[1].revents().is_empty() {
+            return Ok(None);
+        }
+    }
+    // It says this in one write, and nothing more before it has a claim.
+    let mut said = [0; 64];
+    let count = rustix::io::read(word, &mut said).map_err(|why| why.to_string())?;
+    let here: Here =
+        serde_json::from_slice(said.get(..count).unwrap_or_default()).map_err(|_| "it ended".to_owned())?;
+    Pid::from_raw(here.here).map(Some).ok_or_else(|| "it has no process id".to_owned())
 }
 
 impl Drop for Waiting {

@@ -3,23 +3,24 @@
 //!
 //! Never here: what HTTP makes of a failure, and the process itself (`forked`).
 
-use std::{cell::Cell, io, os::fd::AsFd, rc::Rc, sync::Arc, time::Duration};
+use std::{cell::Cell, future::poll_fn, io, rc::Rc, sync::Arc, task::Poll, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use tokio::{
     net::{UnixListener, UnixStream},
     sync::watch,
     task::JoinSet,
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout_at},
 };
 
 use crate::{
     Error,
-    control::{Claim, Failed},
+    control::{Claim, Failed, FailedKind},
     environment,
     forked::{AHEAD, Forked, Hold, Over, Stdin},
     log::{Lines, Log, Tail},
     reap::{Children, Exit},
+    runners::{Job, Runners},
     spawn::Program,
     wire::{Call, Fault, FaultKind, FrameReader, FrameWriter, Kind, Reply, split},
 };
@@ -27,31 +28,32 @@ use crate::{
 /// What serves the calls of a classic function.
 #[derive(Debug)]
 pub(crate) struct Classic {
-    program: Program,
+    program: Arc<Program>,
+    runners: Runners,
     content_type: Option<String>,
     hold: usize,
     early_hold: usize,
     combine: bool,
     log: Log,
-    children: Children,
 }
 
 impl Classic {
     /// Finds the command; a function whose command is missing is not ready.
     pub(crate) fn prepare(claim: &Claim, log: Log, children: Children) -> Result<Self, Failed> {
         Ok(Self {
-            program: Program::find(&claim.command, &claim.env)?,
+            program: Program::find(&claim.command, &claim.env)?.into(),
+            runners: Runners::begin(children)
+                .map_err(|e| Failed::new(FailedKind::Confine, format!("the thread that starts processes: {e}")))?,
             content_type: claim.env.get("content_type").filter(|t| !t.is_empty()).cloned(),
             hold: usize::try_from(claim.max_reply_hold).unwrap_or(usize::MAX),
             early_hold: usize::try_from(claim.max_early_hold).unwrap_or(usize::MAX),
             combine: claim.combine_output,
             log,
-            children,
         })
     }
 
     /// Serves connections until told to stop; then ends when the calls under way have ended.
-    pub(crate) async fn serve(self: Arc<Self>, listener: UnixListener, mut stop: watch::Receiver<bool>) {
+    pub(crate) async fn serve(self: Rc<Self>, listener: UnixListener, mut stop: watch::Receiver<bool>) {
         let mut connections = JoinSet::new();
         let for_each = stop.clone();
         loop {
@@ -61,7 +63,7 @@ impl Classic {
                 Some(_) = connections.join_next() => {}
                 accepted = listener.accept() => match accepted {
                     Ok((stream, _)) => {
-                        let (classic, stop) = (Arc::clone(&self), for_each.clone());
+                        let (classic, stop) = (Rc::clone(&self), for_each.clone());
                         // A broken connection has told its platform by being closed.
                         connections.spawn_local(async move { classic.converse(stream, stop).await.is_ok() });
                     }
@@ -99,7 +101,7 @@ impl Classic {
     /// One call, from its head to the rest of its connection.
     async fn pass(&self, call: &Call<'_>, reader: &mut FrameReader, writer: &mut FrameWriter) -> Result<(), Error> {
         let began = Instant::now();
-        self.log.line(&call.id, "Forking fprocess.").await;
+        self.log.line(&call.id, format_args!("Forking fprocess.")).await;
         let mut request = Request::arrived(reader)?;
         let mut answer = Answer {
             writer,
@@ -107,8 +109,10 @@ impl Classic {
             content_type: self.content_type.as_deref(),
             begun: false,
         };
-        let (over, tail) = match self.start(call, &mut request) {
-            Ok(forked) => self.run(call, began, forked, &mut request, &mut answer).await,
+        let deadline = began.checked_add(Duration::from_millis(call.deadline_ms));
+        let (over, tail) = match self.start(call, deadline, &mut request).await {
+            Ok(Some(forked)) => self.run(call, deadline, forked, &mut request, &mut answer).await,
+            Ok(None) => (Over::Late, Tail::default()),
             Err(error) => {
                 answer.fail(FaultKind::Exit, error.to_string(), &Tail::default(), None)?;
                 return self.end(call, began, answer, &mut request).await;
@@ -137,22 +141,43 @@ impl Classic {
         answer: Answer<'_>,
         request: &mut Request<'_>,
     ) -> Result<(), Error> {
+        request.skim().await?;
         answer.writer.flush().await?;
-        let line = format!("Wrote {} Bytes - Duration: {:.6}s", answer.hold.bytes(), began.elapsed().as_secs_f64());
-        self.log.line(&call.id, &line).await;
+        let (bytes, took) = (answer.hold.bytes(), began.elapsed().as_secs_f64());
+        self.log.line(&call.id, format_args!("Wrote {bytes} Bytes - Duration: {took:.6}s")).await;
         request.drain().await
     }
 
-    fn start(&self, call: &Call<'_>, request: &mut Request<'_>) -> io::Result<Forked> {
-        let stdin = request.stdin.open(request.ended.get())?;
-        let stdin = stdin.as_ref().map(AsFd::as_fd);
-        Forked::start(&self.program, &environment::of(call), stdin, self.combine, &self.children)
+    /// The call's process; nothing when it was too late for it.
+    async fn start(
+        &self,
+        call: &Call<'_>,
+        deadline: Option<Instant>,
+        request: &mut Request<'_>,
+    ) -> io::Result<Option<Forked>> {
+        let job = Job {
+            program: Arc::clone(&self.program),
+            variables: environment::of(call),
+            input: std::mem::take(&mut request.stdin.ahead),
+            whole: request.ended.get(),
+            combine: self.combine,
+            streams: self.hold == 0,
+        };
+        let start = self.runners.start(job);
+        let started = match deadline {
+            Some(deadline) => timeout_at(deadline, start).await,
+            None => Ok(start.await),
+        };
+        let Ok(started) = started else { return Ok(None) };
+        let mut forked = started?;
+        forked.input(&mut request.stdin)?;
+        Ok(Some(forked))
     }
 
     async fn run(
         &self,
         call: &Call<'_>,
-        began: Instant,
+        deadline: Option<Instant>,
         forked: Forked,
         request: &mut Request<'_>,
         answer: &mut Answer<'_>,
@@ -169,7 +194,6 @@ impl Classic {
             self.log.write(&lines.push(&bytes.split())).await;
             Ok(())
         };
-        let deadline = began.checked_add(Duration::from_millis(call.deadline_ms));
         let over = forked.carry(output, errors, request.feed(), deadline).await;
         self.log.write(&lines.finish()).await;
         (over, if self.combine { out_tail } else { tail })
@@ -242,6 +266,20 @@ impl<'a> Request<'a> {
         }
     }
 
+    /// Drops what has arrived of a request that the answer did not wait for: the platform keeps the connection if the rest of
+    /// what it has sent finds room.
+    async fn skim(&mut self) -> Result<(), Error> {
+        self.stdin.close();
+        while !self.ended.get() {
+            let next = poll_fn(|cx| Poll::Ready(self.reader.poll_next(cx))).await;
+            let Poll::Ready(frame) = next else { return Ok(()) };
+            let frame = frame?.ok_or(Error::Closed)?;
+            self.admit(frame.kind, &frame.payload)?;
+            self.stdin.ahead.clear();
+        }
+        Ok(())
+    }
+
     /// Reads what is left of the request, so that the next thing on the connection is a call.
     async fn drain(&mut self) -> Result<(), Error> {
         self.stdin.close();
@@ -267,7 +305,7 @@ impl Answer<'_> {
     async fn take(&mut self, bytes: &mut BytesMut) -> Result<(), Error> {
         if let Some(now) = self.hold.take(bytes) {
             self.begin(None)?;
-            self.writer.data(now);
+            self.writer.data(&now);
             self.writer.flush().await?;
         }
         Ok(())
@@ -278,14 +316,14 @@ impl Answer<'_> {
             return Ok(());
         }
         self.begun = true;
-        let headers = self.content_type.map(|t| ("content-type".into(), t.to_owned())).into_iter().collect();
+        let headers = self.content_type.map(|t| ("content-type", t)).into_iter().collect();
         self.writer.reply(&Reply { status: 200, length, headers })
     }
 
     fn finish(&mut self) {
         // A head of one header always fits into a frame.
         let _ = self.begin(Some(self.hold.bytes()));
-        self.writer.data(self.hold.rest());
+        self.writer.data(&self.hold.rest());
         self.writer.end();
     }
 

@@ -50,7 +50,11 @@ pub enum Order {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub enum Report {
-    /// The runtime can take calls; exactly once.
+    /// The runtime that was to be started ahead of the claim waits for it, or there is none; exactly once where one was
+    /// asked for, before anything else.
+    Waiting,
+    /// The runtime can take calls; exactly once. In mode `http` a connection to it may be beside the message, for the first
+    /// call.
     #[serde(rename_all = "camelCase")]
     Ready {
         /// Milliseconds from the claim until it was bound: everything in its place, every privilege given up.

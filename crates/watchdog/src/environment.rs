@@ -6,61 +6,60 @@ use std::{borrow::Cow, ffi::CString};
 
 use crate::wire::Call;
 
+const PREFIX: &[u8] = b"Http_";
+
 /// The variables of one request. The platform's words come before a header of the same name; of a repeated header the
 /// first value counts.
 pub(crate) fn of(call: &Call<'_>) -> Vec<CString> {
-    let mut variables =
-        Variables { seen: Vec::with_capacity(call.headers.len() + 8), out: Vec::with_capacity(call.headers.len() + 8) };
+    let mut variables = Variables(Vec::with_capacity(call.headers.len() + 8));
     let length = call.content_length.map_or_else(|| "-1".to_owned(), |n| n.to_string());
-    variables.add("Http_Method".into(), &call.method);
-    variables.add("Http_ContentLength".into(), &length);
-    variables.add("Http_Content_Length".into(), &length);
+    variables.add("Method".bytes(), &call.method);
+    variables.add("ContentLength".bytes(), &length);
+    variables.add("Content-Length".bytes(), &length);
     if !call.query.is_empty() {
-        variables.add("Http_Query".into(), &call.query);
+        variables.add("Query".bytes(), &call.query);
     }
     if call.content_length.is_none() {
-        variables.add("Http_Transfer_Encoding".into(), "chunked");
+        variables.add("Transfer-Encoding".bytes(), "chunked");
     }
     // The path is decoded, as in OpenFaaS; unless that would cut the variable short.
     let path = decoded(&call.path);
-    variables.add("Http_Path".into(), if path.contains('\0') { &call.path } else { &path });
+    variables.add("Path".bytes(), if path.contains('\0') { &call.path } else { &path });
     for (name, value) in &call.headers {
         // `Proxy:` would become Http_Proxy, which libraries that ignore case take for a proxy to use ("httpoxy").
         if !name.eq_ignore_ascii_case("proxy") {
-            variables.add(format!("Http_{}", canonical(name, '_')), value);
+            variables.add(canonical(name), value);
         }
     }
-    variables.out
+    variables.0
 }
 
-struct Variables {
-    seen: Vec<String>,
-    out: Vec<CString>,
-}
+struct Variables(Vec<CString>);
 
 impl Variables {
-    fn add(&mut self, name: String, value: &str) {
-        if self.seen.contains(&name) {
+    /// In one allocation each: there are a dozen to a call.
+    fn add(&mut self, name: impl ExactSizeIterator<Item = u8>, value: &str) {
+        let mut text = Vec::with_capacity(PREFIX.len() + name.len() + "=".len() + value.len() + "\0".len());
+        text.extend_from_slice(PREFIX);
+        text.extend(name.map(|byte| if byte == b'-' { b'_' } else { byte }));
+        text.push(b'=');
+        if self.0.iter().any(|known| known.to_bytes().starts_with(&text)) {
             return;
         }
+        text.extend_from_slice(value.as_bytes());
         // A NUL cannot come from HTTP, and cannot be in an environment.
-        if let Ok(variable) = CString::new(format!("{name}={value}")) {
-            self.out.push(variable);
-            self.seen.push(name);
-        }
+        self.0.extend(CString::new(text));
     }
 }
 
-/// A header's name in Go's canonical form (`x-call-id` → `X-Call-Id`), with `dash` in place of its dashes.
-pub(crate) fn canonical(name: &str, dash: char) -> String {
+/// A header's name in Go's canonical form (`x-call-id` → `X-Call-Id`).
+pub(crate) fn canonical(name: &str) -> impl ExactSizeIterator<Item = u8> {
     let mut upper = true;
-    name.chars()
-        .map(|c| {
-            let c = if upper { c.to_ascii_uppercase() } else { c.to_ascii_lowercase() };
-            upper = c == '-';
-            if c == '-' { dash } else { c }
-        })
-        .collect()
+    name.bytes().map(move |byte| {
+        let byte = if upper { byte.to_ascii_uppercase() } else { byte.to_ascii_lowercase() };
+        upper = byte == b'-';
+        byte
+    })
 }
 
 pub(crate) fn decoded(path: &str) -> Cow<'_, str> {

@@ -1,33 +1,34 @@
-//! The process of one call: started, fed, read, bounded in time, and never outlived by anything of its group.
+//! The process of one call: fed, read, bounded in time, and never outlived by anything of its group.
 //!
-//! Never here: where the request comes from and what its end means for the caller. The two fronts, frames (`classic`) and
+//! Never here: how it is started (`runners`), where the request comes from and what its end means for the caller. The two fronts, frames (`classic`) and
 //! HTTP (`standalone`), say that.
 
 use std::{
     cell::Cell,
-    ffi::CString,
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
-use rustix::{
-    pipe::{PipeFlags, pipe_with},
-    process::{Pid, Signal},
-};
+use rustix::process::{Pid, Signal};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncReadExt, AsyncWriteExt, Interest, unix::AsyncFd},
     net::unix::pipe,
-    sync::{oneshot, watch},
+    sync::watch,
     time::{Instant, sleep, sleep_until, timeout},
 };
 
 use crate::{
     Error,
-    reap::{Children, Exit, kill_group},
-    spawn::Program,
+    reap::{Children, Exit, ended, kill_group},
+    runners::PATIENCE,
+    spawn::Started,
 };
 
 /// How long output that a left-over process holds open is waited for after the call's own process has ended.
@@ -45,10 +46,28 @@ const READ: usize = 4 * 1024;
 /// A call's process. When the value goes, its whole process group is killed: a call that is given up is stopped.
 #[derive(Debug)]
 pub(crate) struct Forked {
-    pid: Pid,
-    exit: Option<oneshot::Receiver<Exit>>,
-    stdout: pipe::Receiver,
-    stderr: Option<pipe::Receiver>,
+    /// None when it has been reaped, and nothing of its group is left.
+    pub(crate) started: Option<Started>,
+    pub(crate) children: Children,
+    pub(crate) began: Instant,
+    /// Whether the next process is likely to be done at once.
+    pub(crate) brief: Arc<AtomicBool>,
+    /// How it ended, once it has been reaped.
+    pub(crate) exit: Option<Exit>,
+    /// Where more of its input is to go, and what of it is there.
+    pub(crate) stdin: Option<OwnedFd>,
+    pub(crate) input: BytesMut,
+    pub(crate) stdout: Outlet,
+    pub(crate) stderr: Outlet,
+}
+
+/// One output of a process.
+#[derive(Debug)]
+pub(crate) struct Outlet {
+    /// Where more may come from.
+    pub(crate) pipe: Option<OwnedFd>,
+    /// What has been read.
+    pub(crate) said: BytesMut,
 }
 
 /// How a call came to its end.
@@ -65,29 +84,11 @@ pub(crate) enum Over<E, F> {
 }
 
 impl Forked {
-    /// Starts the program with these variables beside its environment. Without `stdin` it gets the watchdog's own, which is
-    /// /dev/null. With `combine` both outputs are one.
-    pub(crate) fn start(
-        program: &Program,
-        variables: &[CString],
-        stdin: Option<BorrowedFd<'_>>,
-        combine: bool,
-        children: &Children,
-    ) -> io::Result<Self> {
-        let (stdout, out) = pipe_with(PipeFlags::CLOEXEC)?;
-        let (stderr, err) =
-            if combine { (None, None) } else { pipe_with(PipeFlags::CLOEXEC).map(|(r, w)| (Some(r), Some(w)))? };
-        let mut places = Vec::with_capacity(3);
-        places.extend(stdin.map(|fd| (fd, 0)));
-        places.push((out.as_fd(), 1));
-        places.push((err.as_ref().unwrap_or(&out).as_fd(), 2));
-        let pid = program.spawn(variables, &places)?;
-        Ok(Self {
-            pid,
-            exit: Some(children.expect(pid)),
-            stdout: pipe::Receiver::from_owned_fd(stdout)?,
-            stderr: stderr.map(pipe::Receiver::from_owned_fd).transpose()?,
-        })
+    /// Takes what was written to it, to be carried on by `feed`.
+    pub(crate) fn input(&mut self, stdin: &mut Stdin) -> io::Result<()> {
+        stdin.ahead = std::mem::take(&mut self.input);
+        stdin.pipe = self.stdin.take().map(pipe::Sender::from_owned_fd).transpose()?;
+        Ok(())
     }
 
     /// Carries the call until its process ended, its request's side (`feed`) ended it, or its time is up. Nothing of its
@@ -102,32 +103,6 @@ impl Forked {
         feed: impl Future<Output = F>,
         deadline: Option<Instant>,
     ) -> Over<E, F> {
-        let (tell, told) = watch::channel(None);
-        let pid = self.pid;
-        let exit = self.exit.take();
-        let (stdout, stderr) = (&mut self.stdout, &mut self.stderr);
-        let carry = async {
-            let ended = async {
-                let exit = match exit {
-                    Some(exit) => exit.await.unwrap_or(Exit::Signal(libc::SIGKILL)),
-                    None => Exit::Signal(libc::SIGKILL),
-                };
-                tell.send_replace(Some(exit));
-                exit
-            };
-            let output = pump(stdout, pid, told.clone(), output);
-            let errors = async {
-                match stderr {
-                    Some(stderr) => pump(stderr, pid, told.clone(), errors).await,
-                    None => Ok(()),
-                }
-            };
-            let (exit, output, errors) = tokio::join!(ended, output, errors);
-            match output.and(errors) {
-                Ok(()) => Over::Ended(exit),
-                Err(error) => Over::Failed(error),
-            }
-        };
         let late = async {
             match deadline {
                 Some(deadline) => sleep_until(deadline).await,
@@ -135,16 +110,67 @@ impl Forked {
             }
         };
         tokio::select! {
-            over = carry => over,
+            // In this order: a process that has ended needs neither of the others.
+            biased;
+            over = self.follow(output, errors) => match over {
+                Ok(exit) => Over::Ended(exit),
+                Err(error) => Over::Failed(error),
+            },
             fed = feed => Over::Fed(fed),
             () = late => Over::Late,
         }
+    }
+
+    /// Takes its output until there is no more, and its end.
+    async fn follow<E: From<Error>>(
+        &mut self,
+        mut output: impl AsyncFnMut(&mut BytesMut) -> Result<(), E>,
+        mut errors: impl AsyncFnMut(&mut BytesMut) -> Result<(), E>,
+    ) -> Result<Exit, E> {
+        let Some(started) = &self.started else {
+            // Seen through to its end.
+            let (out, err) = (&mut self.stdout.said, &mut self.stderr.said);
+            if !out.is_empty() {
+                output(out).await?;
+            }
+            if !err.is_empty() {
+                errors(err).await?;
+            }
+            return Ok(self.exit.unwrap_or(Exit::Signal(libc::SIGKILL)));
+        };
+        let system = |what| move |error| E::from(Error::io(what)(error));
+        // SAFETY: the descriptor stays open, at its number, for longer than the `AsyncFd` that borrows it.
+        let end = unsafe { AsyncFd::register_with_interest(started.end.as_fd(), Interest::READABLE) }
+            .map_err(|error| system("watching the process")(error.into()))?;
+        let (tell, told) = watch::channel(false);
+        let exit = &mut self.exit;
+        let ending = async {
+            let status = loop {
+                if let Some(exit) = exit.or_else(|| ended(started.end.as_fd())) {
+                    break exit;
+                }
+                let mut ready = end.readable().await.map_err(system("watching the process"))?;
+                ready.clear_ready();
+            };
+            *exit = Some(status);
+            tell.send_replace(true);
+            Ok(status)
+        };
+        let read = Cell::new(0);
+        let (out, err) = (&mut self.stdout, &mut self.stderr);
+        let output = pump(out, started.pid, told.clone(), &read, output);
+        let errors = pump(err, started.pid, told.clone(), &read, errors);
+        let (exit, (), ()) = tokio::try_join!(ending, output, errors)?;
+        self.brief.store(read.get() < AHEAD && self.began.elapsed() < PATIENCE, Ordering::Relaxed);
+        Ok(exit)
     }
 }
 
 impl Drop for Forked {
     fn drop(&mut self) {
-        kill_group(self.pid, Signal::KILL);
+        if let Some(started) = self.started.take() {
+            self.children.give_up(started);
+        }
     }
 }
 
@@ -152,42 +178,67 @@ impl Drop for Forked {
 /// [`LINGER`]: then the group is killed, and soon after the pipe is given up even if somebody left the group with it.
 /// Time spent on a slow taker does not count.
 async fn pump<E: From<Error>>(
-    pipe: &mut pipe::Receiver,
+    outlet: &mut Outlet,
     group: Pid,
-    mut ended: watch::Receiver<Option<Exit>>,
+    mut over: watch::Receiver<bool>,
+    total: &Cell<usize>,
     mut taker: impl AsyncFnMut(&mut BytesMut) -> Result<(), E>,
 ) -> Result<(), E> {
     let mut patience = [LINGER / 2, LINGER].into_iter().collect::<Vec<_>>();
-    let mut buffer = BytesMut::new();
+    let mut buffer = std::mem::take(&mut outlet.said);
+    if !buffer.is_empty() {
+        taker(&mut buffer).await?;
+    }
+    let Some(pipe) = outlet.pipe.take() else { return Ok(()) };
+    let reading = |error| E::from(Error::io("reading the process's output")(error));
+    let mut pipe = pipe::Receiver::from_owned_fd(pipe).map_err(reading)?;
     loop {
         buffer.reserve(READ);
-        let over = ended.borrow_and_update().is_some();
-        let read = if over {
-            let Some(left) = patience.last_mut() else { return Ok(()) };
-            let began = Instant::now();
-            let read = timeout(*left, pipe.read_buf(&mut buffer)).await;
-            *left = left.saturating_sub(began.elapsed());
-            match read {
-                Ok(read) => read,
-                Err(_) => {
-                    patience.pop();
-                    kill_group(group, Signal::KILL);
-                    continue;
+        let read = if *over.borrow_and_update() {
+            // What the process itself has left there is there now, whether the event loop knows of it or not: time decides over
+            // the output of others alone.
+            match read_now(pipe.as_fd(), &mut buffer) {
+                Err(rustix::io::Errno::AGAIN) => {
+                    let Some(left) = patience.last_mut() else { return Ok(()) };
+                    let began = Instant::now();
+                    let read = timeout(*left, pipe.read_buf(&mut buffer)).await;
+                    *left = left.saturating_sub(began.elapsed());
+                    match read {
+                        Ok(read) => read,
+                        Err(_) => {
+                            patience.pop();
+                            kill_group(group, Signal::KILL);
+                            continue;
+                        }
+                    }
                 }
+                read => read.map_err(io::Error::from),
             }
         } else {
             tokio::select! {
                 biased;
                 read = pipe.read_buf(&mut buffer) => read,
-                _ = ended.changed() => continue,
+                _ = over.changed() => continue,
             }
         };
         match read {
             Ok(0) => return Ok(()),
-            Ok(_) => taker(&mut buffer).await?,
-            Err(error) => return Err(Error::io("reading the process's output")(error).into()),
+            Ok(n) => {
+                total.set(total.get() + n);
+                taker(&mut buffer).await?;
+            }
+            Err(error) => return Err(reading(error)),
         }
     }
+}
+
+/// One read that does not wait, without a word of the event loop's.
+fn read_now(pipe: BorrowedFd<'_>, buffer: &mut BytesMut) -> rustix::io::Result<usize> {
+    let held = buffer.len();
+    buffer.resize(held + READ, 0);
+    let read = rustix::io::retry_on_intr(|| rustix::io::read(pipe, &mut buffer[held..]));
+    buffer.truncate(held + read.unwrap_or(0));
+    read
 }
 
 /// A request's body on its way into the process.
@@ -199,26 +250,6 @@ pub(crate) struct Stdin {
 }
 
 impl Stdin {
-    /// The process's end of a pipe, filled as far as it goes; nothing for a body that is `whole` and empty.
-    pub(crate) fn open(&mut self, whole: bool) -> io::Result<Option<OwnedFd>> {
-        if whole && self.ahead.is_empty() {
-            return Ok(None);
-        }
-        let (theirs, ours) = pipe_with(PipeFlags::CLOEXEC)?;
-        rustix::io::ioctl_fionbio(&ours, true)?;
-        while !self.ahead.is_empty() {
-            match rustix::io::write(&ours, &self.ahead) {
-                Ok(n) => drop(self.ahead.split_to(n)),
-                Err(rustix::io::Errno::AGAIN) => break,
-                Err(error) => return Err(error.into()),
-            }
-        }
-        if !(whole && self.ahead.is_empty()) {
-            self.pipe = Some(pipe::Sender::from_owned_fd(ours)?);
-        }
-        Ok(Some(theirs))
-    }
-
     /// Writes what is ahead, and drops it once the process wants no more. False when the caller has left meanwhile: that
     /// news may be stuck behind a body that nobody reads, so it is looked for.
     pub(crate) async fn flush(&mut self, is_gone: impl Fn() -> bool) -> bool {

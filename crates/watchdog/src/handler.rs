@@ -88,14 +88,16 @@ async fn ready(
         Ok(Some(Word::Failed { what, message })) => Err(Failed::new(what, message)),
         Ok(Some(Word::Declined(_))) => Ok(None),
         // It closed its end without a word: it is ending, or it is no runtime of ours.
-        Ok(None | Some(Word::Ready(false))) => match timeout(Duration::from_secs(1), process.ended()).await {
-            Ok(_) if told_before.is_some_and(|told| told.was_not_heard()) => Ok(None),
-            Ok(exit) => Err(process.failed(exit).await),
-            Err(_) => Err(Failed::new(
-                FailedKind::Config,
-                told("the runtime does not speak the contract".into(), &process.last_words().await),
-            )),
-        },
+        Ok(None | Some(Word::Ready(false) | Word::Here(_))) => {
+            match timeout(Duration::from_secs(1), process.ended()).await {
+                Ok(_) if told_before.is_some_and(|told| told.was_not_heard()) => Ok(None),
+                Ok(exit) => Err(process.failed(exit).await),
+                Err(_) => Err(Failed::new(
+                    FailedKind::Config,
+                    told("the runtime does not speak the contract".into(), &process.last_words().await),
+                )),
+            }
+        }
         Err(_) => {
             let what = format!("the function was not loaded within {most}");
             Err(Failed::new(FailedKind::Timeout, told(what, &process.last_words().await)))
@@ -112,6 +114,8 @@ fn system(e: std::io::Error) -> Failed {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 enum Word {
+    /// Of one that waits: its process id. Only its watchdog needs it, and that before the claim.
+    Here(#[allow(dead_code, reason = "it may come later than the claim")] i32),
     Ready(bool),
     Failed {
         what: FailedKind,
@@ -122,11 +126,17 @@ enum Word {
 }
 
 async fn word(from: &mut pipe::Receiver) -> Option<Word> {
-    let mut line = Vec::new();
-    while !line.contains(&b'\n') && line.len() < MAX_WORD {
-        if from.read_buf(&mut line).await.ok()? == 0 {
-            return None;
+    let mut said = Vec::new();
+    loop {
+        let Some(end) = said.iter().position(|byte| *byte == b'\n') else {
+            if said.len() >= MAX_WORD || from.read_buf(&mut said).await.ok()? == 0 {
+                return None;
+            }
+            continue;
+        };
+        match serde_json::from_slice(&said[..end]).ok()? {
+            Word::Here(_) => drop(said.drain(..=end)),
+            word => return Some(word),
         }
     }
-    serde_json::from_slice(line.split(|b| *b == b'\n').next()?).ok()
 }

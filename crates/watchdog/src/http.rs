@@ -13,9 +13,12 @@ use std::{
     time::Duration,
 };
 
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
+};
 use taper_model::{function::Probe, quantity::Span};
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy, sink, split},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest, copy, sink, split, unix::AsyncFd},
     net::{TcpStream, UnixStream},
     task::{JoinHandle, spawn_local},
     time::{Instant, MissedTickBehavior, interval_at, sleep, timeout},
@@ -30,6 +33,12 @@ use crate::{
 
 /// How long one connection may take. The server is on this machine: it is either there or overwhelmed.
 const CONNECT: Duration = Duration::from_secs(5);
+
+/// The shortest time between two looks for a server that has not bound its port, and between two requests to one that has.
+const LEAST: (Duration, Duration) = (Duration::from_micros(50), Duration::from_micros(500));
+
+/// The longest.
+const MOST: Duration = Duration::from_millis(10);
 
 /// How much of an answer to a probe is read, so that the server can end it, and for how long.
 const REST: (u64, Duration) = (64 << 10, Duration::from_secs(1));
@@ -46,6 +55,8 @@ pub(crate) enum Target {
 pub(crate) struct Server {
     pub(crate) process: Process,
     pub(crate) target: Target,
+    /// The connection by which it was seen to listen: its first call need not make one.
+    pub(crate) first: Option<OwnedFd>,
     /// Ends with the reason when the server is not well any more. Never there without a liveness probe.
     liveness: Option<JoinHandle<String>>,
 }
@@ -71,10 +82,10 @@ pub(crate) async fn start(claim: &Claim, log: Log, children: &Children) -> Resul
         waited = ready => waited,
     };
     match waited {
-        Ok(target) => {
+        Ok((target, first)) => {
             let probe = claim.liveness.clone();
             let liveness = probe.map(|probe| spawn_local(unwell(target.clone(), probe, began)));
-            Ok(Server { process, target, liveness })
+            Ok(Server { process, target, first, liveness })
         }
         Err(_) => {
             let what = match &readiness.path {
@@ -143,13 +154,13 @@ impl Target {
         timeout(CONNECT, connect).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
     }
 
-    /// One probe: well, or why not.
-    async fn probe(&self, probe: &Probe) -> Result<(), String> {
+    /// One probe: well, with the connection when that was all that was asked for, or why not.
+    async fn probe(&self, probe: &Probe) -> Result<Option<OwnedFd>, String> {
         let most = probe.timeout();
         let Some(path) = &probe.path else {
             let connected = timeout(most, self.connect()).await;
             let connected = connected.map_err(|_| format!("no connection within {}", Span(most)))?;
-            return connected.map(drop).map_err(|e| e.to_string());
+            return connected.map(Some).map_err(|e| e.to_string());
         };
         let request = format!(
             "GET {path} HTTP/1.1\r\nHost: localhost\r\nUser-Agent: taper-watchdog\r\nConnection: close\r\n\r\n"
@@ -164,7 +175,7 @@ impl Target {
             Err(_) => Err(format!("no answer within {}", Span(most))),
             Ok(Err(e)) => Err(e.to_string()),
             Ok(Ok(head)) => match status(&head) {
-                Some(200..=399) => Ok(()),
+                Some(200..=399) => Ok(None),
                 Some(status) => Err(format!("status {status}")),
                 None => Err("the answer is not HTTP/1.1".into()),
             },
@@ -173,16 +184,23 @@ impl Target {
 }
 
 /// The first target that passes the probe as often in a row as it must. Nothing announces a listening socket to others, so
-/// where no period is set it is tried every half millisecond at first, and never later than 5 % after the fact, up to
-/// 10 ms.
-async fn ready(targets: &[Target], probe: &Probe, said: &RefCell<String>) -> Target {
-    sleep(probe.initial_delay()).await;
-    let began = Instant::now();
+/// where no period is set it is tried every 50 µs at first, and never later than 5 % after the fact, up to 10 ms.
+async fn ready(targets: &[Target], probe: &Probe, said: &RefCell<String>) -> (Target, Option<OwnedFd>) {
+    if !probe.initial_delay().is_zero() {
+        sleep(probe.initial_delay()).await;
+    }
+    let (began, clock) = (Instant::now(), Clock::new());
+    let least = if probe.path.is_some() { LEAST.1 } else { LEAST.0 };
     let mut passed = vec![0; targets.len()];
     loop {
         for (target, passed) in targets.iter().zip(&mut passed) {
             match target.probe(probe).await {
-                Ok(()) => *passed += 1,
+                Ok(stream) => {
+                    *passed += 1;
+                    if *passed >= probe.success_threshold() {
+                        return (target.clone(), stream);
+                    }
+                }
                 Err(why) => {
                     *passed = 0;
                     // Of several places the last that was reached at all has the best words.
@@ -191,12 +209,33 @@ async fn ready(targets: &[Target], probe: &Probe, said: &RefCell<String>) -> Tar
                     }
                 }
             }
-            if *passed >= probe.success_threshold() {
-                return target.clone();
-            }
         }
-        let often = (began.elapsed() / 20).clamp(Duration::from_micros(500), Duration::from_millis(10));
-        sleep(probe.period.map_or(often, |period| period.0)).await;
+        match (&probe.period, &clock) {
+            (None, Ok(clock)) => clock.pause((began.elapsed() / 20).clamp(least, MOST)).await,
+            (period, _) => sleep(period.as_ref().map_or(MOST, |period| period.0)).await,
+        }
+    }
+}
+
+/// Waits shorter than the event loop's own clock can, which counts milliseconds.
+struct Clock(AsyncFd<OwnedFd>);
+
+impl Clock {
+    fn new() -> io::Result<Self> {
+        let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
+        // SAFETY: the `OwnedFd` is moved in and stays open, at its number, until the `AsyncFd` is dropped.
+        Ok(Self(unsafe { AsyncFd::register_with_interest(timer, Interest::READABLE) }?))
+    }
+
+    async fn pause(&self, time: Duration) {
+        let never = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let then = Timespec { tv_sec: 0, tv_nsec: time.min(MOST).subsec_nanos().into() };
+        let set = Itimerspec { it_interval: never, it_value: then };
+        // What cannot be set would not ring.
+        if timerfd_settime(&self.0, TimerfdTimerFlags::empty(), &set).is_ok() {
+            let rung = self.0.async_io(Interest::READABLE, |timer| Ok(rustix::io::read(timer, &mut [0; 8])?));
+            let _ = rung.await;
+        }
     }
 }
 
@@ -209,7 +248,7 @@ async fn unwell(target: Target, probe: Probe, began: Instant) -> String {
     loop {
         turns.tick().await;
         match target.probe(&probe).await {
-            Ok(()) => failed = 0,
+            Ok(_) => failed = 0,
             Err(why) => {
                 failed += 1;
                 if failed >= probe.failure_threshold() {

@@ -5,7 +5,7 @@
 //! Never here: what a sandbox is made of (`local` hands in a closure) and any decision about how many instances there
 //! are. `docs/runtime-contract.md` and `docs/watchdog.md` are this crate in prose.
 
-#![allow(unsafe_code, reason = "posix_spawn, the SIGCHLD handler and descriptors by number have no safe form")]
+#![allow(unsafe_code, reason = "starting a process, the SIGCHLD handler and descriptors by number have no safe form")]
 
 pub mod control;
 pub mod standalone;
@@ -21,10 +21,11 @@ mod log;
 mod process;
 mod reap;
 mod run;
+mod runners;
 mod serve;
 mod spawn;
 
-pub use ahead::Ahead;
+pub use ahead::{Ahead, Ask, Fork};
 pub use run::run;
 
 /// Why a frame, a message or a call could not be carried.

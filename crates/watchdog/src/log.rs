@@ -5,16 +5,27 @@
 //! whole. A reader that stalls holds up whoever logs, not the event loop.
 
 use std::{
-    io,
+    cell::{Cell, RefCell},
+    fmt,
+    io::{self, Write},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    sync::Arc,
+    rc::Rc,
+    time::Duration,
 };
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use tokio::io::{Interest, unix::AsyncFd};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    sync::Mutex,
+    task::spawn_local,
+    time::sleep,
+};
 
 /// What a pipe that polls as writable takes without blocking (`PIPE_BUF`).
 const PIECE: usize = 4096;
+
+/// How long the watchdog's own lines are gathered before they are written.
+const GATHER: Duration = Duration::from_millis(5);
 
 /// The longest line that is held together; a longer one is cut.
 const LINE: usize = 8 * 1024;
@@ -22,7 +33,16 @@ const LINE: usize = 8 * 1024;
 /// The instance's log.
 #[derive(Debug, Clone)]
 pub(crate) struct Log {
-    sink: Arc<Sink>,
+    shared: Rc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    /// Whoever writes has it, so that what was said first is written first.
+    sink: Mutex<Sink>,
+    gathered: RefCell<Vec<u8>>,
+    /// Somebody will write what is gathered.
+    due: Cell<bool>,
 }
 
 #[derive(Debug)]
@@ -47,37 +67,89 @@ impl Log {
             Ok(fd) => Sink::Waits(fd),
             Err(refused) => Sink::Direct(refused.into_parts().0),
         };
-        Ok(Self { sink: Arc::new(sink) })
+        let shared = Shared { sink: Mutex::new(sink), gathered: RefCell::default(), due: Cell::new(false) };
+        Ok(Self { shared: Rc::new(shared) })
     }
 
     /// Writes bytes as they are. A log that nobody reads any more is not an error of the function.
-    pub(crate) async fn write(&self, mut bytes: &[u8]) {
-        while !bytes.is_empty() {
-            let piece = &bytes[..cut(bytes)];
-            let wrote = match &*self.sink {
-                Sink::Direct(fd) => write(fd.as_fd(), piece),
-                Sink::Waits(fd) => {
-                    fd.async_io(Interest::WRITABLE, |fd| {
-                        if is_writable(fd.as_fd()) {
-                            write(fd.as_fd(), piece)
-                        } else {
-                            Err(io::ErrorKind::WouldBlock.into())
-                        }
-                    })
-                    .await
-                }
-            };
-            match wrote {
-                Ok(n) => bytes = &bytes[n..],
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return,
-            }
+    pub(crate) async fn write(&self, bytes: &[u8]) {
+        if !bytes.is_empty() {
+            self.shared.gathered.borrow_mut().extend_from_slice(bytes);
+            self.flush().await;
         }
     }
 
-    /// Writes one line of the watchdog's own about a call.
-    pub(crate) async fn line(&self, call: &str, text: &str) {
-        self.write(format!("[{call}] {text}\n").as_bytes()).await;
+    /// Writes one line of the watchdog's own about a call, soon: with those of other calls, since each write wakes whoever
+    /// reads the log.
+    pub(crate) async fn line(&self, call: &str, text: fmt::Arguments<'_>) {
+        let gathered = {
+            let mut gathered = self.shared.gathered.borrow_mut();
+            // Writing into memory does not fail.
+            let _ = writeln!(gathered, "[{call}] {text}");
+            gathered.len()
+        };
+        if gathered >= PIECE {
+            self.flush().await;
+        } else if !self.shared.due.replace(true) {
+            let log = self.clone();
+            spawn_local(async move {
+                sleep(GATHER).await;
+                log.shared.due.set(false);
+                log.flush().await;
+            });
+        }
+    }
+
+    async fn flush(&self) {
+        let sink = self.shared.sink.lock().await;
+        loop {
+            // What is written stays gathered until then: whoever is given up here must not take the lines of others with him.
+            let piece = {
+                let gathered = self.shared.gathered.borrow();
+                gathered[..cut(&gathered)].to_vec()
+            };
+            if piece.is_empty() {
+                return;
+            }
+            let wrote = sink.write(&piece).await;
+            let mut gathered = self.shared.gathered.borrow_mut();
+            match wrote {
+                Ok(n) => drop(gathered.drain(..n)),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => gathered.clear(),
+            }
+        }
+    }
+}
+
+impl Sink {
+    async fn write(&self, piece: &[u8]) -> io::Result<usize> {
+        let Self::Waits(fd) = self else { return write(self.as_fd(), piece) };
+        let wrote = fd.async_io(Interest::WRITABLE, |fd| {
+            if is_writable(fd.as_fd()) { write(fd.as_fd(), piece) } else { Err(io::ErrorKind::WouldBlock.into()) }
+        });
+        wrote.await
+    }
+}
+
+impl AsFd for Sink {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Waits(fd) => fd.as_fd(),
+            Self::Direct(fd) => fd.as_fd(),
+        }
+    }
+}
+
+impl Drop for Shared {
+    /// The last lines, if they can be written at once.
+    fn drop(&mut self) {
+        let sink: &Sink = self.sink.get_mut();
+        let fd = sink.as_fd();
+        let gathered = self.gathered.take();
+        if !gathered.is_empty() && is_writable(fd) {
+            let _ = write(fd, &gathered[..cut(&gathered)]);
+        }
     }
 }
 

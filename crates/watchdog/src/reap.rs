@@ -2,30 +2,42 @@
 //!
 //! Never here: what an exit means.
 //!
-//! One reaper takes every exit (`waitpid(-1)`), because orphans of the function are handed to pid 1 and announce
-//! themselves by SIGCHLD alone: a pidfd exists only for children one has started. Since SIGCHLD has to be listened to
-//! anyway, a pidfd per child would add four system calls to each classic call and a second owner of exit statuses.
-//! The handler only writes to an eventfd. A known child is registered before the event loop can run again, so its
-//! exit cannot be taken for an orphan's.
+//! Two kinds of children, told apart by the thread whose they are. Those of the main thread, which are what it started
+//! and all orphans, are taken by one reaper (`waitpid(-1)`): orphans announce themselves by SIGCHLD alone. A known child is
+//! registered before the event loop can run again, so its exit cannot be taken for an orphan's. Those of a classic
+//! function's runners (`runners`) are waited for one by one, by whoever carries their call, or here once nobody does.
+//!
+//! The SIGCHLD handler only writes to an eventfd. Each process of a classic call raises one too, which nobody needs: after
+//! one, the signal is blocked for a while, and costs nothing until then.
 
 use std::{
     collections::HashMap,
     fmt, fs, io,
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    ptr,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicI32, Ordering},
     },
+    time::Duration,
 };
 
 use rustix::{
     event::{EventfdFlags, eventfd},
-    process::{Pid, Signal, WaitOptions, getpid, kill_process, kill_process_group, wait},
+    process::{
+        Pid, Signal, WaitId, WaitIdOptions, WaitOptions, getpid, kill_process, kill_process_group, wait, waitid,
+    },
 };
 use tokio::{
     io::{Interest, unix::AsyncFd},
     sync::oneshot,
+    time::sleep,
 };
+
+use crate::spawn::Started;
+
+/// How long SIGCHLD is not listened to after one: what an orphan's end may wait for.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,11 +98,19 @@ fn name_of(signal: i32) -> Option<&'static str> {
 /// Who waits for which child.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Children {
-    known: Arc<Mutex<HashMap<Pid, oneshot::Sender<Exit>>>>,
+    lists: Arc<Mutex<Lists>>,
+}
+
+#[derive(Debug, Default)]
+struct Lists {
+    /// Children of the main thread.
+    known: HashMap<Pid, oneshot::Sender<Exit>>,
+    /// Children of other threads that nobody waits for any more.
+    left: Vec<OwnedFd>,
 }
 
 impl Children {
-    /// Begins to reap; the returned future does it, for as long as it is polled.
+    /// Begins to reap; the returned future does it, for as long as it is polled, on the main thread.
     pub(crate) fn watch() -> io::Result<(Self, impl Future<Output = ()>)> {
         // SAFETY: the `OwnedFd` is moved in and stays open, at its number, until the `AsyncFd` is dropped.
         let wake = unsafe { AsyncFd::register_with_interest(listen()?, Interest::READABLE) }?;
@@ -102,32 +122,80 @@ impl Children {
                 let Ok(mut ready) = wake.readable().await else { return };
                 let mut count = [0; 8];
                 let _ = ready.try_io(|fd| Ok(rustix::io::read(fd, &mut count)?));
+                reaper.reap();
+                hear(false);
+                sleep(PAUSE).await;
+                hear(true);
             }
         }))
     }
 
-    /// The exit of a child that was started just now, in the same turn of the event loop.
+    /// The exit of a child that was started just now by the main thread, in the same turn of the event loop.
     pub(crate) fn expect(&self, pid: Pid) -> oneshot::Receiver<Exit> {
         let (tell, told) = oneshot::channel();
-        self.lock().insert(pid, tell);
+        self.lock().known.insert(pid, tell);
         told
     }
 
-    fn reap(&self) {
-        while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
-            let exit = match (status.exit_status(), status.terminating_signal()) {
-                (Some(status), _) => Exit::Status(status),
-                (_, Some(signal)) => Exit::Signal(signal),
-                _ => continue,
-            };
-            if let Some(tell) = self.lock().remove(&pid) {
-                let _ = tell.send(exit);
-            }
+    /// Kills a process that another thread started, with its whole group, and sees to it that it is reaped.
+    pub(crate) fn give_up(&self, started: Started) {
+        let mut lists = self.lock();
+        kill_group(started.pid, Signal::KILL);
+        // One that ends later than this raises a SIGCHLD that the reaper has yet to hear.
+        if ended(started.end.as_fd()).is_none() {
+            lists.left.push(started.end);
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Pid, oneshot::Sender<Exit>>> {
-        self.known.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn reap(&self) {
+        while let Some((pid, exit)) = next_of_this_thread() {
+            let tell = self.lock().known.remove(&pid);
+            if let Some(tell) = tell {
+                let _ = tell.send(exit);
+            }
+        }
+        self.lock().left.retain(|end| ended(end.as_fd()).is_none());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Lists> {
+        self.lists.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Takes the exit of a child of this thread, if one has ended. The children of other threads are left alone.
+fn next_of_this_thread() -> Option<(Pid, Exit)> {
+    let mut status = 0;
+    // SAFETY: the call writes one number.
+    let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG | libc::__WNOTHREAD) };
+    let exit = if libc::WIFEXITED(status) {
+        Exit::Status(libc::WEXITSTATUS(status))
+    } else {
+        Exit::Signal(libc::WTERMSIG(status))
+    };
+    Pid::from_raw(pid.max(0)).map(|pid| (pid, exit))
+}
+
+/// Takes the exit of a child, of whichever thread, if it has ended. It is reaped then.
+pub(crate) fn ended(end: BorrowedFd<'_>) -> Option<Exit> {
+    match waitid(WaitId::PidFd(end), WaitIdOptions::EXITED | WaitIdOptions::NOHANG) {
+        Ok(None) | Err(rustix::io::Errno::INTR) => None,
+        Ok(Some(status)) => {
+            let signal = || Exit::Signal(status.terminating_signal().unwrap_or(libc::SIGKILL));
+            Some(status.exit_status().map_or_else(signal, Exit::Status))
+        }
+        // Reaped already, as everything is on the way out.
+        Err(_) => Some(Exit::Signal(libc::SIGKILL)),
+    }
+}
+
+/// Whether SIGCHLD reaches this thread. One that comes meanwhile reaches it later.
+fn hear(yes: bool) {
+    // SAFETY: an all-zero set is a valid one; the calls read and write it, and change the mask of this thread alone.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigaddset(&raw mut set, libc::SIGCHLD);
+        let how = if yes { libc::SIG_UNBLOCK } else { libc::SIG_BLOCK };
+        libc::pthread_sigmask(how, &raw const set, ptr::null_mut());
     }
 }
 
@@ -145,10 +213,11 @@ pub(crate) fn kill_all() {
         return;
     }
     // Without a pid namespace (`--isolation none`): we are the subreaper, so whoever loses its parent becomes our child,
-    // and the list of our children runs dry only when every descendant is dead.
+    // and the lists of our threads' children run dry only when every descendant is dead.
     loop {
-        let path = format!("/proc/self/task/{}/children", rustix::thread::gettid());
-        let children = fs::read_to_string(path).unwrap_or_default();
+        let tasks = fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+        let children: String =
+            tasks.map(|task| fs::read_to_string(task.path().join("children")).unwrap_or_default()).collect();
         let pids: Vec<Pid> = children.split_whitespace().filter_map(|n| Pid::from_raw(n.parse().ok()?)).collect();
         if pids.is_empty() {
             return;

@@ -59,10 +59,18 @@ fn live(
 ) -> Result<(), Error> {
     keep_to_itself(&[control.as_fd(), listener.as_fd()])?;
     // What cannot be started ahead is started at the claim, which then says why it cannot be.
-    let waiting = ahead.and_then(|ahead| Waiting::start(&ahead, listener.as_fd()).ok());
-    // Made before the claim, so that a claim does not wait for it.
+    // The event loop is made before the claim, so that a claim does not wait for it.
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::io("the event loop"))?;
+    let waiting = match ahead {
+        Some(ahead) => {
+            let waiting = Waiting::begin(ahead, listener.as_fd(), control.as_fd()).ok().flatten();
+            // A platform that is gone is noticed below.
+            let _ = send_now(&control, &Report::Waiting);
+            waiting
+        }
+        None => None,
+    };
     let (claim, descriptors) = match receive_first(&control)? {
         Some((Order::Claim(claim), descriptors)) => (claim, descriptors),
         Some((other, _)) => {

@@ -5,6 +5,7 @@
 use std::{
     os::fd::{AsFd, OwnedFd},
     os::unix::net::UnixListener as StdListener,
+    rc::Rc,
     sync::Arc,
     time::Duration,
 };
@@ -56,7 +57,9 @@ pub(crate) async fn serve(
     };
     let ms = |time: Duration| time.as_secs_f64() * 1000.0;
     let ready = Report::Ready { bind_ms: ms(bound - claimed), load_ms: ms(bound.elapsed()) };
-    control.send(&ready, &[]).await?;
+    let first = function.first();
+    control.send(&ready, &first.iter().map(AsFd::as_fd).collect::<Vec<_>>()).await?;
+    drop(first);
     loop {
         tokio::select! {
             order = control.receive::<Order>() => match order?.map(|(order, _)| order) {
@@ -98,7 +101,7 @@ impl Function {
     ) -> Result<Self, Failed> {
         match claim.mode {
             Mode::Classic => {
-                let classic = Arc::new(Classic::prepare(claim, log, children.clone())?);
+                let classic = Rc::new(Classic::prepare(claim, log, children.clone())?);
                 let listener = listening(listener)
                     .map_err(|e| Failed::new(FailedKind::Confine, format!("the call socket: {e}")))?;
                 let (stop, stopped) = watch::channel(false);
@@ -107,6 +110,11 @@ impl Function {
             Mode::Handler => handler::start(claim, listener, log, children, waiting).await.map(Self::Handler),
             Mode::Http => http::start(claim, log, children).await.map(Self::Http),
         }
+    }
+
+    /// A connection to it that is open already, in mode `http`.
+    fn first(&mut self) -> Option<OwnedFd> {
+        if let Self::Http(server) = self { server.first.take() } else { None }
     }
 
     /// Waits for the function's process to end, which a classic function does not have, or for the news that it is not well

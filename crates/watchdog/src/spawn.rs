@@ -1,16 +1,16 @@
-//! Starting processes: `posix_spawn` with exactly the descriptors and the environment that are named.
+//! Starting processes with exactly the descriptors and the environment that are named.
 //!
-//! Never here: confinement. The watchdog is confined before it starts anything, and children inherit it: so nothing has
-//! to run between fork and exec, and the vfork-class path of the C library can be used. std's `Command` is not used
-//! because it cannot place descriptors 3 and 4 without a closure in the child, which costs that path, and because it
-//! would build the environment anew for every classic call.
+//! Never here: confinement. The watchdog is confined before it starts anything, and children inherit it: so next to nothing
+//! has to run between fork and exec, and the child can borrow the parent's memory until then (`CLONE_VFORK`). The C library's
+//! `posix_spawn` does the same at twice the price: it asks for a new stack each time, and after the disposition of every
+//! signal there is; and it gives no descriptor by which a child's end is noticed.
 
 use std::{
     collections::BTreeMap,
     ffi::{CStr, CString},
     fs, io,
     os::{
-        fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd},
+        fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
         unix::fs::PermissionsExt,
     },
     path::{Path, PathBuf},
@@ -26,6 +26,12 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 
 /// Descriptors that are placed at a fixed number in a child come from numbers no child uses.
 const HIGH: RawFd = 64;
+
+/// Bytes of a child's stack: it makes a few system calls.
+const STACK: usize = 16 * 1024;
+
+/// The highest signal.
+const SIGNALS: libc::c_int = 64;
 
 /// A command that was found, with its arguments and environment in the form that exec takes.
 #[derive(Debug)]
@@ -62,31 +68,7 @@ impl Program {
     /// # Errors
     /// The system's words, made longer where they hide the reason.
     pub(crate) fn spawn(&self, more: &[CString], places: &[(BorrowedFd<'_>, RawFd)]) -> io::Result<Pid> {
-        let argv = pointers(self.argv.iter());
-        let kept = self.env.iter().filter(|own| !more.iter().any(|new| name_of(new) == name_of(own)));
-        let envp = pointers(more.iter().chain(kept));
-        let mut setup = Setup::new()?;
-        for (from, to) in places {
-            setup.place(*from, *to)?;
-        }
-        let mut pid: libc::pid_t = 0;
-        // SAFETY: `path` is NUL-terminated; `argv` and `envp` are null-terminated arrays of such strings; all of them, and
-        // the two objects of `setup`, outlive the call, which does not keep them.
-        let failed = unsafe {
-            libc::posix_spawn(
-                &raw mut pid,
-                self.path.as_ptr(),
-                &raw const setup.actions,
-                &raw const setup.attributes,
-                argv.as_ptr(),
-                envp.as_ptr(),
-            )
-        };
-        if failed != 0 {
-            let error = io::Error::from_raw_os_error(failed);
-            return Err(io::Error::new(error.kind(), self.explain(&error)));
-        }
-        Pid::from_raw(pid).ok_or_else(|| io::Error::other("the child has no pid"))
+        Starter::default().start(self, more, places).map(|started| started.pid)
     }
 
     /// Starts it as the leader of a process group of its own, with `last` done in the new process before its program
@@ -110,7 +92,7 @@ impl Program {
                     Err(why) => why,
                     Ok(()) => {
                         // SAFETY: the path is NUL-terminated, both arrays are null-terminated arrays of such strings.
-                        unsafe { libc::execve(self.path.as_ptr(), argv.as_ptr().cast(), envp.as_ptr().cast()) };
+                        unsafe { libc::execve(self.path.as_ptr(), argv.as_ptr(), envp.as_ptr()) };
                         self.explain(&io::Error::last_os_error())
                     }
                 };
@@ -131,13 +113,16 @@ impl Program {
                 Some("; it is neither a program for this machine nor a script that begins with `#!`".into())
             }
             Some(libc::E2BIG) => Some("; the environment and the request's headers are too large together".into()),
+            Some(libc::EAGAIN) => {
+                Some("; its processes are as many as they may be: end those that are left over, or allow more".into())
+            }
             _ => None,
         };
         format!("cannot run `{name}`: {error}{}", mend.unwrap_or_default())
     }
 }
 
-/// What [`Setup`] does for a spawned child, done in a forked one.
+/// What [`be_born`] does for a child that borrows memory, done in a forked one.
 fn descend(places: &[(BorrowedFd<'_>, RawFd)]) -> io::Result<()> {
     rustix::process::setpgid(None, None)?;
     // SAFETY: the default disposition installs no code.
@@ -206,61 +191,182 @@ fn interpreter(file: &Path) -> Option<String> {
     line.split_whitespace().next().map(|program| format!("{program}{end}"))
 }
 
-fn name_of(variable: &CStr) -> &[u8] {
-    variable.to_bytes().split(|b| *b == b'=').next().unwrap_or_default()
+/// Whether two variables have the same name.
+fn are_alike(one: &CStr, other: &CStr) -> bool {
+    let same = one.to_bytes().iter().zip(other.to_bytes()).take_while(|(a, b)| a == b);
+    // The name ends with the first `=`, which both then have.
+    same.into_iter().any(|(byte, _)| *byte == b'=')
 }
 
-fn pointers<'a>(strings: impl Iterator<Item = &'a CString>) -> Vec<*mut libc::c_char> {
-    strings.map(|s| s.as_ptr().cast_mut()).chain([ptr::null_mut()]).collect()
+fn pointers<'a>(strings: impl Iterator<Item = &'a CString>) -> Vec<*const libc::c_char> {
+    strings.map(|s| s.as_ptr()).chain([ptr::null()]).collect()
 }
 
-/// What happens in the child before the exec.
-struct Setup {
-    actions: libc::posix_spawn_file_actions_t,
-    attributes: libc::posix_spawnattr_t,
+/// A process that was started, and not yet reaped.
+#[derive(Debug)]
+pub(crate) struct Started {
+    pub(crate) pid: Pid,
+    /// Readable once it has ended.
+    pub(crate) end: OwnedFd,
 }
 
-impl Setup {
-    fn new() -> io::Result<Self> {
-        // SAFETY: both structures are plain memory that the init functions fill in before anything reads it; the signal
-        // set is filled by sigemptyset. Every pointer is to a local that lives through the call.
-        unsafe {
-            let mut setup = Self { actions: std::mem::zeroed(), attributes: std::mem::zeroed() };
-            check(libc::posix_spawn_file_actions_init(&raw mut setup.actions))?;
-            check(libc::posix_spawnattr_init(&raw mut setup.attributes))?;
-            let mut none: libc::sigset_t = std::mem::zeroed();
-            libc::sigemptyset(&raw mut none);
-            let mut defaults = none;
-            // The watchdog ignores SIGPIPE, and whoever started it may have had it ignore the others (as `nohup` does): an ignored
-            // signal would stay ignored.
-            for signal in [libc::SIGPIPE, libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM] {
-                libc::sigaddset(&raw mut defaults, signal);
+/// What starting processes takes beside their programs; to be used again.
+#[derive(Debug)]
+pub(crate) struct Starter {
+    /// What a child runs on until its exec.
+    stack: Box<[u128]>,
+    /// The signals of this process that are not as a program expects them.
+    set: Vec<libc::c_int>,
+}
+
+impl Default for Starter {
+    fn default() -> Self {
+        Self { stack: vec![0; STACK / size_of::<u128>()].into(), set: (1..=SIGNALS).filter(|s| is_set(*s)).collect() }
+    }
+}
+
+impl Starter {
+    /// Starts a program; see [`Program::spawn`].
+    pub(crate) fn start(
+        &mut self,
+        program: &Program,
+        more: &[CString],
+        places: &[(BorrowedFd<'_>, RawFd)],
+    ) -> io::Result<Started> {
+        let argv = pointers(program.argv.iter());
+        let kept = program.env.iter().filter(|own| !more.iter().any(|new| are_alike(new, own)));
+        let envp = pointers(more.iter().chain(kept));
+        let mut birth = Birth { path: &program.path, argv: &argv, envp: &envp, places, set: &self.set, failed: 0 };
+        let (birth, mut end): (*mut Birth<'_>, RawFd) = (&raw mut birth, -1);
+        let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD | libc::SIGCHLD;
+        // SAFETY: the child has a stack of its own, and its memory is ours: we stand still until its exec or its end, so all
+        // that `birth` refers to outlives what it does with it. Every signal is blocked meanwhile, so none of our handlers
+        // runs in the child, or here before we stand still. `end` is written by the kernel before the clone returns.
+        let (pid, refused) = unsafe {
+            let (mut all, mut before): (libc::sigset_t, libc::sigset_t) = (std::mem::zeroed(), std::mem::zeroed());
+            libc::sigfillset(&raw mut all);
+            libc::pthread_sigmask(libc::SIG_BLOCK, &raw const all, &raw mut before);
+            let top = self.stack.as_mut_ptr_range().end.cast();
+            let pid = libc::clone(be_born, top, flags, birth.cast(), &raw mut end);
+            let refused = io::Error::last_os_error();
+            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, ptr::null_mut());
+            (pid, refused)
+        };
+        let explained = |error: io::Error| io::Error::new(error.kind(), program.explain(&error));
+        let Some(pid) = Pid::from_raw(pid.max(0)) else { return Err(explained(refused)) };
+        // SAFETY: it is as valid as before, and the child has done with it.
+        let failed = unsafe { (*birth).failed };
+        if end < 0 || failed != 0 {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            let _ = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty());
+        }
+        if end < 0 {
+            return Err(io::Error::other("the kernel gives no descriptor of a process: Linux 5.4 or later is needed"));
+        }
+        // SAFETY: the kernel has just made it for us.
+        let end = unsafe { OwnedFd::from_raw_fd(end) };
+        if failed == 0 { Ok(Started { pid, end }) } else { Err(explained(io::Error::from_raw_os_error(failed))) }
+    }
+}
+
+/// What a child needs between the clone and its exec, in its parent's memory.
+struct Birth<'a> {
+    path: &'a CStr,
+    argv: &'a [*const libc::c_char],
+    envp: &'a [*const libc::c_char],
+    places: &'a [(BorrowedFd<'a>, RawFd)],
+    set: &'a [libc::c_int],
+    /// Why there was no exec.
+    failed: libc::c_int,
+}
+
+/// What the child does. It allocates nothing, and changes nothing of its parent's but `failed`.
+extern "C" fn be_born(birth: *mut libc::c_void) -> libc::c_int {
+    // SAFETY: it is the parent's `birth`, and the parent stands still. All calls are system calls without a lock. What they
+    // change (group, dispositions, descriptors, mask) is the child's own, since only memory is shared. Before the mask is
+    // lifted no handler is left. The C library's errno is the parent's, who reads its own before or after.
+    unsafe {
+        let birth = &mut *birth.cast::<Birth<'_>>();
+        let mut ready = libc::setpgid(0, 0) == 0;
+        let usual: libc::sigaction = std::mem::zeroed();
+        for signal in birth.set {
+            libc::sigaction(*signal, &raw const usual, ptr::null_mut());
+        }
+        for (from, to) in birth.places {
+            let from = from.as_raw_fd();
+            // A descriptor that is in its place already would be closed by the exec.
+            let placed = if from == *to { libc::fcntl(from, libc::F_SETFD, 0) } else { libc::dup2(from, *to) };
+            ready &= placed >= 0;
+            if !ready {
+                break;
             }
-            check(libc::posix_spawnattr_setsigmask(&raw mut setup.attributes, &raw const none))?;
-            check(libc::posix_spawnattr_setsigdefault(&raw mut setup.attributes, &raw const defaults))?;
-            check(libc::posix_spawnattr_setpgroup(&raw mut setup.attributes, 0))?;
-            let flags = libc::POSIX_SPAWN_SETPGROUP | libc::POSIX_SPAWN_SETSIGMASK | libc::POSIX_SPAWN_SETSIGDEF;
-            check(libc::posix_spawnattr_setflags(&raw mut setup.attributes, flags as libc::c_short))?;
-            Ok(setup)
         }
-    }
-
-    fn place(&mut self, from: BorrowedFd<'_>, to: RawFd) -> io::Result<()> {
-        // SAFETY: `actions` was initialised by `new`; the call copies the two numbers.
-        check(unsafe { libc::posix_spawn_file_actions_adddup2(&raw mut self.actions, from.as_raw_fd(), to) })
+        if ready {
+            let none: libc::sigset_t = std::mem::zeroed();
+            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut());
+            libc::execve(birth.path.as_ptr(), birth.argv.as_ptr(), birth.envp.as_ptr());
+        }
+        birth.failed = *libc::__errno_location();
+        libc::_exit(127)
     }
 }
 
-impl Drop for Setup {
-    fn drop(&mut self) {
-        // SAFETY: both were initialised by `new` and are not used afterwards.
-        unsafe {
-            libc::posix_spawn_file_actions_destroy(&raw mut self.actions);
-            libc::posix_spawnattr_destroy(&raw mut self.attributes);
-        }
+/// Whether a signal is ignored or handled here: the watchdog ignores SIGPIPE, and whoever started it may have had it ignore
+/// others (as `nohup` does), which would stay ignored.
+fn is_set(signal: libc::c_int) -> bool {
+    // SAFETY: an all-zero sigaction is a valid value, and the call only fills it.
+    unsafe {
+        let mut now: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(signal, ptr::null(), &raw mut now) == 0 && now.sa_sigaction != libc::SIG_DFL
     }
 }
 
-fn check(code: libc::c_int) -> io::Result<()> {
-    if code == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(code)) }
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use rustix::process::{WaitOptions, waitpid};
+
+    use super::*;
+
+    fn program(command: &[&str], env: &[(&str, &str)]) -> Program {
+        let command: Vec<_> = command.iter().map(|word| (*word).to_owned()).collect();
+        Program::find(&command, &env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()).unwrap()
+    }
+
+    fn said(program: &Program, more: &[CString]) -> String {
+        let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+        let pid = program.spawn(more, &[(writer.as_fd(), 1), (writer.as_fd(), writer.as_raw_fd())]).unwrap();
+        drop(writer);
+        let text = io::read_to_string(fs::File::from(reader)).unwrap();
+        waitpid(Some(pid), WaitOptions::empty()).unwrap();
+        text
+    }
+
+    #[test]
+    fn what_comes_with_a_call_wins_over_the_environment() {
+        let env = [("PATH", "/usr/bin:/bin"), ("AB", "kept"), ("A", "lost")];
+        let text = said(&program(&["env"], &env), &[c"A=won".to_owned(), c"B=new".to_owned()]);
+        assert_eq!(text, "A=won\nB=new\nAB=kept\nPATH=/usr/bin:/bin\n");
+    }
+
+    #[test]
+    fn a_descriptor_may_be_in_its_place_already() {
+        let text = said(&program(&["ls", "-v", "/proc/self/fd"], &[]), &[]);
+        assert!(text.lines().filter(|fd| fd.parse::<RawFd>().unwrap() > 3).count() >= 1, "{text}");
+    }
+
+    #[test]
+    fn a_program_that_is_none_leaves_no_process() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("none");
+        // Written by another process: what this one may still write to could not be run.
+        let script = "echo neither a program nor a script > \"$0\" && chmod 755 \"$0\"";
+        let wrote = std::process::Command::new("sh").args(["-c", script]).arg(&path).status().unwrap();
+        assert!(wrote.success());
+        let error = program(&[path.to_str().unwrap()], &[]).spawn(&[], &[]).unwrap_err();
+        assert!(error.to_string().contains("Exec format error"), "{error}");
+        let children = fs::read_to_string(format!("/proc/self/task/{}/children", rustix::thread::gettid())).unwrap();
+        assert_eq!(children, "");
+    }
 }

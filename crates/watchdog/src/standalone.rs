@@ -160,7 +160,10 @@ fn begin(
             (Function::Http(server), Some(running))
         }
         (_, Mode::Static) => (Function::Files(Files::new(settings.static_path.clone())), None),
-        _ => (Function::Fork(Fork::new(Rc::clone(settings), children.clone(), Rc::clone(journal))), None),
+        _ => {
+            let fork = Fork::new(Rc::clone(settings), children.clone(), Rc::clone(journal));
+            (Function::Fork(fork.map_err(Error::io("the thread that starts processes"))?), None)
+        }
     })
 }
 

@@ -12,7 +12,7 @@ use crate::Error;
 
 pub use connection::{FrameReader, FrameWriter, split};
 pub use exchange::{Connection, Event, Exchange};
-pub use message::{Call, Fault, FaultKind, Reply, Trailers};
+pub use message::{Call, Fault, FaultKind, Fields, Heading, Pairs, Reply, Trailers};
 
 /// The most bytes a frame may carry after its head. A larger length is a broken protocol, not a large frame.
 pub const MAX_PAYLOAD: usize = 1 << 20;
@@ -24,16 +24,18 @@ const HEAD: usize = 5;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Kind {
-    /// CALL towards the runtime, REPLY towards the platform: JSON.
+    /// CALL towards the runtime, REPLY towards the platform: a head, and what is already there of the body.
     Head = 1,
     /// Bytes of a body.
     Data = 2,
-    /// The end of a body. Towards the platform it may carry trailers as JSON.
+    /// The end of a body. Towards the platform it may carry trailers.
     End = 3,
     /// The caller left; towards the runtime only. Also ends a request body that will not be completed.
     Cancel = 4,
-    /// The call failed; towards the platform only: JSON.
+    /// The call failed; towards the platform only.
     Fault = 5,
+    /// A head and its whole body: nothing follows.
+    Whole = 6,
 }
 
 /// One unit of the protocol.
@@ -41,7 +43,7 @@ pub enum Kind {
 pub struct Frame {
     /// What it is.
     pub kind: Kind,
-    /// What it carries: at most [`MAX_PAYLOAD`] bytes, shared with the buffer it was read into.
+    /// What it carries: at most [`MAX_PAYLOAD`] bytes.
     pub payload: Bytes,
 }
 
@@ -51,7 +53,22 @@ pub struct Frame {
 /// [`Error::Malformed`] for an unknown kind, a length over [`MAX_PAYLOAD`], or a payload where none may be. The buffer
 /// is then of no further use.
 pub fn decode(buffer: &mut BytesMut) -> Result<Option<Frame>, Error> {
-    let Some((head, rest)) = buffer.split_first_chunk::<HEAD>() else {
+    let Some((kind, length)) = peek(buffer)? else { return Ok(None) };
+    let missing = (HEAD + length).saturating_sub(buffer.len());
+    if missing > 0 {
+        buffer.reserve(missing);
+        return Ok(None);
+    }
+    buffer.advance(HEAD);
+    Ok(Some(Frame { kind, payload: buffer.split_to(length).freeze() }))
+}
+
+/// The kind and the length of the payload of the frame that begins here, as soon as both are there.
+///
+/// # Errors
+/// As [`decode`].
+fn peek(bytes: &[u8]) -> Result<Option<(Kind, usize)>, Error> {
+    let Some(head) = bytes.first_chunk::<HEAD>() else {
         return Ok(None);
     };
     let length = u32::from_be_bytes([head[0], head[1], head[2], head[3]]) as usize;
@@ -61,6 +78,7 @@ pub fn decode(buffer: &mut BytesMut) -> Result<Option<Frame>, Error> {
         3 => Kind::End,
         4 => Kind::Cancel,
         5 => Kind::Fault,
+        6 => Kind::Whole,
         other => return Err(Error::call(format!("a frame of the unknown kind {other}"))),
     };
     if length > MAX_PAYLOAD {
@@ -69,13 +87,29 @@ pub fn decode(buffer: &mut BytesMut) -> Result<Option<Frame>, Error> {
     if kind == Kind::Cancel && length > 0 {
         return Err(Error::call(format!("CANCEL with a payload of {length} bytes")));
     }
-    if rest.len() < length {
-        let missing = length - rest.len();
-        buffer.reserve(missing);
-        return Ok(None);
+    Ok(Some((kind, length)))
+}
+
+/// Takes a frame apart into what it says: a head, bytes of a body, its end. Whoever reads parts does not see how they were
+/// put together.
+///
+/// # Errors
+/// [`Error::Malformed`] when a head does not end within its frame.
+pub fn parts(frame: Frame, mut each: impl FnMut(Frame)) -> Result<(), Error> {
+    let Frame { kind, mut payload } = frame;
+    if !matches!(kind, Kind::Head | Kind::Whole) {
+        each(Frame { kind, payload });
+        return Ok(());
     }
-    buffer.advance(HEAD);
-    Ok(Some(Frame { kind, payload: buffer.split_to(length).freeze() }))
+    let head = payload.split_to(message::head_of(&payload)?);
+    each(Frame { kind: Kind::Head, payload: head });
+    if !payload.is_empty() {
+        each(Frame { kind: Kind::Data, payload });
+    }
+    if kind == Kind::Whole {
+        each(Frame { kind: Kind::End, payload: Bytes::new() });
+    }
+    Ok(())
 }
 
 /// Appends one frame to `buffer`.
@@ -107,7 +141,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn kinds() -> impl Strategy<Value = Kind> {
-        prop_oneof![Just(Kind::Head), Just(Kind::Data), Just(Kind::End), Just(Kind::Fault)]
+        prop_oneof![Just(Kind::Head), Just(Kind::Data), Just(Kind::End), Just(Kind::Fault), Just(Kind::Whole)]
     }
 
     proptest! {
@@ -147,7 +181,7 @@ mod tests {
     fn what_the_protocol_does_not_know_is_refused() {
         for (bytes, word) in [
             (&[0, 0, 0, 0, 0][..], "unknown kind 0"),
-            (&[0, 0, 0, 0, 6], "unknown kind 6"),
+            (&[0, 0, 0, 0, 7], "unknown kind 7"),
             (&[0, 16, 0, 1, 2], "over the limit"),
             (&[0xff, 0xff, 0xff, 0xff, 2], "over the limit"),
             (&[0, 0, 0, 1, 4, 9], "CANCEL with a payload"),

@@ -45,15 +45,7 @@ impl Invoke {
             self.name.split_once('/').map_or((self.name.as_str(), String::new()), |(n, p)| (n, format!("/{p}")));
         let name = global.function(name)?;
         let client = Client::new(global)?;
-        let mut headers = Vec::new();
-        for header in &self.header {
-            let (key, value) =
-                header.split_once(':').with_context(|| format!("`{header}` is not a header; write 'Name: value'"))?;
-            headers.push((key.trim().to_owned(), value.trim().to_owned()));
-        }
-        if !headers.iter().any(|(k, _)| k.eq_ignore_ascii_case("content-type")) {
-            headers.push(("content-type".into(), "text/plain".into()));
-        }
+        let headers = super::headers(&self.header)?;
         let body: Box<dyn Read> = match (self.data, &self.file) {
             (Some(data), _) => Box::new(Cursor::new(data)),
             (None, Some(file)) => {

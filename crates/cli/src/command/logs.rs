@@ -64,11 +64,8 @@ impl Logs {
             match global.output {
                 Output::Json | Output::Yaml => output::line(&line.to_string())?,
                 Output::Table => {
-                    let call = line["call"].as_str().map_or(String::new(), |id| format!("[{id}] "));
-                    let said = call + &text;
-                    let said = if person { output::harmless(&said) } else { said };
-                    let from = if person || self.timestamps { origin(&line, &prefix) } else { String::new() };
-                    output::line(&format!("{from}{said}"))?;
+                    let said = if person || self.timestamps { origin(&line, &prefix) + &text } else { text };
+                    output::line(&if person { output::harmless(&said) } else { said })?;
                 }
             }
         }
@@ -76,11 +73,12 @@ impl Logs {
     }
 }
 
-/// When a line was written, and by which instance.
+/// When a line was written, by which instance, and for which call where that is known.
 fn origin(line: &Value, prefix: &str) -> String {
     let at = clock::rfc3339(line["atMs"].as_u64().unwrap_or_default());
     let instance = output::text(line, "/instance");
-    format!("{at} {} ", instance.strip_prefix(prefix).unwrap_or(&instance))
+    let call = line["call"].as_str().map_or(String::new(), |id| format!("[{id}] "));
+    format!("{at} {} {call}", instance.strip_prefix(prefix).unwrap_or(&instance))
 }
 
 /// `5m` ago, or a time, in milliseconds since the Unix epoch.

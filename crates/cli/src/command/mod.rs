@@ -1,6 +1,7 @@
 //! The verbs, one file each. A verb is listed here when what is behind it works.
 
 mod autoscaler;
+mod bench;
 mod completions;
 mod delete;
 mod deploy;
@@ -32,6 +33,8 @@ pub(crate) enum Command {
     Deploy(Box<deploy::Deploy>),
     /// Call a function and print what it answers
     Invoke(invoke::Invoke),
+    /// Call a function many times and say how long it takes, warm or from zero
+    Bench(bench::Bench),
     /// List functions
     #[command(visible_alias = "ls")]
     List(list::List),
@@ -74,6 +77,7 @@ impl Command {
             Self::Up(c) => c.run(global),
             Self::Deploy(c) => c.run(global),
             Self::Invoke(c) => c.run(global),
+            Self::Bench(c) => c.run(global),
             Self::List(c) => c.run(global),
             Self::Describe(c) => c.run(global),
             Self::Logs(c) => c.run(global),
@@ -88,6 +92,19 @@ impl Command {
             Self::Version(c) => c.run(global),
         }
     }
+}
+
+/// What `-H` says, as often as it was given; a type of content where none is named.
+fn headers(given: &[String]) -> Result<Vec<(String, String)>> {
+    let split = |text: &String| match text.split_once(':') {
+        Some((key, value)) => Ok((key.trim().to_owned(), value.trim().to_owned())),
+        None => Err(anyhow!("`{text}` is not a header; write 'Name: value'")),
+    };
+    let mut headers = given.iter().map(split).collect::<Result<Vec<_>>>()?;
+    if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("content-type")) {
+        headers.push(("content-type".into(), "text/plain".into()));
+    }
+    Ok(headers)
 }
 
 /// What a flag that is given several times says, as `NAME=VALUE` each.

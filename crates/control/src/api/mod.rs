@@ -21,6 +21,7 @@ use axum::{
 use http::{Method, Uri};
 use serde_json::{Value, json};
 use taper_model::{FunctionName, manifest::API_VERSION};
+use taper_provider::Pooled;
 use tokio::sync::oneshot;
 
 use crate::{Error, Nudge, Shared, error, policy};
@@ -51,6 +52,7 @@ fn routes() -> Vec<Route> {
     const SECRET: &str = "/v1/namespaces/{namespace}/secrets/{name}";
     vec![
         route("get", "/v1/info", get(info)),
+        route("get", "/v1/pool", get(pool)),
         route("get", "/v1/openapi.json", get(async || Json(openapi::document()))),
         route("put", "/v1/artifacts", put(artifacts::put)),
         route("head", "/v1/artifacts/{digest}", head(artifacts::head)),
@@ -103,6 +105,11 @@ async fn info(State(shared): State<Arc<Shared>>) -> Json<Value> {
         "isolation": info.isolation,
         "url": (shared.parts.public_url)(),
     }))
+}
+
+/// What is kept ready for starts, and what it has been good for.
+async fn pool(State(shared): State<Arc<Shared>>) -> Json<Pooled> {
+    Json(shared.parts.provider.pool())
 }
 
 /// Sets the number of a function's instances now. For both surfaces.

@@ -2,6 +2,8 @@
 
 use serde_json::{Map, Value, json};
 
+/// What is told of one kind in the pool.
+const SHELF: [&str; 6] = ["hits", "misses", "ready", "making", "wanted", "memory"];
 const JSON: &str = "application/json";
 const NDJSON: &str = "application/x-ndjson";
 
@@ -38,6 +40,9 @@ fn paths() -> Value {
     json!({
         "/v1/info": {
             "get": operation("What the platform is", &[], None, 200, Some((JSON, named("Info")))),
+        },
+        "/v1/pool": {
+            "get": operation("What is kept ready for starts", &[], None, 200, Some((JSON, named("Pool")))),
         },
         "/v1/openapi.json": {
             "get": operation("This document", &[], None, 200, Some((JSON, json!({"type": "object"})))),
@@ -120,11 +125,36 @@ fn paths() -> Value {
 
 // long because: it is a table, one entry per shape
 fn schemas() -> Value {
-    json!({
+    let mut schemas = json!({
         "Error": object(&[("error", "string"), ("message", "string")], &["error", "message"]),
         "Info": object(
             &[("version", "string"), ("apiVersion", "string"), ("provider", "string"), ("isolation", "string"), ("url", "string")],
             &["version", "apiVersion", "provider", "isolation", "url"],
+        ),
+        "Pool": {
+            "type": "object",
+            "description": "`kinds` by runtime: `python3`, `node`, or `bare`. Memory is in bytes.",
+            "required": ["kinds", "budget"],
+            "properties": {"kinds": {"type": "object", "additionalProperties": named("Shelf")}, "budget": {"type": "integer"}},
+        },
+        "Shelf": object(&SHELF.map(|field| (field, "integer")), &SHELF),
+        "Starts": {
+            "type": "object",
+            "description": "Calls that waited for an instance to start, since the platform started; `recent` are the last 16, the newest first.",
+            "required": ["pool", "cold", "recent"],
+            "properties": {"pool": {"type": "integer"}, "cold": {"type": "integer"}, "recent": list("ColdStart")},
+        },
+        "ColdStart": object(
+            &[
+                ("at", "string"),
+                ("start", "string"),
+                ("activateMs", "number"),
+                ("claimMs", "number"),
+                ("bindMs", "number"),
+                ("loadMs", "number"),
+                ("firstByteMs", "number"),
+            ],
+            &["at", "start", "activateMs", "claimMs", "bindMs", "loadMs", "firstByteMs"],
         ),
         "Artifact": object(&[("digest", "string")], &["digest"]),
         "Namespace": object(&[("name", "string"), ("labels", "object"), ("annotations", "object")], &["name"]),
@@ -206,6 +236,8 @@ fn schemas() -> Value {
                 ("latestReadyRevision", "string"),
                 ("wantedInstances", "integer"),
                 ("readyInstances", "integer"),
+                ("startingInstances", "integer"),
+                ("drainingInstances", "integer"),
                 ("scaling", "string"),
                 ("invocations", "integer"),
                 ("conditions", "array"),
@@ -213,7 +245,9 @@ fn schemas() -> Value {
             ],
             &["url", "createdAt", "latestCreatedRevision", "wantedInstances", "readyInstances", "scaling", "conditions"],
         ),
-    })
+    });
+    schemas["FunctionStatus"]["properties"]["starts"] = named("Starts");
+    schemas
 }
 
 /// Every field of the spec; a test holds it against what serde knows.

@@ -1,15 +1,16 @@
 //! A function as the API shows it: its manifest, with `status` beside `spec`. Reads the snapshot and the board, changes nothing.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use serde::Serialize;
 use serde_json::{Value, json};
 use taper_model::{
-    Digest, Function, FunctionName, FunctionSpec, Manifest, Revision, RevisionState, clock, name::DEFAULT_NAMESPACE,
+    Digest, Function, FunctionName, FunctionSpec, Manifest, Revision, RevisionState, call::Served, clock,
+    name::DEFAULT_NAMESPACE,
 };
 use taper_provider::Usage;
 
-use crate::Shared;
+use crate::{Shared, Starts};
 
 /// What is, beside what is wanted.
 #[derive(Serialize)]
@@ -23,7 +24,14 @@ struct Status {
     wanted_instances: u32,
     ready_instances: u32,
     scaling: String,
+    /// On their way up, and ending what they run; both are left out where there is none.
+    #[serde(skip_serializing_if = "is_zero")]
+    starting_instances: u32,
+    #[serde(skip_serializing_if = "is_zero")]
+    draining_instances: u32,
     invocations: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    starts: Option<Started>,
     conditions: [Condition; 1],
     #[serde(skip_serializing_if = "Option::is_none")]
     instances: Option<Vec<Value>>,
@@ -36,6 +44,28 @@ struct Condition {
     reason: &'static str,
     #[serde(skip_serializing_if = "String::is_empty")]
     message: String,
+}
+
+/// Calls that waited for an instance to start.
+#[derive(Serialize)]
+struct Started {
+    pool: u64,
+    cold: u64,
+    /// The newest first.
+    recent: Vec<ColdStart>,
+}
+
+/// One of them, phase by phase.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ColdStart {
+    at: String,
+    start: &'static str,
+    activate_ms: f64,
+    claim_ms: f64,
+    bind_ms: f64,
+    load_ms: f64,
+    first_byte_ms: f64,
 }
 
 /// One of a function's revisions.
@@ -73,6 +103,7 @@ pub(crate) fn resource(shared: &Shared, function: &Function, detail: bool) -> Va
     manifest.metadata.annotations.clone_from(&latest.annotations);
     let serving = function.latest_ready();
     let seen = serving.map(|r| shared.board.seen(&r.id)).unwrap_or_default();
+    let running: Vec<_> = function.revisions.iter().map(|e| shared.board.seen(&e.revision.id)).collect();
     let status = Status {
         url: url(shared, &function.name),
         created_at: clock::rfc3339(function.created_ms),
@@ -86,13 +117,44 @@ pub(crate) fn resource(shared: &Shared, function: &Function, detail: bool) -> Va
             (Some(_), _) if seen.why.is_empty() => "idle → 0".into(),
             _ => seen.why,
         },
+        starting_instances: running.iter().map(|s| s.starting).sum(),
+        draining_instances: running.iter().map(|s| s.draining).sum(),
         invocations: (shared.parts.invocations)(&function.name),
+        starts: detail.then(|| started((shared.parts.starts)(&function.name))).flatten(),
         conditions: [ready(function, seen.trouble)],
         instances: detail.then(|| instances(shared, function)),
     };
     let mut resource = json!(manifest);
     resource["status"] = json!(status);
     resource
+}
+
+/// The calls that waited, where there were any.
+fn started(starts: Starts) -> Option<Started> {
+    let Starts { pool, cold, recent } = starts;
+    let show = |(at_ms, served): &(u64, Served)| {
+        let phases = served.phases.unwrap_or_default();
+        ColdStart {
+            at: clock::rfc3339(*at_ms),
+            start: served.start.as_str(),
+            activate_ms: ms(served.timing.activate),
+            claim_ms: ms(phases.claim),
+            bind_ms: ms(phases.bind),
+            load_ms: ms(phases.load),
+            first_byte_ms: ms(served.timing.invoke),
+        }
+    };
+    (pool + cold > 0).then(|| Started { pool, cold, recent: recent.iter().rev().map(show).collect() })
+}
+
+/// Milliseconds, to the microsecond.
+fn ms(time: Duration) -> f64 {
+    (time.as_secs_f64() * 1e6).round() / 1e3
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's form")]
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 /// Whether the newest revision serves, and if not, why.

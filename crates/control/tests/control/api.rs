@@ -157,6 +157,14 @@ async fn a_function_is_shown_with_what_it_is() {
     );
     assert_eq!(status["instances"][0]["memoryBytes"], 1 << 20);
     assert_eq!(status["instances"][0]["revision"], "counted-00001");
+    assert_eq!((&status["starts"]["pool"], &status["starts"]["cold"]), (&json!(2), &json!(1)));
+    let last = json!({
+        "at": "1970-01-01T00:01:00.000Z", "start": "pool", "activateMs": 6.0, "claimMs": 2.0, "bindMs": 0.25, "loadMs": 1.0,
+        "firstByteMs": 1.0,
+    });
+    assert_eq!(status["starts"]["recent"][0], last, "the newest first");
+    assert_eq!(status["starts"]["recent"][1]["start"], "cold");
+    assert!(status.get("startingInstances").is_none(), "none is on its way");
     assert!(status["createdAt"].as_str().unwrap().ends_with('Z'));
     assert_eq!(status["conditions"], json!([{"type": "Ready", "status": "True", "reason": "Ready"}]));
     let (status, _) = house.send("DELETE", &path("counted"), "").await;
@@ -354,6 +362,9 @@ async fn logs_come_as_lines() {
 #[tokio::test(start_paused = true)]
 async fn the_platform_says_what_it_is() {
     let house = House::new();
+    let (_, pool) = house.json("GET", "/v1/pool", Value::Null).await;
+    let shelf = json!({"hits": 9, "misses": 1, "ready": 2, "making": 1, "wanted": 3, "memory": 4096});
+    assert_eq!(pool, json!({"kinds": {"python3": shelf}, "budget": 1 << 30}));
     let (_, info) = house.json("GET", "/v1/info", Value::Null).await;
     assert_eq!(
         (&info["version"], &info["isolation"], &info["apiVersion"]),

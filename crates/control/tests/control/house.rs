@@ -15,10 +15,12 @@ use futures_util::StreamExt;
 use http::{Method, Request, StatusCode};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
-use taper_control::{Config, Control, Handle, Info, Parts};
+use taper_control::{Config, Control, Handle, Info, Parts, Starts};
 use taper_model::{
     BoxFuture, BoxStream, Demand, Fault, FunctionName, InstanceId, Load, Name, Namespace, Revision, RevisionId,
-    RevisionState, Secret, quantity::Span,
+    RevisionState, Secret,
+    call::{Phases, Served, Start, Timing},
+    quantity::Span,
 };
 use taper_provider::{
     Error as ProviderError, Event, LogLine, LogQuery, Progress, Provider, Usage,
@@ -78,6 +80,7 @@ impl House {
             load: Arc::clone(&load) as Arc<dyn Load>,
             public_url: Box::new(|| "http://127.0.0.1:8080".into()),
             invocations: Box::new(|name| if name.name.as_str() == "counted" { 7 } else { 0 }),
+            starts: Box::new(|name| if name.name.as_str() == "counted" { starts() } else { Starts::default() }),
             info: Info { version: "0.1.0".into(), provider: "local".into(), isolation: "none".into() },
         };
         let (service, handle) = Control::build(config, parts);
@@ -471,7 +474,8 @@ impl Provider for Stage {
     }
 
     fn pool(&self) -> taper_provider::Pooled {
-        self.fake.pool()
+        let shelf = taper_provider::Shelf { hits: 9, misses: 1, ready: 2, making: 1, wanted: 3, memory: 4096 };
+        taper_provider::Pooled { kinds: [("python3".to_owned(), shelf)].into(), budget: 1 << 30 }
     }
 
     fn forget(&self, function: &FunctionName) {
@@ -658,4 +662,15 @@ impl Load for Hand {
             calls.held = 0;
         }
     }
+}
+
+/// What the gateway would have seen of one function.
+fn starts() -> Starts {
+    let ms = Duration::from_millis;
+    let served = |start, load| Served {
+        start,
+        timing: Timing { activate: ms(load + 5), invoke: ms(1), ..Timing::default() },
+        phases: Some(Phases { claim: ms(2), bind: Duration::from_micros(250), load: ms(load) }),
+    };
+    Starts { pool: 2, cold: 1, recent: vec![(0, served(Start::Cold, 40)), (60_000, served(Start::Pool, 1))] }
 }

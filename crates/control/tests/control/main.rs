@@ -5,6 +5,7 @@
 mod api;
 mod deploys;
 mod house;
+mod keep;
 mod load;
 mod openfaas;
 mod scaling;

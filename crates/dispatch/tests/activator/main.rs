@@ -5,6 +5,7 @@
 
 mod demand;
 mod instances;
+mod lanes;
 mod queue;
 mod random;
 mod reply;
@@ -22,7 +23,7 @@ use std::{
 use taper_dispatch::{Config, Dispatcher, Permit, Stats};
 use taper_model::{
     BoxFuture, Call, CallId, Cause, Fault, FunctionName, InstanceId, Invoke, Reply, RevisionId, Stage,
-    call::{self, Start},
+    call::{self, Phases, Served, Start},
 };
 use taper_provider::{Event, Instance};
 use tokio::time::Instant;
@@ -55,6 +56,15 @@ impl<F: Fn(Call) -> BoxFuture<'static, Result<Reply, Fault>> + Send + Sync> Invo
     }
 }
 
+/// How long every instance here took to come to be.
+const BORN: Phases =
+    Phases { claim: Duration::from_millis(1), bind: Duration::from_millis(2), load: Duration::from_millis(30) };
+
+/// What a reply tells of its way.
+fn served(reply: &Reply) -> Served {
+    *reply.extensions().get().expect("every reply of the dispatcher tells it")
+}
+
 fn instance_that(
     revision: &RevisionId,
     name: &str,
@@ -67,7 +77,7 @@ fn instance_that(
         revision: revision.clone(),
         slots,
         start: Start::Pool,
-        phases: Default::default(),
+        phases: BORN,
         secrets: Default::default(),
         run: Arc::new(Run(run)),
     }
@@ -154,4 +164,16 @@ async fn pass(seconds: f64) {
     tokio::time::advance(Duration::from_secs_f64(seconds)).await;
     // The timers that became due fire while others have their turn.
     tokio::task::yield_now().await;
+}
+
+/// On a thread of its own, and so on the next of all lanes.
+fn on_another_lane<T: Send>(act: impl FnOnce() -> T + Send) -> T {
+    let runtime = tokio::runtime::Handle::current();
+    std::thread::scope(|scope| {
+        let act = || {
+            let _here = runtime.enter();
+            act()
+        };
+        scope.spawn(act).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }

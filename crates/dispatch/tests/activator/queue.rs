@@ -218,7 +218,9 @@ async fn a_burst_at_zero_through_a_provider() {
     let calls = futures_util::future::join_all((0..64).map(|_| d.invoke(request(&hello, within(60), "light"))));
     let replies = tokio::select! { replies = calls => replies, () = control => unreachable!("control never ends") };
     for reply in replies {
-        assert_eq!(reply.unwrap().extensions().get::<Start>(), Some(&Start::Cold));
+        let served = served(&reply.unwrap());
+        assert_eq!(served.start, Start::Cold);
+        assert!(served.phases.is_some(), "a call that waited for its instance tells what it waited for");
     }
     assert_eq!(counts(&d).0, 0);
 }

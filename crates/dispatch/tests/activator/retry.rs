@@ -6,7 +6,7 @@ use std::sync::{
 };
 
 use http_body_util::BodyExt;
-use taper_model::{Load, Retry, call::Timing};
+use taper_model::{Load, Retry};
 
 use super::*;
 
@@ -83,9 +83,9 @@ async fn an_unsent_call_waits_for_the_replacement_at_its_old_place() {
     d.learn(ready(&hello, "new", 1));
     assert!(poll(&mut later).is_none());
     let reply = poll(&mut call).unwrap().unwrap();
-    let timing = *reply.extensions().get::<Timing>().unwrap();
+    let Served { start, timing, phases } = served(&reply);
     assert_eq!((timing.queue, timing.activate), (Duration::from_secs(1), Duration::from_secs(2)));
-    assert_eq!(reply.extensions().get::<Start>(), Some(&Start::Pool), "it did wait for the new instance");
+    assert_eq!((start, phases), (Start::Pool, Some(BORN)), "it did wait for the new instance");
     drop(reply);
     granted(&mut later);
 

@@ -15,7 +15,7 @@ use taper_model::{Function, Stage};
 use taper_queue::{Backlog, Queue};
 use taper_store::Snapshot;
 
-use super::{Counts, Gauges, STARTS, Series};
+use super::{Counts, Gauges, Pool, STARTS, Series, Shelf};
 
 impl Collector for Counts {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
@@ -29,6 +29,7 @@ impl Collector for Counts {
         self.encode_openfaas(&mut encoder, &counted)?;
         self.encode_calls(&mut encoder, &counted)?;
         self.encode_gauges(&mut encoder, &snapshot)?;
+        encode_pool(&mut encoder, &(self.pool)())?;
         if let Some(queue) = &self.queue {
             encode_queue(&mut encoder, queue.as_ref(), &snapshot)?;
         }
@@ -97,6 +98,9 @@ impl Counts {
                 count(&mut m, &[("function_name", name.as_str()), ("start", start.as_str())], series.starts(start))?;
             }
         }
+        let help = "Time that a phase of a start took, of starts that calls waited for.";
+        let mut m = encoder.encode_descriptor("taper_cold_start_phase_seconds", help, None, MetricType::Histogram)?;
+        self.phases.encode(&mut m)?;
         let help = "Time a call waited for a slot, an instance's start included.";
         let mut m = encoder.encode_descriptor("taper_queue_wait_seconds", help, None, MetricType::Histogram)?;
         for (name, series) in counted {
@@ -146,6 +150,35 @@ impl Counts {
         }
         Ok(())
     }
+}
+
+/// What is kept ready for starts.
+fn encode_pool(encoder: &mut DescriptorEncoder, pool: &Pool) -> fmt::Result {
+    type Read = fn(&Shelf) -> u64;
+    let counters: [(&str, &str, Read); 2] = [
+        ("taper_pool_hits", "Starts that took a sandbox which was ready.", |s| s.hits),
+        ("taper_pool_misses", "Starts that found no sandbox ready.", |s| s.misses),
+    ];
+    for (name, help, read) in counters {
+        let mut m = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for shelf in &pool.shelves {
+            count(&mut m, &[("kind", shelf.kind.as_str())], read(shelf))?;
+        }
+    }
+    let gauges: [(&str, &str, Read); 4] = [
+        ("taper_pool_ready", "Sandboxes that are ready for a start.", |s| s.ready),
+        ("taper_pool_making", "Sandboxes that are being made for starts to come.", |s| s.making),
+        ("taper_pool_wanted", "Sandboxes that there should be.", |s| s.wanted),
+        ("taper_pool_memory_bytes", "Memory of the sandboxes that are ready.", |s| s.memory),
+    ];
+    for (name, help, read) in gauges {
+        let mut m = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for shelf in &pool.shelves {
+            m.encode_family(&[("kind", shelf.kind.as_str())])?.encode_gauge(&read(shelf))?;
+        }
+    }
+    let help = "Memory that the sandboxes which are ready may take together.";
+    encoder.encode_descriptor("taper_pool_budget_bytes", help, None, MetricType::Gauge)?.encode_gauge(&pool.budget)
 }
 
 /// The calls whose callers do not wait.

@@ -68,6 +68,7 @@ async fn an_address_that_is_taken_is_said() {
         api: axum::Router::new(),
         credentials: tokio::sync::watch::channel(credentials).1,
         gauges: Box::new(Vec::new),
+        pool: Box::new(taper_gateway::Pool::default),
         ready: Box::new(|| true),
         log: Box::new(std::io::sink()),
     };

@@ -5,7 +5,7 @@ use std::time::Duration;
 use http::{Request, StatusCode};
 use taper_model::{
     Call, CallId, Reply,
-    call::{self, Start, Timing},
+    call::{self, Phases, Served, Start, Timing},
     clock,
 };
 
@@ -126,12 +126,14 @@ async fn what_a_caller_sees() {
                 .header("x-hop", "1")
                 .body(call::full("made"))
                 .unwrap();
-            reply.extensions_mut().insert(Start::Pool);
-            reply.extensions_mut().insert(Timing {
+            let timing = Timing {
                 queue: Duration::from_micros(1500),
                 activate: Duration::from_millis(20),
                 invoke: Duration::from_micros(250),
-            });
+            };
+            let ms = Duration::from_millis;
+            let phases = Some(Phases { claim: ms(1), bind: ms(2), load: Duration::from_micros(16_500) });
+            reply.extensions_mut().insert(Served { start: Start::Pool, timing, phases });
             Ok(reply)
         })
     })
@@ -147,12 +149,15 @@ async fn what_a_caller_sees() {
     assert_eq!(answer.header("x-served-by"), concat!("taper/", env!("CARGO_PKG_VERSION")));
     assert_eq!(answer.header("x-taper-start"), "pool");
     let timing: Vec<&str> = answer.headers.get_all("server-timing").iter().map(|v| v.to_str().unwrap()).collect();
-    assert_eq!(timing, ["db;dur=5", "queue;dur=1.500, activate;dur=20.000, invoke;dur=0.250"]);
+    let ours =
+        "queue;dur=1.500, activate;dur=20.000, claim;dur=1.000, bind;dur=2.000, load;dur=16.500, invoke;dur=0.250";
+    assert_eq!(timing, ["db;dur=5", ours]);
     assert!(answer.header("x-start-time").parse::<u128>().is_ok());
     assert_eq!(answer.header("x-duration-seconds"), "0.000250", "the function's own time");
     assert_eq!(answer.header("content-type"), "application/json", "the request's, as the function said none");
     assert_eq!((answer.header("x-taper-fault"), answer.header("x-hop")), ("", ""));
     platform.counts(r#"taper_cold_starts_total{function_name="hello.openfaas-fn",start="pool"} 1"#).await;
+    platform.counts(r#"taper_cold_start_phase_seconds_bucket{le="0.025",phase="load",start="pool"} 1"#).await;
     platform.counts(r#"taper_stage_seconds_bucket{le="0.05",stage="activate"} 1"#).await;
 }
 

@@ -40,7 +40,9 @@ fn upgrading(
             });
             let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(here)).await.unwrap();
             tokio::spawn(connection.with_upgrades());
-            let reply = sender.send_request(call.request).await.unwrap();
+            let mut reply = sender.send_request(call.request).await.unwrap();
+            let tunnel = hyper::upgrade::on(&mut reply).await.unwrap();
+            reply.extensions_mut().insert(call::Upgraded::new(TokioIo::new(tunnel)));
             // The slot rides in the body.
             let (head, _) = reply.into_parts();
             let slot = http_body_util::StreamBody::new(futures_util::stream::poll_fn(move |_| {

@@ -1,8 +1,9 @@
 //! Owns calls in the modes `classic` and `handler`: one call at a time on each connection to the instance's Unix
 //! socket, in the watchdog's frames. It never decides how many calls run at once; the slot that a call brings does.
 
+mod alarm;
+
 use std::{
-    borrow::Cow,
     collections::VecDeque,
     io,
     pin::Pin,
@@ -12,13 +13,14 @@ use std::{
     time::Duration,
 };
 
-use ::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header, request::Parts};
+use ::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, header, request::Parts};
 use bytes::Bytes;
+use futures_core::Stream;
 use http_body::{Body as _, Frame, SizeHint};
-use taper_model::{Body, BoxError, Call, Cause, Fault, Reply, Stage};
+use taper_model::{Body, BoxError, Call, Cause, Fault, Reply, RevisionId, Stage, call};
 use taper_watchdog::{
     Error,
-    wire::{self, Connection, Event, Exchange, FaultKind},
+    wire::{self, Connection, Event, Exchange, FaultKind, Fields, Heading},
 };
 use tokio::{
     net::UnixStream,
@@ -26,7 +28,8 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::{Connect, Fate, Slot, Ticket, Upload, deadline, is_hop, named_hops};
+use super::{Connect, Fate, Resumed, Slot, deadline, is_hop, named_hops};
+use alarm::Alarm;
 
 /// How long after its deadline a call may take to come to rest before the whole instance is ended.
 const REST: Duration = Duration::from_secs(2);
@@ -35,14 +38,25 @@ const GATHER: usize = 64 << 10;
 /// Idle connections that are kept.
 const KEEP: usize = 64;
 
+thread_local! {
+    static HERE: ThreadId = thread::current().id();
+}
+
 /// The connections to one instance that speaks in frames.
 pub(crate) struct Framed {
     connect: Connect,
     fate: Arc<Fate>,
     /// Where calls that nobody waits for come to rest.
     runtime: Handle,
-    /// With the thread whose event loop each waits in.
-    idle: Mutex<Vec<(ThreadId, Connection)>>,
+    idle: Mutex<Vec<Idle>>,
+}
+
+/// A connection at rest.
+struct Idle {
+    connection: Connection,
+    alarm: Alarm,
+    /// The thread whose event loop it is waited for by.
+    home: ThreadId,
 }
 
 impl Framed {
@@ -59,83 +73,87 @@ impl Framed {
     ///
     /// # Errors
     /// As [`taper_model::Invoke`]; with the call in it while nothing was sent.
-    pub(crate) async fn invoke(self: &Arc<Self>, call: Call, mut slot: Slot) -> Result<Reply, Fault> {
-        let (ticket, parts, mut upload) = Ticket::of(call);
-        let head = head(&ticket, &parts, &upload);
+    pub(crate) async fn invoke(self: &Arc<Self>, mut call: Call, mut slot: Slot) -> Result<Reply, Fault> {
         // A connection that breaks before it took a byte says nothing yet about the instance: one more try, on a new
         // one.
         for pooled in [true, false] {
-            let connection = match if pooled { self.idle() } else { None } {
-                Some(connection) => connection,
-                None => match timeout_at(ticket.deadline, self.connect()).await {
-                    Ok(Ok(connection)) => connection,
+            let Idle { connection, alarm, .. } = match if pooled { self.idle() } else { None } {
+                Some(idle) => idle,
+                None => match timeout_at(call.deadline, self.connect()).await {
+                    Ok(Ok(idle)) => idle,
                     Ok(Err(e)) => {
                         let fault = self.fate.broken("the instance cannot be reached").await.with_source(e);
-                        return Err(ticket.unsent(fault, parts, &upload));
+                        return Err(fault.with_unsent(call));
                     }
                     Err(_) => return Err(deadline()),
                 },
             };
-            let exchange = Exchange::start(connection, &head, upload.clone()).map_err(|e| {
+            let Call { id, revision, deadline: until, request } = call;
+            let (parts, body) = request.into_parts();
+            let head =
+                Head { id: id.as_str(), revision: &revision, until, parts: &parts, length: length(&parts, &body) };
+            let exchange = Exchange::start(connection, &head, Upload { body, broken: None }).map_err(|e| {
                 Fault::new(Stage::Accept, Cause::HeadersTooLarge, "the request's head is too large").with_source(e)
             })?;
-            let mut running = Running::new(self.clone(), exchange, slot, ticket.deadline);
-            match timeout_at(ticket.deadline, std::future::poll_fn(|cx| running.poll_event(cx))).await {
-                Ok(Ok(Event::Reply(reply))) => return FramedBody::reply(reply, running, &parts.method).await,
-                Ok(Ok(Event::Fault(fault))) => return Err(self.fault(fault, &upload)),
-                Ok(Ok(other)) => {
+            let mut running = Running::new(self.clone(), exchange, alarm, slot, until);
+            match std::future::poll_fn(|cx| running.poll_answer(cx)).await {
+                Some(Ok(Event::Reply(reply))) => return FramedBody::reply(reply, running, &parts.method).await,
+                Some(Ok(Event::Fault(fault))) => return Err(self.fault(fault, running.broken.take())),
+                Some(Ok(other)) => {
                     let text = format!("the runtime broke the protocol: {other:?} before a reply");
                     return Err(Fault::new(Stage::Invoke, Cause::Died, text));
                 }
-                Ok(Err(e)) => match (running.give_up(), upload.back()) {
-                    (Some(again), Some(body)) => (slot, upload) = (again, Upload::new(body)),
-                    _ => return Err(self.broken(e).await),
-                },
-                Err(_) => return Err(deadline()),
+                Some(Err(e)) => {
+                    let Some((again, body)) = running.give_up() else { return Err(self.broken(e).await) };
+                    slot = again;
+                    call = Call { id, revision, deadline: until, request: Request::from_parts(parts, body) };
+                }
+                None => return Err(deadline()),
             }
         }
         let fault = self.fate.broken("the instance breaks its connections").await;
-        Err(ticket.unsent(fault, parts, &upload))
+        Err(fault.with_unsent(call))
     }
 
-    async fn connect(&self) -> io::Result<Connection> {
+    async fn connect(&self) -> io::Result<Idle> {
         let stream = std::os::unix::net::UnixStream::from((self.connect)().await?);
         stream.set_nonblocking(true)?;
-        Ok(Connection::new(UnixStream::from_std(stream)?))
+        let connection = Connection::new(UnixStream::from_std(stream)?);
+        Ok(Idle { connection, alarm: Alarm::new(), home: HERE.with(|here| *here) })
     }
 
     /// An idle connection: of this thread where there is one, and the last used, which is the likeliest to be warm.
-    fn idle(&self) -> Option<Connection> {
-        let here = thread::current().id();
+    fn idle(&self) -> Option<Idle> {
+        let here = HERE.with(|here| *here);
         loop {
-            let (home, mut connection) = {
+            let mut found = {
                 let mut idle = self.lock();
-                let own = idle.iter().rposition(|(home, _)| *home == here);
+                let own = idle.iter().rposition(|idle| idle.home == here);
                 let at = own.or(idle.len().checked_sub(1))?;
                 idle.remove(at)
             };
-            if !connection.is_usable() {
+            if !found.connection.is_usable() {
                 continue;
             }
-            if home == here {
-                return Some(connection);
+            if found.home == here {
+                return Some(found);
             }
-            if let Ok(connection) = connection.moved_here() {
-                return Some(connection);
+            if let Ok(connection) = found.connection.moved_here() {
+                return Some(Idle { connection, alarm: Alarm::new(), home: here });
             }
         }
     }
 
-    fn put_back(&self, exchange: Exchange<Upload>) {
+    fn put_back(&self, exchange: Exchange<Upload>, alarm: Alarm, home: ThreadId) {
         if let Some(connection) = exchange.into_idle() {
             let mut idle = self.lock();
             if idle.len() < KEEP {
-                idle.push((thread::current().id(), connection));
+                idle.push(Idle { connection, alarm, home });
             }
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<(ThreadId, Connection)>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<Idle>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -149,10 +167,10 @@ impl Framed {
         }
     }
 
-    /// What the runtime's own word for a failure means for its call.
-    fn fault(&self, fault: wire::Fault, upload: &Upload) -> Fault {
-        if let Some(fault) = upload.error() {
-            return fault;
+    /// What the runtime's own word for a failure means for its call, whose request may have broken before.
+    fn fault(&self, fault: wire::Fault, request: Option<BoxError>) -> Fault {
+        if let Some(error) = request {
+            return Fault::new(Stage::Invoke, Cause::CallerLeft, "the request's body ended early").with_source(error);
         }
         let killed = fault.exit.is_none_or(|status| status == 128 + libc::SIGKILL);
         let cause = match fault.what {
@@ -170,33 +188,74 @@ impl Framed {
     }
 }
 
-/// The head of a call as the runtime gets it.
-fn head<'a>(ticket: &'a Ticket, parts: &'a Parts, upload: &Upload) -> wire::Call<'a> {
-    let named = named_hops(&parts.headers);
-    let passes = |name: &HeaderName| !is_hop(name) && !named.contains(name);
-    let said = parts.headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
-    let function = ticket.revision.function();
-    let path = parts.uri.path();
-    wire::Call {
-        id: ticket.id.as_str().into(),
-        method: parts.method.as_str().into(),
-        path: if path.starts_with('/') { path.into() } else { "/".into() },
-        query: parts.uri.query().unwrap_or("").into(),
-        headers: parts.headers.iter().filter(|(k, _)| passes(k)).map(|(k, v)| (k.as_str().into(), text(v))).collect(),
-        deadline_ms: u64::try_from(ticket.deadline.saturating_duration_since(Instant::now()).as_millis())
-            .unwrap_or(u64::MAX),
-        function: function.name.as_str().into(),
-        namespace: function.namespace.as_str().into(),
-        revision: ticket.revision.name().into(),
-        content_length: upload.size_hint().exact().or(said),
+/// The head of a call, as it is written for the runtime.
+struct Head<'a> {
+    id: &'a str,
+    revision: &'a RevisionId,
+    until: Instant,
+    parts: &'a Parts,
+    length: Option<u64>,
+}
+
+impl Heading for Head<'_> {
+    fn deadline_ms(&self) -> u64 {
+        let left = self.until.saturating_duration_since(Instant::now());
+        u64::try_from(left.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn content_length(&self) -> Option<u64> {
+        self.length
+    }
+
+    fn write(&self, fields: &mut Fields<'_>) {
+        let (function, path) = (self.revision.function(), self.parts.uri.path());
+        fields.text(self.id);
+        fields.text(self.parts.method.as_str());
+        fields.text(if path.starts_with('/') { path } else { "/" });
+        fields.text(self.parts.uri.query().unwrap_or(""));
+        fields.text(function.name.as_str());
+        fields.text(function.namespace.as_str());
+        fields.text(&self.revision.name());
+        let named = named_hops(&self.parts.headers);
+        for (name, value) in &self.parts.headers {
+            if !is_hop(name) && !named.contains(name) {
+                fields.text(name.as_str());
+                fields.bytes(value.as_bytes());
+            }
+        }
     }
 }
 
-/// A header's value as text: UTF-8, else Latin-1.
-fn text(value: &HeaderValue) -> Cow<'_, str> {
-    match std::str::from_utf8(value.as_bytes()) {
-        Ok(text) => text.into(),
-        Err(_) => value.as_bytes().iter().map(|b| char::from(*b)).collect::<String>().into(),
+/// The size of a request's body: as it is, or as the caller said.
+fn length(parts: &Parts, body: &Body) -> Option<u64> {
+    let said = || parts.headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok();
+    body.size_hint().exact().or_else(said)
+}
+
+/// A request's body on its way into the frames, which know no trailers.
+struct Upload {
+    body: Body,
+    /// What broke it.
+    broken: Option<BoxError>,
+}
+
+impl Stream for Upload {
+    type Item = io::Result<Bytes>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        loop {
+            return Poll::Ready(match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => Some(Ok(data)),
+                    Err(_) => continue,
+                },
+                Some(Err(error)) => {
+                    self.broken = Some(error);
+                    Some(Err(io::ErrorKind::BrokenPipe.into()))
+                }
+                None => None,
+            });
+        }
     }
 }
 
@@ -204,40 +263,60 @@ fn text(value: &HeaderValue) -> Cow<'_, str> {
 /// the slot until it is.
 struct Running {
     framed: Arc<Framed>,
-    held: Option<(Exchange<Upload>, Slot)>,
+    held: Option<(Exchange<Upload>, Alarm, Slot)>,
+    home: ThreadId,
     deadline: Instant,
+    /// What broke the request, once the runtime is at rest.
+    broken: Option<BoxError>,
     /// The caller has all it asked for; only the end mark is missing.
     whole: bool,
 }
 
 impl Running {
-    fn new(framed: Arc<Framed>, exchange: Exchange<Upload>, slot: Slot, deadline: Instant) -> Self {
-        Self { framed, held: Some((exchange, slot)), deadline, whole: false }
+    fn new(framed: Arc<Framed>, exchange: Exchange<Upload>, alarm: Alarm, slot: Slot, deadline: Instant) -> Self {
+        let home = HERE.with(|here| *here);
+        Self { framed, held: Some((exchange, alarm, slot)), home, deadline, broken: None, whole: false }
+    }
+
+    /// The runtime's first word; nothing when the deadline passes before.
+    fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Event, Error>>> {
+        if let Poll::Ready(event) = self.poll_event(cx) {
+            return Poll::Ready(Some(event));
+        }
+        let late = self.held.as_mut().is_some_and(|(_, alarm, _)| alarm.is_late(cx, self.deadline));
+        if late { Poll::Ready(None) } else { Poll::Pending }
     }
 
     /// The runtime's next word. After its last one the slot is free.
     fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Result<Event, Error>> {
-        let Some((exchange, _)) = &mut self.held else { return Poll::Ready(Err(Error::Closed)) };
+        let Some((exchange, ..)) = &mut self.held else { return Poll::Ready(Err(Error::Closed)) };
         let event = ready!(exchange.poll_event(cx));
         if let Ok(Event::End(_) | Event::Fault(_)) = &event
-            && let Some((exchange, _slot)) = self.held.take()
+            && let Some((mut exchange, alarm, _slot)) = self.held.take()
         {
-            self.framed.put_back(exchange);
+            self.broken = exchange.body_mut().broken.take();
+            self.framed.put_back(exchange, alarm, self.home);
         }
         Poll::Ready(event)
     }
 
-    /// Lets go of a connection that broke; the slot, when the runtime can have seen nothing of the call.
-    fn give_up(mut self) -> Option<Slot> {
-        let (exchange, slot) = self.held.take()?;
-        (!exchange.is_sent()).then_some(slot)
+    /// Lets go of a connection that broke; the slot and the whole body, when the runtime can have seen nothing of the call.
+    fn give_up(mut self) -> Option<(Slot, Body)> {
+        let (exchange, _, slot) = self.held.take()?;
+        let (mut again, Upload { body: rest, broken }) = exchange.into_unsent()?;
+        if broken.is_some() {
+            return None;
+        }
+        again.reverse();
+        let body = if again.is_empty() { rest } else { Body::new(Resumed { again, rest }) };
+        Some((slot, body))
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let Some((mut exchange, slot)) = self.held.take() else { return };
-        let (framed, until) = (self.framed.clone(), self.deadline.max(Instant::now()) + REST);
+        let Some((mut exchange, alarm, slot)) = self.held.take() else { return };
+        let (framed, home, until) = (self.framed.clone(), self.home, self.deadline.max(Instant::now()) + REST);
         if !self.whole {
             exchange.cancel();
         }
@@ -251,7 +330,7 @@ impl Drop for Running {
                 }
             };
             match timeout_at(until, last).await {
-                Ok(()) => framed.put_back(exchange),
+                Ok(()) => framed.put_back(exchange, alarm, home),
                 Err(_) => framed.fate.condemn("a call was still running 2 s after its deadline"),
             }
             drop(slot);
@@ -282,27 +361,43 @@ impl FramedBody {
         let mut response = ::http::Response::new(());
         *response.status_mut() =
             StatusCode::from_u16(head.status).map_err(|_| bad(format!("status {}", head.status)))?;
-        let headers = read_headers(&head.headers).map_err(bad)?;
-        *response.headers_mut() = headers;
-        let headers = response.headers_mut();
-        let mut left = None;
         // The length of a body that is not sent is the function's to say.
-        if *method != Method::HEAD && head.status != 304 {
-            let said = headers.remove(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
-            left = head.length.or(said);
-            if let Some(length) = left.filter(|_| head.status != 204) {
-                headers.insert(header::CONTENT_LENGTH, length.into());
-            }
-        }
+        let sent = *method != Method::HEAD && head.status != 304;
+        let mut said = None;
+        *response.headers_mut() = read_headers(&head.headers, sent.then_some(&mut said)).map_err(bad)?;
+        let left = head.length.or(said).filter(|_| sent);
         running.whole = left == Some(0);
         let mut body =
             Self { running: Some(running), ahead: VecDeque::new(), gathered: 0, left, trailers: None, broken: None };
-        std::future::poll_fn(|cx| {
-            body.gather(cx);
-            Poll::Ready(())
-        })
-        .await;
-        Ok(response.map(|()| Body::new(body)))
+        let body = std::future::poll_fn(|cx| Poll::Ready(body.begin(cx))).await.unwrap_or_else(|| Body::new(body));
+        Ok(response.map(|()| body))
+    }
+
+    /// Takes what has arrived, without waiting; the body of its bytes alone, where that is all there is.
+    fn begin(&mut self, cx: &mut Context<'_>) -> Option<Body> {
+        let Poll::Ready(event) = self.running.as_mut()?.poll_event(cx) else { return None };
+        let first = match event {
+            Ok(Event::Data(bytes)) if self.left.is_none_or(|left| left == bytes.len() as u64) => bytes,
+            event => {
+                self.absorb(event);
+                self.gather(cx);
+                return None;
+            }
+        };
+        match self.running.as_mut()?.poll_event(cx) {
+            Poll::Ready(Ok(Event::End(end))) if end.trailers.is_empty() => {
+                self.running = None;
+                return Some(call::full(first));
+            }
+            next => {
+                self.absorb(Ok(Event::Data(first)));
+                if let Poll::Ready(event) = next {
+                    self.absorb(event);
+                    self.gather(cx);
+                }
+            }
+        }
+        None
     }
 
     /// Takes what has arrived, without waiting.
@@ -336,7 +431,7 @@ impl FramedBody {
                 Some("the reply is shorter than it said".into())
             }
             Ok(Event::End(end)) => {
-                self.trailers = read_headers(&end.trailers).ok().filter(|trailers| !trailers.is_empty());
+                self.trailers = read_headers(&end.trailers, None).ok().filter(|trailers| !trailers.is_empty());
                 None
             }
             Ok(Event::Fault(fault)) => {
@@ -350,16 +445,20 @@ impl FramedBody {
     }
 }
 
-/// Headers as a runtime gave them, without those that are the platform's to set.
-fn read_headers(pairs: &[(String, String)]) -> Result<HeaderMap, String> {
+/// Headers as a runtime gave them, without those that are the platform's to set; the length of the body apart, if it is wanted.
+fn read_headers(pairs: &wire::Pairs, mut length: Option<&mut Option<u64>>) -> Result<HeaderMap, String> {
     // No capacity from a number that the function gives: over the map's own limit it would panic.
     let mut headers = HeaderMap::new();
-    for (name, value) in pairs {
+    for (name, value) in pairs.iter() {
         let key = HeaderName::from_bytes(name.as_bytes()).map_err(|_| format!("a header with the name {name:?}"))?;
-        let value = HeaderValue::from_bytes(value.as_bytes())
+        let checked = HeaderValue::from_bytes(value.as_bytes())
             .map_err(|_| format!("the header `{key}` with a value that no header can have"))?;
-        if !is_hop(&key) {
-            headers.try_append(key, value).map_err(|_| "too many headers".to_owned())?;
+        if key == header::CONTENT_LENGTH
+            && let Some(length) = &mut length
+        {
+            **length = value.parse().ok();
+        } else if !is_hop(&key) {
+            headers.try_append(key, checked).map_err(|_| "too many headers".to_owned())?;
         }
     }
     Ok(headers)

@@ -1,42 +1,34 @@
-//! Owns calls in the mode `http`: HTTP/1.1 to the function's own server, and HTTP/2 without TLS for gRPC, over streams
+//! Owns calls in the mode `http`: HTTP/1.1 to the function's own server, and HTTP/2 without TLS for gRPC ([`two`]), over streams
 //! that the watchdog made inside the instance's network. Bodies stream both ways, with trailers; upgrades pass. It
 //! never looks into a body and never answers for the function.
 
+mod body;
+mod framing;
+mod head;
+mod line;
+mod sending;
+mod two;
+
 use std::{
+    future::poll_fn,
     io,
-    os::fd::OwnedFd,
-    pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll, ready},
-    thread,
-    time::Duration,
+    task::Poll,
 };
 
-use ::http::{
-    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, request::Parts,
-    uri::PathAndQuery,
-};
-use bytes::Bytes;
-use http_body::{Body as _, Frame, SizeHint};
-use hyper::{
-    body::Incoming,
-    client::conn::{TrySendError, http2},
-};
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use rustix::net::{AddressFamily, sockopt};
+use ::http::{Method, Request, Response, StatusCode};
+use bytes::BytesMut;
 use taper_model::{Body, BoxError, Call, Cause, Fault, Reply, Stage, call};
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::{TcpStream, UnixStream},
-    time::{Instant, sleep_until, timeout_at},
-};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::{Connect, Fate, Slot, Ticket, Upload, deadline, line::Line, named_hops, strip_hops};
+use super::{Connect, Fate, Slot, deadline};
+use body::{Held, Rest};
+use framing::{Framing, Piece};
+use head::{Head, Looked, Malformed};
+use line::{Line, Socket, here};
+use sending::{Sending, Unsent, repeatable};
+use two::Two;
 
-/// How long an idle connection is used again when the server does not say. Servers close theirs after 2 s and more.
-const IDLE: Duration = Duration::from_millis(1500);
-/// How much earlier than the server says: a request must not cross its goodbye on the way.
-const EARLY: Duration = Duration::from_secs(1);
 /// Idle connections that are kept.
 const KEEP: usize = 64;
 
@@ -45,109 +37,113 @@ pub(crate) struct Http {
     connect: Connect,
     fate: Arc<Fate>,
     idle: Mutex<Idle>,
-    /// One connection carries all HTTP/2 calls. Locked while it is made, so that a burst makes one.
-    h2: tokio::sync::Mutex<Option<http2::SendRequest<Upload>>>,
+    two: Two,
 }
 
 /// The connections that no call uses.
 #[derive(Default)]
 struct Idle {
-    lines: Vec<Line>,
+    #[expect(clippy::vec_box, reason = "a line goes in and out with every call, and is not small")]
+    lines: Vec<Box<Line>>,
     /// Somebody closes those that are too old.
     swept: bool,
 }
 
-/// A connection that takes a request.
-enum Sender {
-    One(Line),
-    Two(http2::SendRequest<Upload>),
+/// Why there is no reply.
+enum Failed {
+    /// The deadline has passed.
+    Late,
+    /// The request's own body broke.
+    Request(BoxError),
+    /// What came is not HTTP.
+    Malformed(Malformed),
+    /// The connection ended.
+    Closed(Option<io::Error>),
 }
 
 impl Http {
     pub(crate) fn new(connect: Connect, fate: Arc<Fate>) -> Arc<Self> {
-        Arc::new(Self { connect, fate, idle: Mutex::default(), h2: tokio::sync::Mutex::default() })
+        Arc::new(Self { connect, fate, idle: Mutex::default(), two: Two::default() })
     }
 
     /// Runs one call: HTTP/2 for a gRPC request that came as HTTP/2, HTTP/1.1 for everything else. A 101 answer carries
-    /// [`hyper::upgrade::OnUpgrade`] in its extensions, and holds the slot until its body is dropped.
+    /// [`call::Upgraded`] in its extensions, and holds the slot until its body is dropped.
     ///
     /// # Errors
     /// As [`taper_model::Invoke`]; with the call in it while nothing was sent.
-    pub(crate) async fn invoke(self: &Arc<Self>, call: Call, slot: Slot) -> Result<Reply, Fault> {
-        let (ticket, mut parts, mut upload) = Ticket::of(call);
-        let kind = parts.headers.get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
-        let two = parts.version == Version::HTTP_2 && kind.starts_with(b"application/grpc");
-        // A server may close an idle connection in the moment it is used again. What was not sent goes to a new one,
-        // and so does what may be sent twice (RFC 9110, section 9.2.2, read narrowly: no effect, no body).
-        let repeatable = matches!(parts.method, Method::GET | Method::HEAD) && upload.is_end_stream();
-        for pooled in [true, false] {
-            let found = match if two || !pooled { None } else { self.line().await } {
-                Some(line) => Ok(Ok((Sender::One(line), true))),
-                None => timeout_at(ticket.deadline, self.sender(two, pooled)).await,
-            };
-            let (mut sender, reused) = match found {
-                Ok(Ok(found)) => found,
-                Ok(Err(e)) => {
-                    if e.kind() == io::ErrorKind::ConnectionRefused {
-                        self.fate.condemn(format!("its server accepts no connections any more: {e}"));
-                    }
-                    let text = "the function's server cannot be reached";
-                    let fault = Fault::new(Stage::Invoke, Cause::Died, text).with_source(e);
-                    return Err(ticket.unsent(fault, parts, &upload));
+    #[expect(
+        clippy::manual_async_fn,
+        reason = "an async fn holds its arguments twice, and this future is allocated per call"
+    )]
+    pub(crate) fn invoke(
+        self: &Arc<Self>,
+        mut call: Call,
+        slot: Slot,
+    ) -> impl Future<Output = Result<Reply, Fault>> + Send {
+        async move {
+            if two::is_grpc(&call.request) {
+                return Box::pin(self.grpc(call, slot)).await;
+            }
+            // A server may close an idle connection in the moment it is used again. What was not sent goes to a new one,
+            // and so does what may be sent twice.
+            let twice = repeatable(&call.request);
+            let mut carried = None;
+            for pooled in [true, false] {
+                let kept = if pooled { self.kept() } else { None };
+                let reused = kept.is_some();
+                // What is rare is boxed, so that the way of every call is no longer for it.
+                let mut line = match kept {
+                    Some(line) => line,
+                    None => match Box::pin(timeout_at(call.deadline, self.open())).await {
+                        Ok(Ok(line)) => line,
+                        Ok(Err(e)) => return Err(unsent(self.unreachable(e), call, carried)),
+                        Err(_) => return Err(deadline()),
+                    },
+                };
+                let again = carried.take().map(|sending| line.sending = sending).is_some();
+                let failed = match exchange(&mut line, again, &mut call.request, call.deadline).await {
+                    Ok(head) => return Ok(self.reply(head, line, call, slot)),
+                    Err(failed) => failed,
+                };
+                let mut sending = std::mem::take(&mut line.sending);
+                drop(line);
+                match failed {
+                    Failed::Closed(_) if !sending.begun() => {}
+                    Failed::Closed(_) if reused && twice => sending.again(),
+                    failed => return Err(Box::pin(self.failed(failed)).await),
                 }
-                Err(_) => return Err(deadline()),
-            };
-            let copy = (reused && repeatable).then(|| parts.clone());
-            let request = Request::from_parts(outgoing(parts, two), upload.clone());
-            let mut failed = match sender.send(request, ticket.deadline).await {
-                Some(Ok(response)) => return Ok(self.reply(response, sender, upload, slot)),
-                Some(Err(e)) => e,
-                None => return Err(upload.error().unwrap_or_else(deadline)),
-            };
-            let unsent = failed.take_message().and_then(|request| Some((request.into_parts().0, upload.back()?)));
-            (parts, upload) = match (unsent, copy) {
-                (Some((parts, body)), _) => (parts, Upload::new(body)),
-                (None, Some(parts)) => (parts, Upload::new(call::empty())),
-                (None, None) => return Err(self.broken(failed.into_error(), &upload).await),
-            };
+                carried = Some(sending);
+            }
+            let fault = Fault::new(Stage::Invoke, Cause::Died, "the function's server closes its connections at once");
+            Err(unsent(fault, call, carried))
         }
-        let fault = Fault::new(Stage::Invoke, Cause::Died, "the function's server closes its connections at once");
-        Err(ticket.unsent(fault, parts, &upload))
     }
 
-    /// A connection for a request, and whether it was used before.
-    async fn sender(&self, two: bool, pooled: bool) -> io::Result<(Sender, bool)> {
-        if two {
-            let mut h2 = self.h2.lock().await;
-            if let Some(sender) = h2.as_ref().filter(|sender| pooled && !sender.is_closed()) {
-                return Ok((Sender::Two(sender.clone()), true));
-            }
-            let io = TokioIo::new(stream((self.connect)().await?)?);
-            let (sender, connection) = http2::handshake(TokioExecutor::new(), io).await.map_err(io::Error::other)?;
-            tokio::spawn(connection);
-            *h2 = Some(sender.clone());
-            return Ok((Sender::Two(sender), false));
-        }
-        Ok((Sender::One(Line::open(stream((self.connect)().await?)?).await?), false))
+    async fn open(&self) -> io::Result<Box<Line>> {
+        Ok(Box::new(Line::new(Socket::new((self.connect)().await?)?)))
     }
 
     /// The idle connection of this thread that was used last.
-    async fn line(&self) -> Option<Line> {
-        let (here, now) = (thread::current().id(), Instant::now());
+    fn kept(&self) -> Option<Box<Line>> {
+        let (here, now) = (here(), Instant::now());
         loop {
             let mut line = {
                 let lines = &mut self.lock().lines;
                 let at = lines.iter().rposition(|line| line.home == here)?;
                 lines.remove(at)
             };
-            if line.until > now && line.ready().await {
+            if line.until > now && line.is_silent() {
                 return Some(line);
             }
         }
     }
 
-    /// Keeps a connection for the next call.
-    fn keep(self: &Arc<Self>, line: Line) {
+    /// Keeps a connection for the next call, unless its server has said more than its reply.
+    fn keep(self: &Arc<Self>, mut line: Box<Line>) {
+        if !line.input.is_empty() {
+            return;
+        }
+        line.rest();
         let mut idle = self.lock();
         if idle.lines.len() >= KEEP {
             return;
@@ -176,41 +172,61 @@ impl Http {
         }
     }
 
-    fn reply(self: &Arc<Self>, mut response: Response<Incoming>, sender: Sender, upload: Upload, slot: Slot) -> Reply {
-        let tunnel = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-        let until = reusable(&response);
-        if !tunnel {
-            strip_hops(response.headers_mut());
-        }
-        let (mut line, mut again) = (None, false);
-        if let Sender::One(mut own) = sender {
-            // A request that is still on its way, and a tunnel, go on whoever reads the reply.
-            if tunnel || !upload.ended() {
-                own.leave();
+    fn reply(self: &Arc<Self>, head: Head, mut line: Box<Line>, call: Call, slot: Slot) -> Reply {
+        let Head { mut response, mut framing, keep } = head;
+        let sent = line.sending.is_done();
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            if sent && let Some(stream) = line.into_stream() {
+                response.extensions_mut().insert(call::Upgraded::new(stream));
             }
-            (own.until, again) = (until.unwrap_or(own.until), until.is_some() && !tunnel);
-            line = Some(own).filter(|_| !tunnel);
+            return response.map(|()| Body::new(body::Tunnel { _slot: slot }));
         }
-        let held = Held { http: self.clone(), line, again, upload, _slot: slot };
-        response.map(|incoming| {
-            let mut body = HttpBody { incoming, held: Some(held), tunnel };
-            if body.incoming.is_end_stream() {
-                body.finish();
+        if let Some(keep) = keep {
+            line.until = Instant::now() + keep;
+        }
+        // A request that is still on its way goes on whoever reads the reply.
+        let rest = (!sent).then(|| Rest::begin(std::mem::take(&mut line.sending), call, line.socket.clone()));
+        let whole = match framing {
+            Framing::Ended => true,
+            Framing::Length(length) => length <= line.input.len() as u64,
+            Framing::Chunked(_) | Framing::Close => false,
+        };
+        if whole && let Ok(piece) = framing.take(&mut line.input) {
+            // All of it is there: the connection and the slot are free before the caller has read anything.
+            if rest.is_none_or(Rest::finish) && keep.is_some() {
+                self.keep(line);
             }
-            Body::new(body)
-        })
+            return response.map(|()| if let Piece::Data(data) = piece { call::full(data) } else { call::empty() });
+        }
+        let held = Held { http: self.clone(), line, again: keep.is_some(), rest, _slot: slot };
+        response.map(|()| Body::new(body::ReplyBody::new(framing, held)))
     }
 
     /// What a failed exchange means for its call.
-    async fn broken(&self, e: hyper::Error, upload: &Upload) -> Fault {
-        match upload.error() {
-            Some(fault) => fault,
-            None if e.is_parse() => {
+    async fn failed(&self, failed: Failed) -> Fault {
+        match failed {
+            Failed::Late => deadline(),
+            Failed::Request(e) => {
+                Fault::new(Stage::Invoke, Cause::CallerLeft, "the request's body ended early").with_source(e)
+            }
+            Failed::Malformed(e) => {
                 Fault::new(Stage::Invoke, Cause::Died, format!("the function's server did not answer in HTTP: {e}"))
             }
-            None => self.fate.broken("the function's server closed the connection before it answered").await,
+            Failed::Closed(None) => self.closed().await,
+            Failed::Closed(Some(e)) => self.closed().await.with_source(e),
         }
-        .with_source(e)
+    }
+
+    async fn closed(&self) -> Fault {
+        self.fate.broken("the function's server closed the connection before it answered").await
+    }
+
+    /// The fault of a call that found no connection.
+    fn unreachable(&self, e: io::Error) -> Fault {
+        if e.kind() == io::ErrorKind::ConnectionRefused {
+            self.fate.condemn(format!("its server accepts no connections any more: {e}"));
+        }
+        Fault::new(Stage::Invoke, Cause::Died, "the function's server cannot be reached").with_source(e)
     }
 
     fn lock(&self) -> MutexGuard<'_, Idle> {
@@ -218,152 +234,99 @@ impl Http {
     }
 }
 
-impl Sender {
-    /// The response's head, unless the deadline passes before it is there.
-    async fn send(
-        &mut self,
-        request: Request<Upload>,
-        deadline: Instant,
-    ) -> Option<Result<Response<Incoming>, TrySendError<Request<Upload>>>> {
-        match self {
-            Self::One(line) => line.send(request, deadline).await,
-            Self::Two(sender) => timeout_at(deadline, sender.try_send_request(request)).await.ok(),
+/// Sends a request, and waits for the head of its reply, which may come first. `begun`: the line already has the request.
+///
+/// # Cancel safety
+/// Dropping the future leaves the line in the middle of a call: it must be dropped, too.
+async fn exchange(
+    line: &mut Line,
+    mut begun: bool,
+    request: &mut Request<Body>,
+    deadline: Instant,
+) -> Result<Head, Failed> {
+    line.looked.again();
+    let (mut waited, mut stuck) = (false, None);
+    poll_fn(|cx| {
+        if !begun {
+            match line.sending.begin(request, !waited, cx) {
+                Ok(true) => begun = true,
+                // Head and body that go out together are one write here and one read there: it pays to wait a turn.
+                Ok(false) => {
+                    waited = true;
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                Err(e) => return Poll::Ready(Err(e.into())),
+            }
         }
-    }
-}
-
-/// A connected descriptor as a stream of this runtime: TCP or Unix, whichever the function listens on.
-fn stream(fd: OwnedFd) -> io::Result<Box<dyn Stream>> {
-    rustix::io::ioctl_fionbio(&fd, true)?;
-    Ok(if sockopt::socket_domain(&fd)? == AddressFamily::UNIX {
-        Box::new(UnixStream::from_std(fd.into())?)
-    } else {
-        sockopt::set_tcp_nodelay(&fd, true)?;
-        Box::new(TcpStream::from_std(fd.into())?)
+        if stuck.is_none() && !line.sending.is_done() {
+            match line.sending.poll(request.body_mut(), &line.socket, cx) {
+                Poll::Ready(Err(Unsent::Line(e))) => stuck = Some(e),
+                Poll::Ready(Err(e)) => return Poll::Ready(Err(e.into())),
+                Poll::Ready(Ok(())) | Poll::Pending => {}
+            }
+        }
+        // A server may answer without reading all, and close: the answer is there all the same.
+        loop {
+            match line.looked.take(&mut line.input, request.method()) {
+                Ok(Some(head)) => return Poll::Ready(Ok(head)),
+                Ok(None) => {}
+                Err(e) => return Poll::Ready(Err(Failed::Malformed(e))),
+            }
+            match line.poll_more(cx) {
+                Poll::Ready(Ok(1..)) if line.sending.begun() => {}
+                Poll::Ready(Ok(_)) => return Poll::Ready(Err(Failed::Closed(stuck.take()))),
+                Poll::Ready(Err(e)) => return Poll::Ready(Err(Failed::Closed(Some(e)))),
+                Poll::Pending if line.is_late(deadline, cx) => return Poll::Ready(Err(Failed::Late)),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
     })
+    .await
 }
 
-pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
-
-/// A request's head as the function's server gets it. Applying it twice is applying it once.
-fn outgoing(mut parts: Parts, two: bool) -> Parts {
-    let asked = || !two && named_hops(&parts.headers).contains(&header::UPGRADE);
-    let upgrade = parts.headers.get(header::UPGRADE).filter(|_| asked()).cloned();
-    let trailers =
-        parts.headers.get(header::TE).and_then(|te| te.to_str().ok()).is_some_and(|te| te.contains("trailers"));
-    strip_hops(&mut parts.headers);
-    if trailers {
-        parts.headers.insert(header::TE, HeaderValue::from_static("trailers"));
-    }
-    let connection = match (&upgrade, trailers && !two) {
-        (Some(_), false) => "upgrade",
-        (Some(_), true) => "upgrade, te",
-        (None, true) => "te",
-        (None, false) => "",
-    };
-    if !connection.is_empty() {
-        parts.headers.insert(header::CONNECTION, HeaderValue::from_static(connection));
-    }
-    if let Some(upgrade) = upgrade {
-        parts.headers.insert(header::UPGRADE, upgrade);
-    }
-    if !parts.headers.contains_key(header::HOST) {
-        let host = parts.uri.authority().and_then(|authority| HeaderValue::from_str(authority.as_str()).ok());
-        parts.headers.insert(header::HOST, host.unwrap_or(HeaderValue::from_static("localhost")));
-    }
-    if two {
-        let host = parts.headers.remove(header::HOST).unwrap_or(HeaderValue::from_static("localhost"));
-        let path = path(&parts.uri);
-        let whole = Uri::builder().scheme("http").authority(host.as_bytes()).path_and_query(path.clone()).build();
-        parts.uri = whole.unwrap_or_else(|_| Uri::from(path));
-    } else if parts.uri.authority().is_some() {
-        parts.uri = Uri::from(path(&parts.uri));
-    }
-    parts.version = if two { Version::HTTP_2 } else { Version::HTTP_11 };
-    parts
-}
-
-fn path(uri: &Uri) -> PathAndQuery {
-    uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"))
-}
-
-/// Until when the connection of this response may be used again.
-fn reusable<B>(response: &Response<B>) -> Option<Instant> {
-    let headers = response.headers();
-    let connection = named_hops(headers);
-    if response.version() == Version::HTTP_10 || connection.iter().any(|word| word == "close") {
-        return None;
-    }
-    let hint = keep_alive(headers).map(|hint| hint.saturating_sub(EARLY));
-    Some(Instant::now() + hint.unwrap_or(IDLE)).filter(|_| hint != Some(Duration::ZERO))
-}
-
-/// `Keep-Alive: timeout=SECONDS`.
-fn keep_alive(headers: &HeaderMap) -> Option<Duration> {
-    let value = headers.get("keep-alive")?.to_str().ok()?;
-    let seconds = value.split(',').find_map(|part| part.trim().strip_prefix("timeout="))?;
-    Some(Duration::from_secs(seconds.parse::<u32>().ok()?.into()))
-}
-
-/// What a reply holds until its body has ended.
-struct Held {
-    http: Arc<Http>,
-    line: Option<Line>,
-    /// The line may be used again.
-    again: bool,
-    upload: Upload,
-    _slot: Slot,
-}
-
-/// A reply's body, and with it the slot and the connection.
-struct HttpBody {
-    incoming: Incoming,
-    held: Option<Held>,
-    tunnel: bool,
-}
-
-impl HttpBody {
-    /// The exchange is over: the slot is free, and so is the connection when the request was read to its end as well.
-    fn finish(&mut self) {
-        if self.tunnel {
-            return;
-        }
-        let Some(Held { http, line, again, upload, _slot }) = self.held.take() else { return };
-        if let Some(mut line) = line.filter(|_| again && upload.ended())
-            && line.rests()
-        {
-            http.keep(line);
+impl From<Unsent> for Failed {
+    fn from(unsent: Unsent) -> Self {
+        match unsent {
+            Unsent::Body(e) => Self::Request(e),
+            Unsent::Line(e) => Self::Closed(Some(e)),
         }
     }
 }
 
-impl http_body::Body for HttpBody {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let Self { incoming, held, .. } = &mut *self;
-        let mut frame = |cx: &mut Context<'_>| Pin::new(&mut *incoming).poll_frame(cx);
-        let frame = ready!(match held.as_mut().and_then(|held| held.line.as_mut()) {
-            Some(line) => line.drive(cx, frame),
-            None => frame(cx),
-        });
-        // The end may come with the last bytes, and then nobody asks again.
-        if frame.is_none() || self.incoming.is_end_stream() {
-            self.finish();
-        }
-        Poll::Ready(frame.map(|frame| frame.map_err(BoxError::from)))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.incoming.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.incoming.size_hint()
+/// The fault of a call of which nothing was sent, with the call in it where it is still whole.
+fn unsent(fault: Fault, call: Call, sending: Option<Sending>) -> Fault {
+    let Call { id, revision, deadline, request } = call;
+    let (parts, body) = request.into_parts();
+    match sending.unwrap_or_default().back(body) {
+        Some(body) => fault.with_unsent(Call { id, revision, deadline, request: Request::from_parts(parts, body) }),
+        None => fault,
     }
 }
 
+/// Reads a reply to a call with this method from these pieces of a connection, if it is there and whole.
+pub(crate) fn read(pieces: &[&[u8]], method: &Method) -> Option<(Response<()>, Vec<u8>)> {
+    let (mut looked, mut input) = (Looked::default(), BytesMut::new());
+    let (mut head, mut body) = (None, Vec::new());
+    for piece in pieces {
+        input.extend_from_slice(piece);
+        if head.is_none() {
+            head = looked.take(&mut input, method).ok()?;
+        }
+        while let Some(found) = &mut head {
+            match found.framing.take(&mut input).ok()? {
+                Piece::Data(data) => body.extend_from_slice(&data),
+                Piece::Trailers(_) => {}
+                Piece::End | Piece::Wait => break,
+            }
+        }
+    }
+    let mut head = head?;
+    head.framing.close().ok()?;
+    Some((head.response, body))
+}
+
+#[cfg(test)]
+mod oracle;
 #[cfg(test)]
 mod tests;

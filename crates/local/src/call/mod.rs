@@ -4,7 +4,6 @@
 
 pub(crate) mod framed;
 pub(crate) mod http;
-mod line;
 
 use std::{
     io,
@@ -21,7 +20,7 @@ use futures_core::Stream;
 use http_body::{Body as _, Frame, SizeHint};
 use taper_model::{Body, BoxError, BoxFuture, Call, Cause, Fault, Invoke, Reply, Stage, quantity::Memory};
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, watch},
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
     time::{Instant, timeout, timeout_at},
 };
 
@@ -54,30 +53,33 @@ pub(crate) struct Run {
 
 impl Invoke for Run {
     fn invoke(&self, call: Call) -> BoxFuture<'_, Result<Reply, Fault>> {
-        Box::pin(async move {
-            let stopping =
-                |call| Err(Fault::new(Stage::Invoke, Cause::Died, "the instance is stopping").with_unsent(call));
-            let permit = match self.slots.clone().try_acquire_owned() {
-                Ok(permit) => permit,
-                Err(TryAcquireError::Closed) => return stopping(call),
-                Err(TryAcquireError::NoPermits) => {
-                    match timeout_at(call.deadline, self.slots.clone().acquire_owned()).await {
-                        Ok(Ok(permit)) => permit,
-                        Ok(Err(_)) => return stopping(call),
-                        Err(_) => {
-                            let text =
-                                "the deadline passed while the instance was busy with calls whose callers had left";
-                            return Err(Fault::new(Stage::Queue, Cause::Deadline, text));
-                        }
+        // Mostly there is a slot, and then the call's own future is all that is made for it.
+        match self.slots.clone().try_acquire_owned() {
+            Ok(permit) => self.run(call, permit),
+            Err(_) => Box::pin(async move {
+                match timeout_at(call.deadline, self.slots.clone().acquire_owned()).await {
+                    Ok(Ok(permit)) => self.run(call, permit).await,
+                    Ok(Err(_)) => {
+                        let fault = Fault::new(Stage::Invoke, Cause::Died, "the instance is stopping");
+                        Err(fault.with_unsent(call))
+                    }
+                    Err(_) => {
+                        let text = "the deadline passed while the instance was busy with calls whose callers had left";
+                        Err(Fault::new(Stage::Queue, Cause::Deadline, text))
                     }
                 }
-            };
-            let slot = Slot { _permit: permit, _noted: self.calls.as_ref().map(|calls| calls.note(&call.id)) };
-            match &self.way {
-                Way::Framed(framed) => framed.invoke(call, slot).await,
-                Way::Http(http) => http.invoke(call, slot).await,
-            }
-        })
+            }),
+        }
+    }
+}
+
+impl Run {
+    fn run(&self, call: Call, permit: OwnedSemaphorePermit) -> BoxFuture<'_, Result<Reply, Fault>> {
+        let slot = Slot { _permit: permit, _noted: self.calls.as_ref().map(|calls| calls.note(&call.id)) };
+        match &self.way {
+            Way::Framed(framed) => Box::pin(framed.invoke(call, slot)),
+            Way::Http(http) => Box::pin(http.invoke(call, slot)),
+        }
     }
 }
 

@@ -2,12 +2,12 @@
 //!
 //! Only the first process of an instance and our language runtimes put a call's id before a line, as `[ID] `. In mode
 //! `classic` the first does so with every line of standard error, so that what is taken off is always its own. In mode
-//! `handler` the runtime writes beside the function, into the same stream: there an id counts only when it is that of a
+//! `handler` the runtime writes beside the function, into the same streams: there an id counts only when it is that of a
 //! call the instance is running or has just run. A function that forges one mislabels its own lines with its own calls.
 
 use std::{
     borrow::Cow,
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -30,12 +30,12 @@ pub(crate) enum Labels {
 }
 
 impl Labels {
-    /// Of the standard error of an instance.
-    pub(crate) fn of(mode: Mode, calls: &Arc<Calls>) -> Self {
+    /// Of the standard error of an instance, or of its standard output.
+    pub(crate) fn of(mode: Mode, stderr: bool, calls: &Arc<Calls>) -> Self {
         match mode {
-            Mode::Classic => Self::All,
+            Mode::Classic if stderr => Self::All,
             Mode::Handler => Self::Of(calls.clone()),
-            Mode::Http => Self::None,
+            Mode::Classic | Mode::Http => Self::None,
         }
     }
 
@@ -58,7 +58,7 @@ impl Labels {
     fn knows(&self, id: &str) -> bool {
         match (self, CallId::given(id)) {
             (Self::All, Ok(_)) => true,
-            (Self::Of(calls), Ok(id)) => calls.lock().known.contains_key(&id),
+            (Self::Of(calls), Ok(id)) => calls.lock().knows(&id),
             _ => false,
         }
     }
@@ -68,25 +68,37 @@ impl Labels {
 #[derive(Debug, Default)]
 pub(crate) struct Calls(Mutex<Known>);
 
+/// Looked through only when a line may name one, and written at every call.
 #[derive(Debug, Default)]
 struct Known {
-    /// How often each is running or recent: callers may choose an id twice.
-    known: HashMap<CallId, usize>,
+    /// Those that run, each in a place of its own.
+    running: Vec<Option<CallId>>,
     recent: VecDeque<CallId>,
+}
+
+impl Known {
+    fn knows(&self, id: &CallId) -> bool {
+        self.running.iter().flatten().chain(&self.recent).any(|known| known == id)
+    }
 }
 
 /// A call that is known for as long as this is, and a while longer.
 #[derive(Debug)]
 pub(crate) struct Noted {
     calls: Arc<Calls>,
-    id: CallId,
+    place: usize,
 }
 
 impl Calls {
     /// Takes note of a call that begins.
     pub(crate) fn note(self: &Arc<Self>, id: &CallId) -> Noted {
-        *self.lock().known.entry(id.clone()).or_default() += 1;
-        Noted { calls: self.clone(), id: id.clone() }
+        let mut calls = self.lock();
+        let place = calls.running.iter().position(Option::is_none).unwrap_or_else(|| {
+            calls.running.push(None);
+            calls.running.len() - 1
+        });
+        calls.running[place] = Some(id.clone());
+        Noted { calls: self.clone(), place }
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {
@@ -97,17 +109,11 @@ impl Calls {
 impl Drop for Noted {
     fn drop(&mut self) {
         let mut calls = self.calls.lock();
-        let Known { known, recent } = &mut *calls;
-        recent.push_back(self.id.clone());
-        if recent.len() > RECENT
-            && let Some(old) = recent.pop_front()
-            && let Some(times) = known.get_mut(&old)
-        {
-            *times -= 1;
-            if *times == 0 {
-                known.remove(&old);
-            }
+        let ended = calls.running[self.place].take();
+        if calls.recent.len() == RECENT {
+            calls.recent.pop_front();
         }
+        calls.recent.extend(ended);
     }
 }
 
@@ -236,7 +242,7 @@ mod tests {
     #[test]
     fn a_handlers_line_is_labelled_with_a_call_of_its_own_instance_only() {
         let calls = Arc::new(Calls::default());
-        let labels = Labels::of(Mode::Handler, &calls);
+        let labels = Labels::of(Mode::Handler, false, &calls);
         let of = |id: &str| split(labels.clone(), &[format!("[{id}] text\n").as_bytes()])[0].0.is_some();
         let [one, two] = ["one", "two"].map(|id| CallId::given(id).unwrap());
         assert!(!of("one") && !of("INFO"));
@@ -253,7 +259,8 @@ mod tests {
             drop(calls.note(&two));
         }
         assert!(of("two") && !of("one") && !of("0"));
-        assert_eq!(calls.lock().known.len(), 1);
+        let known = calls.lock();
+        assert_eq!((known.running.len(), known.recent.len()), (2, RECENT), "it is bounded");
     }
 
     #[test]

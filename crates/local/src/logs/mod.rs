@@ -284,7 +284,7 @@ async fn read(
 ) -> std::io::Result<()> {
     let pipe = pipe::Receiver::from_owned_fd(fd)?;
     let stderr = tail.is_some();
-    let mut lines = Lines::new(if stderr { Labels::of(source.mode, &source.calls) } else { Labels::None });
+    let mut lines = Lines::new(Labels::of(source.mode, stderr, &source.calls));
     loop {
         pipe.readable().await?;
         // Not kept between reads: most instances are silent most of the time.

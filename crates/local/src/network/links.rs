@@ -2,17 +2,20 @@
 //!
 //! Owns the life of one platform's links. The kernel makes and removes links one at a time under one lock, so one thread does it
 //! for all. Removing one holds that lock for some 10 ms while the kernel waits for every processor, and a link goes by itself with
-//! its instance's namespace, many at once; so what is given back is only looked at when nothing else is to be done. It never
-//! enters an instance's namespace: the other end of a link is born there, and pid 1 sets it up at its claim.
+//! its instance's namespace, many at once; so what is given back is only looked at when nothing else is to be done. The other end
+//! of a link is born in the instance's namespace and set up there before anybody waits for it; a thread that enters one never
+//! comes back, it ends.
 
 use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tokio::sync::oneshot;
 
 use super::addresses::{Loan, Pool, choose};
@@ -20,9 +23,9 @@ use super::names::{Forwarder, Resolvers};
 use super::netlink::{Netlink, Request};
 use super::routes::Surroundings;
 use super::rules::{self, Rules};
-use super::{Outbound, Policy, Refusal};
+use super::{Address, Outbound, Policy, Refusal};
 use crate::Error;
-use crate::sandbox::{Address, Mark, Route};
+use crate::sandbox::{Mark, Route};
 
 /// How long nothing must have been asked for before links given back are looked at, and how many may wait for that.
 const QUIET: Duration = Duration::from_millis(300);
@@ -34,8 +37,6 @@ const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";
 pub(super) struct Links {
     jobs: mpsc::Sender<Job>,
     resolv_conf: String,
-    open: Arc<[Route]>,
-    public: Arc<[Route]>,
     program: PathBuf,
     mark: Mark,
     _forwarder: Option<Forwarder>,
@@ -47,7 +48,6 @@ pub(super) struct Links {
 #[derive(Debug)]
 pub(super) struct Link {
     made: Option<Made>,
-    routes: Arc<[Route]>,
     jobs: mpsc::Sender<Job>,
 }
 
@@ -60,7 +60,7 @@ struct Made {
 
 enum Job {
     Make {
-        letter: char,
+        policy: Policy,
         pid: u32,
         answer: oneshot::Sender<io::Result<Made>>,
     },
@@ -129,10 +129,6 @@ impl Links {
         let forwarding_was_off = rules.forwarding_was_off;
         let (jobs, work) = mpsc::channel();
         let (pool, prefix) = (Pool::new(rules.block), rules::prefix(&rules.mark));
-        std::thread::Builder::new()
-            .name("taper-links".to_owned())
-            .spawn(move || Worker { netlink, pool, prefix, retired: Vec::new() }.run(&work))
-            .map_err(|why| refusal(why.to_string(), ""))?;
         let surroundings = Surroundings {
             host,
             closed: vec![rules.block],
@@ -144,20 +140,15 @@ impl Links {
             let mut routes = surroundings.routes(policy);
             // The gateway lies in the closed block, and is only spoken to where it answers for names.
             routes.extend(forwarder.is_some().then_some(Route::Open { address: rules.gateway, via: None }));
-            Arc::from(routes)
+            routes
         };
         let (open, public) = (routes(Policy::Open), routes(Policy::Public));
+        std::thread::Builder::new()
+            .name("taper-links".to_owned())
+            .spawn(move || Worker { netlink, pool, prefix, open, public, retired: Vec::new() }.run(&work))
+            .map_err(|why| refusal(why.to_string(), ""))?;
         let resolv_conf = known.with_servers(&servers);
-        let links = Links {
-            jobs,
-            resolv_conf,
-            open,
-            public,
-            program,
-            mark: rules.mark,
-            _forwarder: forwarder,
-            forwarding_was_off,
-        };
+        let links = Links { jobs, resolv_conf, program, mark: rules.mark, _forwarder: forwarder, forwarding_was_off };
         Ok((links, outbound))
     }
 
@@ -165,19 +156,17 @@ impl Links {
         &self.resolv_conf
     }
 
-    /// Makes the link of the instance whose pid 1 is `pid`.
+    /// Makes the link of the instance whose pid 1 is `pid`, and sets up both ends.
     pub(super) async fn make(&self, policy: Policy, pid: u32) -> Result<Link, Error> {
-        let letter = if policy == Policy::Public { 'p' } else { 'o' };
         let (answer, answered) = oneshot::channel();
         let stopped = || io::Error::other("it is being taken down");
-        let asked = self.jobs.send(Job::Make { letter, pid, answer });
+        let asked = self.jobs.send(Job::Make { policy, pid, answer });
         let made = match asked {
             Ok(()) => answered.await.unwrap_or_else(|_| Err(stopped())),
             Err(_) => Err(stopped()),
         };
         let made = made.map_err(Error::network("the link of an instance"))?;
-        let routes = if policy == Policy::Public { &self.public } else { &self.open };
-        Ok(Link { made: Some(made), routes: Arc::clone(routes), jobs: self.jobs.clone() })
+        Ok(Link { made: Some(made), jobs: self.jobs.clone() })
     }
 
     /// Removes every link, the table, and the change of forwarding.
@@ -202,11 +191,6 @@ impl Links {
 }
 
 impl Link {
-    /// What pid 1 closes behind it.
-    pub(super) fn routes(&self) -> &[Route] {
-        &self.routes
-    }
-
     pub(super) fn address(&self) -> Address {
         let unset = Ipv4Addr::UNSPECIFIED;
         self.made.map_or(Address { own: unset, gateway: unset }, |made| Address {
@@ -293,6 +277,9 @@ struct Worker {
     netlink: Netlink,
     pool: Pool,
     prefix: String,
+    /// What is closed in an instance, by its policy.
+    open: Vec<Route>,
+    public: Vec<Route>,
     retired: Vec<Made>,
 }
 
@@ -305,8 +292,8 @@ impl Worker {
                 work.recv_timeout(QUIET)
             };
             match job {
-                Ok(Job::Make { letter, pid, answer }) => {
-                    if let Err(Ok(unwanted)) = answer.send(self.make(letter, pid)) {
+                Ok(Job::Make { policy, pid, answer }) => {
+                    if let Err(Ok(unwanted)) = answer.send(self.make(policy, pid)) {
                         self.retired.push(unwanted);
                     }
                 }
@@ -335,7 +322,8 @@ impl Worker {
         }
     }
 
-    fn make(&mut self, letter: char, pid: u32) -> io::Result<Made> {
+    fn make(&mut self, policy: Policy, pid: u32) -> io::Result<Made> {
+        let (letter, routes) = if policy == Policy::Public { ('p', &self.public) } else { ('o', &self.open) };
         let loan = self.pool.lend().ok_or_else(|| io::Error::other("every address is in use"))?;
         let (name, gateway) = (format!("{}{letter}{:x}", self.prefix, loan.number), self.pool.gateway());
         let index = self.netlink.make_pair(&name, "eth0", pid).and_then(|()| self.netlink.index(&name));
@@ -343,10 +331,11 @@ impl Worker {
             Ok(index) => {
                 let made = Made { index, loan, gateway };
                 let assigned = self.netlink.ask(Request::assign(index, gateway, loan.address));
-                if assigned.is_err() {
+                let furnished = assigned.and_then(|()| inside(pid, || furnish(&made, routes)));
+                if furnished.is_err() {
                     self.remove(made);
                 }
-                assigned.map(|()| made)
+                furnished.map(|()| made)
             }
             Err(why) => {
                 self.pool.give_back(loan);
@@ -364,6 +353,33 @@ impl Worker {
         }
         self.pool.give_back(made.loan);
     }
+}
+
+/// Sets up an instance's end of its link, from within its namespace, and closes there what may not be reached.
+fn furnish(made: &Made, routes: &[Route]) -> io::Result<()> {
+    let netlink = Netlink::open()?;
+    let (link, own) = (netlink.index("eth0")?, made.loan.address);
+    // Refused only by a kernel that has no IPv6 to begin with.
+    let _ = netlink.ask(Request::no_ipv6(link));
+    let up = [Request::assign(link, own, own), Request::raise(link), Request::route_default(link, made.gateway)];
+    netlink.all(up.into_iter().chain(routes.iter().map(|route| Request::route(link, route))).collect())
+}
+
+/// Does this in the network namespace of a process, on a thread that ends with it.
+fn inside(pid: u32, work: impl FnOnce() -> io::Result<()> + Send) -> io::Result<()> {
+    let theirs = fs::File::open(format!("/proc/{pid}/ns/net"))?;
+    // Whose number is another process's by now is most likely gone; the host's own namespace must not be mistaken for his.
+    if theirs.metadata()?.ino() == fs::metadata("/proc/thread-self/ns/net")?.ino() {
+        return Err(io::Error::other("its process has no network namespace of its own"));
+    }
+    std::thread::scope(|scope| {
+        let enter = || {
+            move_into_link_name_space(theirs.as_fd(), Some(LinkNameSpaceType::Network))?;
+            work()
+        };
+        let thread = std::thread::Builder::new().name("taper-links".to_owned()).spawn_scoped(scope, enter)?;
+        thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread that set it up broke off")))
+    })
 }
 
 /// Removes every link whose name begins with `prefix`.

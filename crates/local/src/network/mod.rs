@@ -21,6 +21,7 @@
 //! it off again at the end also turns off what somebody set for single interfaces meanwhile.
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -30,7 +31,7 @@ use self::links::{Link, Links};
 use self::netlink::Netlink;
 use self::pasta::{Pasta, Tether};
 use crate::Error;
-use crate::sandbox::{Address, Binding, Mark, Route};
+use crate::sandbox::{Binding, Mark, Route};
 
 /// What a function may reach. [`Policy::Host`] must be parked with
 /// [`NetworkSpace::Host`](crate::sandbox::NetworkSpace::Host).
@@ -116,6 +117,15 @@ enum Way {
     None,
 }
 
+/// The address of an instance on its point-to-point link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Address {
+    /// The instance's own address.
+    pub own: Ipv4Addr,
+    /// The other end, which is its only way out and not itself to be reached.
+    pub gateway: Ipv4Addr,
+}
+
 /// One instance's place on the network. Dropping it gives it back: the link goes with the instance, or a moment later.
 #[derive(Debug)]
 pub struct Lease {
@@ -152,7 +162,7 @@ impl Network {
         &self.shared.outbound
     }
 
-    /// Connects the parked instance whose pid 1 is `pid`, at any time before its claim.
+    /// Connects the parked instance whose pid 1 is `pid`, at any time before its claim; then nothing is left to do at it.
     ///
     /// Where nothing can leave this host's instances, the lease has no address whatever the policy says.
     ///
@@ -206,14 +216,11 @@ impl Lease {
         }
     }
 
-    /// Puts what pid 1 must know into what is sent with the claim.
+    /// Puts what pid 1 must know into what is sent with the claim. A link has been set up before.
     pub fn bind(&self, binding: &mut Binding) {
-        binding.address = self.address();
-        binding.routes = match &self.hold {
-            Hold::Tether { routes, .. } => routes.clone(),
-            Hold::Link(link) => link.routes().to_vec(),
-            Hold::Nothing => Vec::new(),
-        };
+        if let Hold::Tether { routes, .. } = &self.hold {
+            binding.routes.clone_from(routes);
+        }
         binding.resolv_conf.clone_from(&self.resolv_conf);
     }
 }

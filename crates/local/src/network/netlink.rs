@@ -3,12 +3,15 @@
 //! Owns the bytes of rtnetlink (rtnetlink(7)): links, IPv4 addresses and routes. It never decides which; and it is written out
 //! here because pid 1 of a sandbox uses it too, where nothing larger belongs. One request is one system call out and one back.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, recv, send, socket_with};
+
+use crate::sandbox::Route;
 
 /// The loopback link is the first of every network namespace.
 const LOOPBACK: u32 = 1;
@@ -20,6 +23,8 @@ const ON_LINK: u32 = 4;
 const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
 const ADDR_GEN_MODE_NONE: u8 = 1;
 const HEADER: usize = 16;
+/// Requests in one message. The answers to all of them must find room in the socket.
+const AT_ONCE: usize = 64;
 
 /// A conversation with the kernel about the network namespace in which it was opened.
 #[derive(Debug)]
@@ -119,29 +124,34 @@ impl Netlink {
         Ok(addresses.chain(routes.iter().filter_map(|reply| network(reply, 12, libc::RTA_DST))).collect())
     }
 
-    /// Every IPv4 address of this namespace.
+    /// Every IPv4 address of this namespace, once.
     pub(crate) fn addresses(&self) -> io::Result<Vec<Ipv4Addr>> {
         let replies = self.exchange(Request::new(libc::RTM_GETADDR, libc::NLM_F_DUMP).body(&ifaddr_body()))?;
         let own = |reply: &Vec<u8>| {
             let value = attributes(reply.get(8..)?).find(|(kind, _)| *kind == libc::IFA_LOCAL)?.1;
             Some(Ipv4Addr::from(<[u8; 4]>::try_from(value).ok()?))
         };
-        Ok(replies.iter().filter_map(own).collect())
+        // Every link of a platform has the same one.
+        let found: BTreeSet<Ipv4Addr> = replies.iter().filter_map(own).collect();
+        Ok(found.into_iter().collect())
     }
 
-    /// Makes several requests in one message, in their order. The first refusal is told; the others are made all the same.
+    /// Makes several requests in few messages, in their order. The first refusal is told; the others are made all the same.
     pub(crate) fn all(&self, requests: Vec<Request>) -> io::Result<()> {
-        let count = requests.len();
-        let bytes: Vec<u8> = requests.into_iter().flat_map(Request::finish).collect();
-        send(&self.socket, &bytes, SendFlags::empty())?;
-        let (mut done, mut refused) = (0, Ok(()));
-        self.read(|kind, body| {
-            if i32::from(kind) == libc::NLMSG_ERROR {
-                done += 1;
-                refused = std::mem::replace(&mut refused, Ok(())).and_then(|()| error(body));
-            }
-            done == count
-        })?;
+        let mut refused = Ok(());
+        let mut requests = requests.into_iter().map(Request::finish).peekable();
+        while requests.peek().is_some() {
+            let some: Vec<Vec<u8>> = requests.by_ref().take(AT_ONCE).collect();
+            send(&self.socket, &some.concat(), SendFlags::empty())?;
+            let mut left = some.len();
+            self.read(|kind, body| {
+                if i32::from(kind) == libc::NLMSG_ERROR {
+                    left -= 1;
+                    refused = std::mem::replace(&mut refused, Ok(())).and_then(|()| error(body));
+                }
+                left == 0
+            })?;
+        }
         refused
     }
 
@@ -218,12 +228,20 @@ impl Request {
     }
 
     /// Refuses whatever is sent to the network, unless a longer prefix says otherwise.
-    pub(crate) fn route_nowhere(address: Ipv4Addr, bits: u8) -> Request {
+    fn route_nowhere(address: Ipv4Addr, bits: u8) -> Request {
         new_route(bits, libc::RT_SCOPE_UNIVERSE, libc::RTN_UNREACHABLE, 0).attribute(libc::RTA_DST, &address.octets())
     }
 
+    /// What an instance's own table says of one place.
+    pub(crate) fn route(link: u32, route: &Route) -> Request {
+        match *route {
+            Route::Closed { address, bits } => Request::route_nowhere(address, bits),
+            Route::Open { address, via } => Request::route_to(link, address, via),
+        }
+    }
+
     /// Sends to one address, over `via` or as to a neighbour on the link.
-    pub(crate) fn route_to(link: u32, address: Ipv4Addr, via: Option<Ipv4Addr>) -> Request {
+    fn route_to(link: u32, address: Ipv4Addr, via: Option<Ipv4Addr>) -> Request {
         let (scope, flags) = if via.is_some() { (libc::RT_SCOPE_UNIVERSE, ON_LINK) } else { (libc::RT_SCOPE_LINK, 0) };
         let request = new_route(32, scope, libc::RTN_UNICAST, flags).attribute(libc::RTA_DST, &address.octets());
         let request = request.attribute(libc::RTA_OIF, &link.to_ne_bytes());
@@ -361,6 +379,16 @@ mod tests {
         assert_eq!(netlink.index("lo").expect("finds"), LOOPBACK);
         assert!(netlink.index("no-such-link").is_err());
         netlink.networks().expect("lists");
+    }
+
+    #[test]
+    fn more_requests_than_one_message_takes_are_all_answered() {
+        let netlink = Netlink::open().expect("opens");
+        let asked = (0..2000).map(|_| Request::raise(u32::MAX >> 1)).collect();
+        let refused = netlink.all(asked).expect_err("there is no such link");
+        // Without the right to do so it is refused for that.
+        assert!(matches!(refused.raw_os_error(), Some(libc::ENODEV | libc::EPERM)), "{refused}");
+        netlink.links().expect("nothing is left unread");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What a policy closes, as routes inside an instance's own namespace.
 //!
-//! Owns the list; pid 1 sets it before it gives up the right to set any. For `pasta` it is all that holds a policy; beside the packet
-//! filter it is the second fence, which stays when somebody flushes the host's ruleset. No I/O.
+//! Owns the list; it is set before the function begins, by whoever makes the link, and where that is `pasta` by pid 1, which then gives
+//! up the right to set any. For `pasta` it is all that holds a policy; beside the packet filter it is the second fence, which stays when somebody flushes the host's ruleset. No I/O.
 
 use std::net::Ipv4Addr;
 

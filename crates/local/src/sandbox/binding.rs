@@ -42,15 +42,6 @@ impl std::fmt::Debug for Secret {
     }
 }
 
-/// The address of an instance on its point-to-point link.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Address {
-    /// The instance's own address.
-    pub own: Ipv4Addr,
-    /// The other end, which is its only way out and not itself to be reached.
-    pub gateway: Ipv4Addr,
-}
-
 /// A route that pid 1 sets where no packet filter decides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Route {
@@ -81,8 +72,6 @@ pub struct Binding {
     pub secrets: Vec<Secret>,
     /// The content of `/etc/resolv.conf`, from [`Lease::resolv_conf`](crate::network::Lease::resolv_conf).
     pub resolv_conf: String,
-    /// Where it is on the network; `None` leaves it with loopback alone.
-    pub address: Option<Address>,
     /// What it does and does not reach, where that is not decided outside.
     pub routes: Vec<Route>,
     /// How many processes it may have: also kept as an rlimit, for hosts where there is no control group.
@@ -117,7 +106,6 @@ impl Binding {
             dependencies: place(self.dependencies),
             secrets: self.secrets.iter().map(|secret| (secret.name.clone(), secret.value.len())).collect(),
             resolv_conf: self.resolv_conf,
-            address: self.address,
             routes: self.routes,
             pids: self.pids,
         };
@@ -141,7 +129,6 @@ pub(super) struct Header {
     pub(super) dependencies: Place,
     secrets: Vec<(String, usize)>,
     pub(super) resolv_conf: String,
-    pub(super) address: Option<Address>,
     pub(super) routes: Vec<Route>,
     pub(super) pids: Option<u32>,
 }
@@ -208,14 +195,13 @@ mod tests {
     #[test]
     fn what_was_bound_is_what_is_unpacked() {
         let null = || OwnedFd::from(File::open("/dev/null").expect("opens"));
-        let address = Address { own: Ipv4Addr::new(10, 1, 2, 3), gateway: Ipv4Addr::new(10, 1, 0, 1) };
+        let route = Route::Open { address: Ipv4Addr::new(10, 1, 2, 3), via: None };
         let binding = Binding {
             code: Some(Tree::Mount(null())),
             dependencies: Some(Tree::Folder("/srv/x".into())),
             secrets: vec![secret("empty", b""), secret("binary", &[0, 255, 10])],
             resolv_conf: "nameserver 192.0.2.1\n".to_owned(),
-            address: Some(address),
-            routes: vec![Route::Open { address: address.own, via: None }],
+            routes: vec![route],
             pids: Some(7),
         };
         let brought = unpack(binding.into_descriptors().expect("packs")).expect("unpacks");
@@ -223,8 +209,7 @@ mod tests {
         assert_eq!(brought.mounts.len(), 1);
         assert!(matches!(brought.header.code, Place::Mount));
         assert!(matches!(&brought.header.dependencies, Place::Folder(path) if path.as_os_str() == "/srv/x"));
-        assert_eq!(brought.header.routes, [Route::Open { address: address.own, via: None }]);
-        assert_eq!((brought.header.address, brought.header.pids), (Some(address), Some(7)));
+        assert_eq!((brought.header.routes, brought.header.pids), (vec![route], Some(7)));
     }
 
     #[test]

@@ -11,6 +11,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -63,6 +64,8 @@ pub struct Cgroups {
 pub(crate) struct Cgroup {
     shape: Shape,
     waits: bool,
+    /// What it has now: only what differs is written, for somebody waits for it.
+    limits: Mutex<Option<Limits>>,
 }
 
 #[derive(Debug)]
@@ -128,8 +131,8 @@ impl Cgroups {
         let one = |base: &PathBuf| make(&base.join(&name));
         let several = |base: &Option<PathBuf>| base.as_ref().map(one).transpose();
         let group = match &self.hierarchy {
-            Hierarchy::Absent { .. } => Cgroup { shape: Shape::Absent, waits },
-            Hierarchy::V2(base) => Cgroup { shape: Shape::V2(one(base)?), waits },
+            Hierarchy::Absent { .. } => Cgroup::of(Shape::Absent, waits),
+            Hierarchy::V2(base) => Cgroup::of(Shape::V2(one(base)?), waits),
             Hierarchy::V1 { memory, cpu, pids, account } => {
                 let mut made = [const { None }; 4];
                 let mut refused = Ok(());
@@ -137,7 +140,7 @@ impl Cgroups {
                     refused = refused.and_then(|()| several(base).map(|folder| *slot = folder));
                 }
                 let [memory, cpu, pids, account] = made;
-                let group = Cgroup { shape: Shape::V1 { memory, cpu, pids, account }, waits };
+                let group = Cgroup::of(Shape::V1 { memory, cpu, pids, account }, waits);
                 if let Err(why) = refused {
                     let _ = group.remove();
                     return Err(why);
@@ -171,6 +174,10 @@ impl Cgroups {
 }
 
 impl Cgroup {
+    fn of(shape: Shape, waits: bool) -> Cgroup {
+        Cgroup { shape, waits, limits: Mutex::default() }
+    }
+
     /// Sets the limits of one that has a tenant from now on.
     pub(crate) fn set_limits(&self, limits: &Limits) -> Result<(), Error> {
         if self.waits {
@@ -190,20 +197,33 @@ impl Cgroup {
 
     /// Sets the limits, in the order in which the kernel accepts them whether they grow or shrink.
     fn limit(&self, limits: &Limits) -> Result<(), Error> {
+        let mut known = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
+        // Should one of the writes fail, nothing is known of any.
+        let before = known.take();
+        let differs = |of: fn(&Limits) -> u64| before.as_ref().is_none_or(|before| of(before) != of(limits));
+        let new_memory = differs(|limits| limits.memory);
+        let new_cpu = differs(|limits| limits.cpu_millis.into());
+        let new_pids = differs(|limits| limits.pids.into());
         // The kernel takes no quota below a millisecond per period.
         let quota = (u64::from(limits.cpu_millis) * u64::from(PERIOD_MICROS) / 1000).max(1000);
         match &self.shape {
-            Shape::Absent => Ok(()),
+            Shape::Absent => {}
             Shape::V2(group) => {
-                write(&group.join("memory.max"), &limits.memory)?;
-                // Without swap accounting there is no such file, and then no swap to forbid either.
-                let _ = write(&group.join("memory.swap.max"), &0);
-                write(&group.join("memory.oom.group"), &1)?;
-                write(&group.join("pids.max"), &limits.pids)?;
-                optional(write(&group.join("cpu.max"), &format_args!("{quota} {PERIOD_MICROS}")))
+                if new_memory {
+                    write(&group.join("memory.max"), &limits.memory)?;
+                    // Without swap accounting there is no such file, and then no swap to forbid either.
+                    let _ = write(&group.join("memory.swap.max"), &0);
+                    write(&group.join("memory.oom.group"), &1)?;
+                }
+                if new_pids {
+                    write(&group.join("pids.max"), &limits.pids)?;
+                }
+                if new_cpu {
+                    optional(write(&group.join("cpu.max"), &format_args!("{quota} {PERIOD_MICROS}")))?;
+                }
             }
             Shape::V1 { memory, cpu, pids, account: _ } => {
-                if let Some(memory) = memory {
+                if let Some(memory) = memory.as_ref().filter(|_| new_memory) {
                     // Memory and swap together may never be below memory alone: one of the two orders fits.
                     let (plain, swap) =
                         (memory.join("memory.limit_in_bytes"), memory.join("memory.memsw.limit_in_bytes"));
@@ -214,13 +234,17 @@ impl Cgroup {
                         optional(write(&swap, &limits.memory))?;
                     }
                 }
-                if let Some(cpu) = cpu {
+                if let Some(cpu) = cpu.as_ref().filter(|_| new_cpu) {
                     write(&cpu.join("cpu.cfs_period_us"), &PERIOD_MICROS)?;
                     write(&cpu.join("cpu.cfs_quota_us"), &quota)?;
                 }
-                pids.as_ref().map_or(Ok(()), |group| write(&group.join("pids.max"), &limits.pids))
+                if let Some(pids) = pids.as_ref().filter(|_| new_pids) {
+                    write(&pids.join("pids.max"), &limits.pids)?;
+                }
             }
         }
+        *known = Some(*limits);
+        Ok(())
     }
 
     /// Opens the ways in, for the process that is about to be made.
@@ -371,6 +395,13 @@ mod tests {
         assert_eq!(read("cpu.max"), "150000 100000");
         group.set_limits(&Limits { memory: 2 << 20, cpu_millis: 1, pids: 3 }).expect("sets");
         assert_eq!((read("memory.max").as_str(), read("cpu.max").as_str()), ("2097152", "1000 100000"));
+        fs::write(folder.path().join("i7/cpu.max"), "touched").expect("writes");
+        group.set_limits(&Limits { memory: 1 << 20, cpu_millis: 1, pids: 3 }).expect("sets");
+        assert_eq!(
+            (read("memory.max").as_str(), read("cpu.max").as_str()),
+            ("1048576", "touched"),
+            "only what differs"
+        );
         let file = |name: &str, text: &str| fs::write(folder.path().join("i7").join(name), text).expect("writes");
         file("memory.events", "low 0\noom 3\noom_kill 0\noom_group_kill 0\n");
         assert_eq!(group.memory_kills(), 0);

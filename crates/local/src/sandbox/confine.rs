@@ -12,18 +12,15 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::rc::Rc;
 
-use rustix::process::{DumpableBehavior, Pid, Resource, Rlimit, getrlimit, prlimit, set_dumpable_behavior};
-use rustix::thread::{
-    CapabilitiesSecureBits, CapabilitySet, CapabilitySets, set_capabilities, set_capabilities_secure_bits,
-    set_no_new_privs,
-};
-
-use super::binding::{Address, Place, Route, Secret, unpack};
-use super::enter::{Ids, Step, become_id, die_with_parent};
+use super::binding::{Place, Route, Secret, unpack};
+use super::calls::{self, Call};
+use super::enter::{Ids, Step, die_with_parent};
 use super::landlock::{self, Signals};
 use super::mounts::{Attributes, attach, restrict_one};
 use super::{FUNCTION_ID, Filters, Isolation, Layout};
 use crate::network::netlink::{Netlink, Request};
+use crate::spawner::Door;
+use rustix::process::{DumpableBehavior, Pid, Resource, Rlimit, getrlimit, prlimit, set_dumpable_behavior};
 
 /// What the first process of a sandbox is given.
 #[derive(Debug)]
@@ -36,7 +33,12 @@ pub struct Inside {
     pub confinement: Confinement,
     /// The language runtime to start ahead of it: [`ParkSpec::ahead`](super::ParkSpec::ahead).
     pub ahead: Option<Vec<String>>,
+    /// The way to the zygote of that runtime, where it is to be a fork: [`ParkSpec::forked`](super::ParkSpec::forked).
+    pub door: Option<Door>,
 }
+
+/// What a function may write to.
+const WRITABLE: [&str; 2] = ["/tmp", "/dev/shm"];
 
 /// The privileges that a parked sandbox still has, and the way to give them up.
 #[derive(Debug)]
@@ -77,16 +79,16 @@ impl Confinement {
         if self.isolation == Isolation::None {
             // Without a user namespace only root has something to give up.
             if rustix::process::geteuid().is_root() {
-                no_capabilities()?;
+                calls::make(&calls::surrender(None))?;
             }
-            set_no_new_privs(true).step("no_new_privs")?;
-            return self.filters.forbid_making();
+            calls::prctl("no_new_privs", libc::PR_SET_NO_NEW_PRIVS, 1).make()?;
+            return calls::make(&self.refusals());
         }
         names(instance, &header.resolv_conf)?;
-        connect(header.address, &header.routes)?;
+        fence(&header.routes)?;
         if let Some(pids) = header.pids {
-            let of = |process| processes(process, pids).step("process limit");
-            waiting.map_or(Ok(()), |waiting| of(Some(waiting))).and_then(|()| of(None))?;
+            waiting.map_or(Ok(()), |waiting| processes_of(waiting, pids)).step("process limit")?;
+            processes(None, pids).step("process limit")?;
         }
         self.shut(if waiting.is_some() { Signals::Any } else { Signals::Own })
     }
@@ -102,38 +104,64 @@ impl Confinement {
     }
 
     fn shut(&self, signals: Signals) -> Result<(), String> {
-        landlock::fence(&[Path::new("/tmp"), Path::new("/dev/shm")], signals)?;
-        self.give_up()?;
-        self.filters.forbid_making()
-    }
-
-    /// Capabilities, identity, and the ways in which either could come back.
-    fn give_up(&self) -> Result<(), String> {
-        // Another identity drops what is in force; the rest needs to be dropped while it still may be.
-        no_capabilities_after(|| if self.ids == Ids::Range { become_id(FUNCTION_ID, true) } else { Ok(()) })?;
-        set_no_new_privs(true).step("no_new_privs")?;
-        // What shares its uid can neither trace it nor read its memory.
+        landlock::fence(&WRITABLE.map(Path::new), signals)?;
+        calls::make(&calls::surrender(Some(self.ids)))?;
+        // What shares its uid can neither trace it nor read its memory. A program that is executed is as its file says.
         set_dumpable_behavior(DumpableBehavior::NotDumpable).step("dumpable")?;
-        die_with_parent()
+        die_with_parent()?;
+        calls::make(&self.refusals())
     }
-}
 
-fn no_capabilities() -> Result<(), String> {
-    no_capabilities_after(|| Ok(()))
-}
+    fn refusals(&self) -> Vec<Call> {
+        [self.filters.making(), self.filters.entering()].concat()
+    }
 
-/// Drops every capability for good, with `last` as the last thing done with them.
-fn no_capabilities_after(last: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
-    let never = CapabilitiesSecureBits::NO_ROOT
-        | CapabilitiesSecureBits::NO_ROOT_LOCKED
-        | CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE
-        | CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE_LOCKED;
-    set_capabilities_secure_bits(never).step("secure bits")?;
-    empty_bounding_set().step("bounding set")?;
-    last()?;
-    let nothing = CapabilitySet::empty();
-    set_capabilities(None, CapabilitySets { effective: nothing, permitted: nothing, inheritable: nothing })
-        .step("capabilities")
+    /// What a fork of a zygote has to do, once it is inside, to be as confined as what is [shut in](Self::shut_in) and then
+    /// executes a program; and the landlock rules, where there are any, for the process in which they have this number.
+    ///
+    /// # Errors
+    ///
+    /// One sentence that names the step and the kernel's answer.
+    pub(crate) fn shutting_in(&self, rules_at: u64) -> Result<(Vec<Call>, Option<OwnedFd>), String> {
+        let rules = landlock::rules(&WRITABLE.map(Path::new))?;
+        let mut all: Vec<Call> = rules.iter().map(|_| calls::fence(rules_at)).collect();
+        all.extend(calls::surrender(Some(self.ids)));
+        // As after an exec: what belongs to a process in `/proc` belongs to its own uid.
+        all.push(calls::prctl("dumpable", libc::PR_SET_DUMPABLE, 1));
+        all.extend(self.filters.entering());
+        Ok((all, rules))
+    }
+
+    /// Whether a process in here is what [`shut_in`](Self::shut_in) makes of one, as far as the kernel tells. For one that
+    /// confined itself by other hands.
+    ///
+    /// # Errors
+    ///
+    /// What is missing.
+    pub fn is_shut_in(&self, process: Pid) -> Result<(), String> {
+        let number = process.as_raw_nonzero();
+        let status = fs::read_to_string(format!("/proc/{number}/status")).step("its status")?;
+        let has = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+            line.map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).unwrap_or_default()
+        };
+        let (id, none) = ([FUNCTION_ID.to_string().as_str(); 4].join(" "), "0000000000000000");
+        let mut wanted = vec![("Uid", id.as_str()), ("Gid", &id), ("NoNewPrivs", "1"), ("Seccomp", "2"), ("PPid", "1")];
+        wanted.extend(["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"].map(|set| (set, none)));
+        if self.ids == Ids::Range {
+            wanted.push(("Groups", ""));
+        }
+        if let Some((name, wanted)) = wanted.into_iter().find(|(name, wanted)| has(name) != *wanted) {
+            return Err(format!("{name} is {:?} and not {wanted:?}", has(name)));
+        }
+        for kind in ["cgroup", "ipc", "mnt", "net", "pid", "user", "uts"] {
+            let of = |process: &str| fs::read_link(format!("/proc/{process}/ns/{kind}")).step(kind);
+            if of(&number.to_string())? != of("self")? {
+                return Err(format!("it is in another {kind} namespace"));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Writes the secrets into memory that only this instance sees, readable and no more.
@@ -172,25 +200,27 @@ fn names(instance: &str, resolv_conf: &str) -> Result<(), String> {
     restrict_one(run, Attributes::READ_ONLY).step("closing /run")
 }
 
-/// Sets up this end of the link that the platform has put into the network namespace, and closes behind it what may not be
-/// reached. All in one message, because the function waits for it.
-fn connect(address: Option<Address>, routes: &[Route]) -> Result<(), String> {
-    if address.is_none() && routes.is_empty() {
+/// Closes, on a link that others carry, what may not be reached. All in one message, because the function waits for it.
+fn fence(routes: &[Route]) -> Result<(), String> {
+    if routes.is_empty() {
         return Ok(());
     }
     let netlink = Netlink::open().step("network")?;
     let link = netlink.index("eth0").step("eth0")?;
-    let mut requests = Vec::with_capacity(routes.len() + 4);
-    if let Some(Address { own, gateway }) = address {
-        // Refused only by a kernel that has no IPv6 to begin with.
-        let _ = netlink.ask(Request::no_ipv6(link));
-        requests.extend([Request::assign(link, own, own), Request::raise(link), Request::route_default(link, gateway)]);
-    }
-    requests.extend(routes.iter().map(|route| match *route {
-        Route::Closed { address, bits } => Request::route_nowhere(address, bits),
-        Route::Open { address, via } => Request::route_to(link, address, via),
-    }));
-    netlink.all(requests).step("setting up eth0")
+    netlink.all(routes.iter().map(|route| Request::route(link, route)).collect()).step("setting up eth0")
+}
+
+/// The same of a runtime that waits. What it has started before has limits of its own; what it starts later, these.
+fn processes_of(waiting: Pid, pids: u32) -> io::Result<()> {
+    processes(Some(waiting), pids)?;
+    let number = waiting.as_raw_nonzero();
+    let children = fs::read_to_string(format!("/proc/{number}/task/{number}/children"))?;
+    let mut children = children.split_whitespace().filter_map(|child| child.parse().ok().and_then(Pid::from_raw));
+    children.try_for_each(|child| match processes(Some(child), pids) {
+        // It has ended meanwhile.
+        Err(rustix::io::Errno::SRCH) => Ok(()),
+        answer => Ok(answer?),
+    })
 }
 
 /// The number of processes, counted by the kernel per user in each user namespace, and so per instance. Of another process, or
@@ -200,17 +230,4 @@ fn processes(of: Option<Pid>, pids: u32) -> Result<(), rustix::io::Errno> {
     let maximum = getrlimit(Resource::Nproc).maximum.map_or(wanted, |maximum| maximum.min(wanted));
     let limit = Rlimit { current: Some(maximum), maximum: Some(maximum) };
     prlimit(of, Resource::Nproc, limit).map(drop)
-}
-
-fn empty_bounding_set() -> std::io::Result<()> {
-    for capability in 0..64 {
-        // JUSTIFICATION: the kernel may know capabilities that the safe interface has no name for.
-        // SAFETY: this option takes one number and touches no memory.
-        if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) } != 0 {
-            let why = std::io::Error::last_os_error();
-            // The first number past the last capability.
-            return if why.raw_os_error() == Some(libc::EINVAL) && capability > 0 { Ok(()) } else { Err(why) };
-        }
-    }
-    Ok(())
 }

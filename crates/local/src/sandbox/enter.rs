@@ -26,6 +26,9 @@ use crate::network::netlink;
 /// platform, which ends it when its instances have been drained.
 pub(crate) const ENDING: [libc::c_int; 4] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM];
 
+/// Bytes of what a zygote may write.
+const APART: u64 = 1 << 20;
+
 /// What a new process needs to become a parked sandbox.
 #[derive(Debug)]
 pub(crate) struct Passage {
@@ -91,7 +94,7 @@ impl<T, E: std::fmt::Display> Step<T> for Result<T, E> {
 pub(crate) fn enter(passage: &Passage, keep: &[RawFd]) -> Result<(), String> {
     default_signals().step("signals")?;
     die_with_parent()?;
-    standard_streams(passage).step("standard streams")?;
+    standard_streams(&passage.stdout, &passage.stderr).step("standard streams")?;
     let own = [&passage.gate.0, &passage.stdout, &passage.stderr].into_iter().chain(&passage.enter);
     let open: Vec<RawFd> = keep.iter().copied().chain(own.map(AsRawFd::as_raw_fd)).collect();
     close_others(&open).step("closing what is not its own")?;
@@ -104,12 +107,29 @@ pub(crate) fn enter(passage: &Passage, keep: &[RawFd]) -> Result<(), String> {
         // SAFETY: no thread shares anything with this one, and the descriptor table is not unshared.
         unsafe { unshare_unsafe(UnshareFlags::NEWCGROUP) }.step("cgroup namespace")?;
         passage.gate.pass().step("waiting for the id maps")?;
-        root(passage)?;
+        root(&passage.template, passage.temporary, Some(passage.ids))?;
         rustix::system::sethostname(b"parked").step("host name")?;
         if passage.network == NetworkSpace::Own {
             netlink::Netlink::open().and_then(|netlink| netlink.raise_loopback()).step("loopback")?;
         }
     }
+    rlimits().step("rlimits")
+}
+
+/// Turns the calling process, fresh from a fork of the spawner, into what a zygote may be: in namespaces of its own, with the root
+/// that every function sees and nothing else, no network, no `/proc`, and the one descriptor `keep`.
+///
+/// Other than a sandbox it has the spawner's user namespace and process ids, because from there its forks enter those of
+/// sandboxes. So it keeps the identity that owns them, which is root's where the platform is root's, but no capability.
+pub(crate) fn enter_apart(template: &Path, keep: RawFd) -> Result<(), String> {
+    default_signals().step("signals")?;
+    die_with_parent()?;
+    close_others(&[keep]).step("closing what is not its own")?;
+    rustix::process::setsid().step("session")?;
+    let apart = UnshareFlags::NEWNS | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS | UnshareFlags::NEWNET;
+    // SAFETY: no thread shares anything with this one, and the descriptor table is not unshared.
+    unsafe { unshare_unsafe(apart) }.step("namespaces")?;
+    root(template, APART, None)?;
     rlimits().step("rlimits")
 }
 
@@ -135,8 +155,8 @@ fn default_signals() -> io::Result<()> {
 }
 
 /// Standard input is inherited: the spawner's is `/dev/null`.
-fn standard_streams(passage: &Passage) -> io::Result<()> {
-    for (from, to) in [(passage.stdout.as_raw_fd(), 1), (passage.stderr.as_raw_fd(), 2)] {
+fn standard_streams(stdout: &OwnedFd, stderr: &OwnedFd) -> io::Result<()> {
+    for (from, to) in [(stdout.as_raw_fd(), 1), (stderr.as_raw_fd(), 2)] {
         // SAFETY: `from` is open and owned by this process; nothing in it owns 1 or 2, which dup2 replaces.
         if unsafe { libc::dup2(from, to) } < 0 {
             return Err(io::Error::last_os_error());
@@ -164,33 +184,35 @@ fn close_others(keep: &[RawFd]) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes the template's copy this process's root, with its own writable places, and lets go of everything else.
-fn root(passage: &Passage) -> Result<(), String> {
+/// Makes the template's copy this process's root, with its own writable places of so many bytes, and lets go of everything
+/// else. For a sandbox, which is told by its ids, with root's identity in it and its own `/proc`.
+fn root(template: &Path, size: u64, sandbox: Option<Ids>) -> Result<(), String> {
     // By path and therefore first: the template lies behind folders that only the platform's account may pass.
-    let tree = clone_tree(&passage.template).step("cloning the root")?;
-    attach(tree.as_fd(), &passage.template).step("attaching the root")?;
+    let tree = clone_tree(template).step("cloning the root")?;
+    attach(tree.as_fd(), template).step("attaching the root")?;
     fchdir(&tree).step("entering the root")?;
-    if passage.ids == Ids::Range {
+    if sandbox == Some(Ids::Range) {
         become_id(0, true)?;
         die_with_parent()?;
         // Until the claim the account that started this may look into it, as `pasta` does to find its namespaces.
         set_dumpable_behavior(DumpableBehavior::Dumpable).step("dumpable")?;
     }
-    let size = passage.temporary;
     tmpfs("tmp", size, "1777")?;
     tmpfs("dev/shm", size, "1777")?;
     tmpfs("run", 8 << 20, "0755")?;
     run_folders().step("/run")?;
-    let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    mount("proc", "proc", "proc", flags, None).step("mounting /proc")?;
-    mask()?;
+    if sandbox.is_some() {
+        let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+        mount("proc", "proc", "proc", flags, None).step("mounting /proc")?;
+        mask()?;
+    }
     pivot_root(".", ".").step("pivot_root")?;
     unmount(".", UnmountFlags::DETACH).step("letting go of the old root")?;
     rustix::process::chdir("/").step("/")
 }
 
 /// Takes `id` for good, for user, group and nothing else.
-pub(super) fn become_id(id: u32, drop_groups: bool) -> Result<(), String> {
+fn become_id(id: u32, drop_groups: bool) -> Result<(), String> {
     let (user, group) = (Uid::from_raw(id), Gid::from_raw(id));
     set_thread_res_gid(group, group, group).step("group id")?;
     if drop_groups {

@@ -1,25 +1,29 @@
 //! The system calls no function needs, and their refusal.
 //!
-//! Owns the two seccomp programs. It never kills: a refused call answers `EPERM` (or `ENOSYS`, where a C library then
+//! Owns the seccomp programs. It never kills: a refused call answers `EPERM` (or `ENOSYS`, where a C library then
 //! takes an older way), so that a program which only probes goes on. The one exception is code for a foreign architecture,
 //! whose call numbers mean something else.
 //!
-//! The refusals come in two programs because the sandbox itself must mount until the claim: [`Filters::forbid_host`] is
-//! installed by the spawner on itself once and inherited by every fork for nothing; [`Filters::forbid_making`] is
-//! small, and pid 1 installs it as the last step of the claim. Filters only ever add up.
+//! The refusals come in parts because the sandbox itself must mount until the claim: [`Filters::host`] is installed by the
+//! spawner on itself once and inherited by every fork for nothing; [`Filters::making`] and [`Filters::entering`] are
+//! small, and pid 1 installs them as the last step of the claim. A zygote lives behind all but the last, which its forks
+//! install when they have entered a sandbox. Filters only ever add up.
 
 use std::collections::BTreeMap;
 
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen as Width, SeccompCmpOp as Op, SeccompCondition, SeccompFilter,
-    SeccompRule, TargetArch, apply_filter, sock_filter,
+    SeccompRule, TargetArch, sock_filter,
 };
+
+use super::calls::{self, Call};
 
 /// The compiled programs.
 #[derive(Debug)]
 pub(crate) struct Filters {
     host: [BpfProgram; 2],
     making: [BpfProgram; 2],
+    entering: [BpfProgram; 1],
 }
 
 /// Whatever concerns the machine and not the caller: modules, clocks, keys, tracing, raw handles, other address families.
@@ -80,7 +84,7 @@ const HOST_HERE: &[libc::c_long] = &[
 #[cfg(not(target_arch = "x86_64"))]
 const HOST_HERE: &[libc::c_long] = &[];
 
-/// Whatever makes or enters a namespace, or moves a mount. `open_tree_attr` (467) has no name in older C headers.
+/// Whatever makes a namespace, or moves a mount. `open_tree_attr` (467) has no name in older C headers.
 const MAKING: &[libc::c_long] = &[
     libc::SYS_chroot,
     libc::SYS_fsconfig,
@@ -92,7 +96,6 @@ const MAKING: &[libc::c_long] = &[
     libc::SYS_move_mount,
     libc::SYS_open_tree,
     libc::SYS_pivot_root,
-    libc::SYS_setns,
     libc::SYS_umount2,
     libc::SYS_unshare,
     OPEN_TREE_ATTR,
@@ -114,19 +117,24 @@ const NAMESPACES: [libc::c_int; 7] = [
 ];
 
 impl Filters {
-    /// Compiles both programs for the architecture this was built for.
+    /// Compiles the programs for the architecture this was built for.
     pub(crate) fn compile() -> Result<Filters, String> {
         Filters::build().map_err(|why| format!("seccomp: {why}"))
     }
 
-    /// Refuses, for the calling thread and all it starts, what concerns the machine. Mounting is still possible.
-    pub(crate) fn forbid_host(&self) -> Result<(), String> {
-        install(&self.host)
+    /// Refuses, for the thread that makes these calls and all it starts, what concerns the machine. Mounting is still possible.
+    pub(crate) fn host(&self) -> Vec<Call> {
+        self.host.iter().map(|program| calls::filter(program)).collect()
     }
 
-    /// Refuses what makes namespaces and mounts. The last step of the claim.
-    pub(crate) fn forbid_making(&self) -> Result<(), String> {
-        install(&self.making)
+    /// Refuses what makes namespaces and mounts.
+    pub(crate) fn making(&self) -> Vec<Call> {
+        self.making.iter().map(|program| calls::filter(program)).collect()
+    }
+
+    /// Refuses to enter a namespace.
+    pub(crate) fn entering(&self) -> Vec<Call> {
+        self.entering.iter().map(|program| calls::filter(program)).collect()
     }
 
     fn build() -> Result<Filters, seccompiler::BackendError> {
@@ -167,6 +175,7 @@ impl Filters {
         Ok(Filters {
             host: [unknown(), program(host, libc::EPERM)?],
             making: [program(opaque, libc::ENOSYS)?, program(making, libc::EPERM)?],
+            entering: [program(BTreeMap::from([(libc::SYS_setns, Vec::new())]), libc::EPERM)?],
         })
     }
 }
@@ -192,10 +201,6 @@ fn unknown() -> BpfProgram {
     ]
 }
 
-fn install(programs: &[BpfProgram]) -> Result<(), String> {
-    programs.iter().try_for_each(|program| apply_filter(program)).map_err(|why| format!("seccomp: {why}"))
-}
-
 fn positive(flag: libc::c_int) -> u64 {
     u64::from(flag.unsigned_abs())
 }
@@ -205,9 +210,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_programs_compile_for_this_architecture() {
+    fn all_programs_compile_for_this_architecture() {
         let filters = Filters::compile().expect("compiles");
-        assert!(filters.host.iter().chain(&filters.making).all(|program| !program.is_empty() && program.len() < 4096));
+        let all = filters.host.iter().chain(&filters.making).chain(&filters.entering);
+        assert!(all.into_iter().all(|program| !program.is_empty() && program.len() < 4096));
     }
 
     #[test]

@@ -5,11 +5,12 @@
 //! inside only if walking up from it arrives at the sandbox's own root. Best effort: an older kernel enforces what it
 //! knows, one without landlock nothing, and `doctor` says so.
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use ::landlock::{
-    ABI, Access, AccessFs, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreatedAttr,
-    RulesetError, Scope,
+    ABI, Access, AccessFs, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreated,
+    RulesetCreatedAttr, RulesetError, Scope,
 };
 
 /// The landlock version of the running kernel; `None` when it has none or it is switched off.
@@ -34,10 +35,15 @@ pub(super) enum Signals {
 /// Confines the calling thread, and all it starts, to the root it sees: everything may be read and executed, only
 /// `writable` folders may be changed, devices may be written. Abstract sockets stay among its own, and so do signals.
 pub(super) fn fence(writable: &[&Path], signals: Signals) -> Result<(), String> {
-    apply(writable, signals).map_err(|why| format!("landlock: {why}"))
+    build(writable, signals).and_then(|rules| rules.restrict_self().map(drop)).map_err(|why| format!("landlock: {why}"))
 }
 
-fn apply(writable: &[&Path], signals: Signals) -> Result<(), RulesetError> {
+/// The same for another process, which may send signals only among its own: the rules, where the kernel has any.
+pub(super) fn rules(writable: &[&Path]) -> Result<Option<OwnedFd>, String> {
+    build(writable, Signals::Own).map(Into::into).map_err(|why| format!("landlock: {why}"))
+}
+
+fn build(writable: &[&Path], signals: Signals) -> Result<RulesetCreated, RulesetError> {
     let abi = ABI::V7;
     let mut rules = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
@@ -57,6 +63,5 @@ fn apply(writable: &[&Path], signals: Signals) -> Result<(), RulesetError> {
             rules = rules.add_rule(PathBeneath::new(opened, access))?;
         }
     }
-    rules.restrict_self()?;
-    Ok(())
+    Ok(rules)
 }

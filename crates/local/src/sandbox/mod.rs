@@ -30,6 +30,7 @@
 pub mod cgroup;
 
 mod binding;
+mod calls;
 mod confine;
 mod enter;
 mod filter;
@@ -38,14 +39,15 @@ mod mounts;
 mod parked;
 mod processor;
 
-pub use binding::{Address, Binding, MAX_SECRETS, Route, Secret, Tree};
+pub use binding::{Binding, MAX_SECRETS, Route, Secret, Tree};
 pub use confine::{Confinement, Inside};
 pub use landlock::abi as landlock_abi;
 pub use parked::{Exit, Layout, Life, Parked};
 
-pub(crate) use enter::{ENDING, Gate, Ids, Passage, enter};
+pub(crate) use calls::{Call, surrender};
+pub(crate) use enter::{ENDING, Gate, Ids, Passage, enter, enter_apart};
 pub(crate) use filter::Filters;
-pub(crate) use mounts::{Attributes, attach, clone_tree, restrict, restrict_one};
+pub(crate) use mounts::{Attributes, attach, clone_tree, read_only, restrict, restrict_one};
 pub(crate) use parked::{Ending, Traces};
 
 use std::path::Path;
@@ -113,6 +115,9 @@ pub struct ParkSpec {
     /// A language runtime that is started at once, confined as a function is, and waits for its claim: the interpreter and
     /// the shim. `None` for a bare sandbox, which is also what [`Isolation::None`] makes of it.
     pub ahead: Option<Vec<String>>,
+    /// That runtime may be a fork of a zygote, which takes a little longer to be claimed and shares most of its memory. Where
+    /// there can be no zygote it is a process of its own.
+    pub forked: bool,
     /// Nobody waits for it: until its limits are set again it gets the processor only when nobody else wants it.
     pub waits: bool,
 }
@@ -125,6 +130,7 @@ impl Default for ParkSpec {
             temporary: 64 << 20,
             limits: Limits::default(),
             ahead: None,
+            forked: false,
             waits: false,
         }
     }

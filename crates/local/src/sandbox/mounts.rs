@@ -3,10 +3,11 @@
 //! Owns the three calls of the new mount interface that everything here is built from. It never decides what is mounted.
 //!
 //! What the kernel allows, since the whole claim rests on it: `open_tree(OPEN_TREE_CLONE)` needs `CAP_SYS_ADMIN` over the
-//! mount namespace in which the path lies, so only the spawner can clone a folder of the host. The resulting descriptor
+//! mount namespace in which the path lies, so only the spawner, and the platform itself as root, can clone a folder of the
+//! host. The resulting descriptor
 //! may be passed to anybody (`SCM_RIGHTS` or fork make no difference); `move_mount` asks for `CAP_SYS_ADMIN` over the
 //! *target* namespace only, so pid 1 of a sandbox can attach what it was sent, although it could never have opened it. The
-//! read-only, nosuid and nodev flags set by the spawner are locked in the less privileged namespace and cannot be cleared.
+//! read-only, nosuid and nodev flags set there are locked in the less privileged namespace and cannot be cleared.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -31,6 +32,15 @@ impl Attributes {
 pub(crate) fn clone_tree(path: &Path) -> io::Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
     Ok(open_tree(CWD, path, flags)?)
+}
+
+/// A read-only tree of a folder within `data`, attached nowhere.
+pub(crate) fn read_only(data: &Path, path: &Path) -> Result<OwnedFd, String> {
+    if !path.starts_with(data) || path.components().any(|part| part.as_os_str() == "..") {
+        return Err("it is not in the data directory".to_owned());
+    }
+    let tree = clone_tree(path).and_then(|tree| restrict(&tree, Attributes::READ_ONLY).map(|()| tree));
+    tree.map_err(|why| why.to_string())
 }
 
 /// Attaches a detached tree at `target`, relative to the working directory.

@@ -33,6 +33,11 @@ impl Folder {
         Ok(Folder { path, open: Arc::new(open) })
     }
 
+    /// The data directory it is in.
+    pub(super) fn data(&self) -> &Path {
+        self.path.parent().unwrap_or(&self.path)
+    }
+
     /// Where the spawner assembles the root of all sandboxes. On the host it stays an empty folder.
     pub(super) fn template(&self) -> PathBuf {
         self.path.join("root")

@@ -23,7 +23,6 @@
 //!
 //! One platform per data directory, which the caller holds a lock for: a start sweeps what another one would be using.
 
-use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
 use std::io;
@@ -35,7 +34,7 @@ use std::sync::Arc;
 
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, socketpair};
 use rustix::thread::CapabilitySet;
-use taper_watchdog::Ahead;
+use taper_watchdog::{Ahead, Fork, control::Report};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -44,7 +43,7 @@ use self::replies::{Answer, Ends, Shared, Theirs, Unborn};
 use self::wire::{Begin, FirstWord, Reply, Request, receive, send, watched};
 use crate::Error;
 use crate::sandbox::cgroup::Cgroups;
-use crate::sandbox::{Inside, Isolation, Layout, Life, Mark, ParkSpec, Parked, Tree};
+use crate::sandbox::{Inside, Isolation, Layout, Life, Mark, ParkSpec, Parked, Tree, read_only};
 
 mod folder;
 mod ids;
@@ -52,6 +51,9 @@ mod replies;
 mod serve;
 mod template;
 mod wire;
+mod zygote;
+
+pub use zygote::Door;
 
 pub(crate) use ids::has_id_range;
 
@@ -96,21 +98,16 @@ impl Config {
 /// }
 /// ```
 pub fn main_if_spawner() -> Option<ExitCode> {
-    main_if_spawner_with(|Inside { control, listener, confinement, ahead }| {
-        let env = environment();
-        let confine = || confinement.shut_in();
-        let ahead = ahead.as_ref().map(|command| Ahead { command, env: &env, confine: &confine });
+    main_if_spawner_with(|Inside { control, listener, confinement, ahead, door }| {
+        let env = zygote::environment();
+        let (confine, check) = (|| confinement.shut_in(), |process| confinement.is_shut_in(process));
+        let within = &confinement;
+        let fork = door.map(|door| Fork { ask: Box::new(move |places| door.ask(within, places)), check: &check });
+        let ahead = ahead.as_ref().map(|command| Ahead { command, env: &env, confine: &confine, fork });
         taper_watchdog::run(control, listener, ahead, |claim, descriptors, waiting| {
             confinement.confine(&claim.instance, descriptors, waiting)
         })
     })
-}
-
-/// What a runtime that waits for its claim sees: what every function does, and nothing of any.
-fn environment() -> BTreeMap<String, String> {
-    [("HOME", "/tmp"), ("LANG", taper_runtimes::LANG), ("PATH", "/usr/local/bin:/usr/bin:/bin"), ("TMPDIR", "/tmp")]
-        .map(|(name, value)| (name.to_owned(), value.to_owned()))
-        .into()
 }
 
 /// Like [`main_if_spawner`], with another first process: it runs in each sandbox, and its end is the instance's.
@@ -196,7 +193,7 @@ impl Spawner {
     /// Makes a sandbox that holds nothing of any tenant and waits for its claim.
     ///
     /// *Guarantees*: when it returns, pid 1 is in its namespaces and control groups, has its own root, and begins the
-    /// program's entry. When it fails or is dropped, nothing of it is left a moment later.
+    /// program's entry; a runtime that is to wait in it does. When it fails or is dropped, nothing of it is left a moment later.
     ///
     /// # Errors
     ///
@@ -218,13 +215,21 @@ impl Spawner {
             return Err(Error::Park("the spawner answered something else".to_owned()));
         };
         // From here on dropping `life` ends the process, and the reader of replies clears up after it.
-        let life = Life { pid, process, traces, exit };
+        let life = Life { pid, process, traces, exit, counted: None };
         let control = watched(mine.control, Interest::READABLE).map_err(|why| Error::Park(why.to_string()))?;
         match control.async_io(Interest::READABLE, |socket| receive(socket, RecvFlags::DONTWAIT)).await {
             Ok(Some((FirstWord::Parked, _))) => {}
             Ok(Some((FirstWord::Failed(why), _))) => return Err(Error::Park(why)),
             Ok(None) => return Err(Error::Park("it ended before it was ready".to_owned())),
             Err(why) => return Err(Error::Park(why.to_string())),
+        }
+        if spec.ahead.is_some() && shared.isolation != Isolation::None {
+            match control.async_io(Interest::READABLE, |socket| receive(socket, RecvFlags::DONTWAIT)).await {
+                Ok(Some((Report::Waiting, _))) => {}
+                Ok(Some((other, _))) => return Err(Error::Park(format!("its watchdog said {other:?}"))),
+                Ok(None) => return Err(Error::Park("it ended before its runtime was loaded".to_owned())),
+                Err(why) => return Err(Error::Park(why.to_string())),
+            }
         }
         Ok(Parked {
             control: control.into_inner(),
@@ -247,8 +252,15 @@ impl Spawner {
         if shared.isolation == Isolation::None {
             return Ok(Tree::Folder(path.to_owned()));
         }
-        let tag = shared.tag();
         let refused = |why: String| Error::Tree { path: path.to_owned(), why };
+        if *shared.lost.borrow() {
+            return Err(Error::SpawnerGone);
+        }
+        if shared.isolation == Isolation::Full {
+            // What it takes the platform may do itself; the spawner may be making a sandbox, and a call waits for this.
+            return read_only(shared.run.data(), path).map(Tree::Mount).map_err(refused);
+        }
+        let tag = shared.tag();
         let answer = shared.send(tag, &Request::Tree { tag, path: path.to_owned() }, &[]).await;
         match shared.answered(answer).await {
             Ok(Answer::Tree(tree)) => Ok(Tree::Mount(tree)),

@@ -25,7 +25,7 @@ use super::folder::Folder;
 use super::wire::{Order, Reply, Request, receive, send, watched};
 use crate::Error;
 use crate::sandbox::cgroup::{Cgroups, Doors};
-use crate::sandbox::{Ending, Exit, Isolation, ParkSpec, Traces};
+use crate::sandbox::{Ending, Exit, Isolation, NetworkSpace, ParkSpec, Traces};
 
 /// How many connections may wait at an instance's socket.
 const BACKLOG: i32 = 4096;
@@ -192,6 +192,8 @@ impl Shared {
             birth: doors.birth.is_some(),
             folder: traces.folder.clone(),
             ahead: spec.ahead.clone().filter(|_| self.isolation != Isolation::None),
+            // A network that is not the sandbox's own is not its to let anybody in.
+            forked: spec.forked && spec.network == NetworkSpace::Own,
         };
         Ok(Ends {
             mine: Mine { control: mine, stdout: stdout.0, stderr: stderr.0 },

@@ -14,7 +14,7 @@ use std::process::ExitCode;
 use std::rc::Rc;
 
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fs::Mode;
+use rustix::fs::{Mode, OFlags, openat};
 use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, mount_change};
 use rustix::net::{RecvFlags, SendFlags};
@@ -24,9 +24,10 @@ use rustix::thread::{UnshareFlags, set_no_new_privs, unshare_unsafe};
 use super::ids::{COUNT, FIRST_ID};
 use super::template;
 use super::wire::{Begin, FirstWord, Order, Reply, Request, receive, send};
+use super::zygote::{Door, Zygotes};
 use crate::sandbox::{
-    Attributes, Confinement, ENDING, FUNCTION_ID, Filters, Gate, Ids, Inside, Isolation, NetworkSpace, Passage,
-    clone_tree, enter, restrict,
+    Call, Confinement, ENDING, FUNCTION_ID, Filters, Gate, Ids, Inside, Isolation, NetworkSpace, Passage, enter,
+    read_only,
 };
 
 /// How many instances have ids of their own before they are used again.
@@ -102,6 +103,7 @@ struct Spawner {
     /// Readable when a child has ended.
     ended: OwnedFd,
     children: HashMap<Pid, u64>,
+    zygotes: Zygotes,
     made: u64,
 }
 
@@ -132,19 +134,21 @@ impl Spawner {
         }
         let filters = Rc::new(Filters::compile()?);
         set_no_new_privs(true).map_err(|why| format!("no_new_privs: {why}"))?;
-        filters.forbid_host()?;
+        filters.host().iter().try_for_each(Call::make)?;
         tell(socket, &Reply::Ready, None).map_err(|why| why.to_string())?;
         let Begin { isolation, data, template, .. } = begin;
-        Ok(Some(Spawner { isolation, ids, data, template, filters, ended, children: HashMap::new(), made: 0 }))
+        let (children, zygotes) = (HashMap::new(), Zygotes::default());
+        Ok(Some(Spawner { isolation, ids, data, template, filters, ended, children, zygotes, made: 0 }))
     }
 
     fn run(&mut self, socket: &OwnedFd) -> io::Result<Turn> {
         loop {
             let mut sources = [PollFd::new(socket, PollFlags::IN), PollFd::new(&self.ended, PollFlags::IN)];
-            match poll(&mut sources, None) {
+            match poll(&mut sources, self.zygotes.idle_in().as_ref()) {
                 Err(Errno::INTR) => continue,
-                answer => answer?,
-            };
+                Ok(0) => self.zygotes.tend(),
+                answer => drop(answer?),
+            }
             let (asked, died) = (!sources[0].revents().is_empty(), !sources[1].revents().is_empty());
             if died {
                 // One signal may stand for several children: what the descriptor says does not matter.
@@ -199,13 +203,23 @@ impl Spawner {
             enter: descriptors.collect(),
             gate: Gate::new().map_err(|why| format!("gate: {why}"))?,
         };
+        let door = match &order.ahead {
+            Some(command) if order.forked => {
+                let groups =
+                    groups(birth.as_ref(), &passage.enter).map_err(|why| format!("its control groups: {why}"))?;
+                self.zygotes.door(&self.template, &self.filters, command, groups)
+            }
+            _ => None,
+        };
         let namespaces = if isolated { namespaces(order.network) } else { 0 };
         let gate = passage.gate.try_clone().map_err(|why| format!("gate: {why}"))?;
         match clone_process(namespaces, birth.as_ref()).map_err(|why| format!("clone: {why}"))? {
             None => {
                 // In the child: the parent's descriptors are about to be closed by number, so their values must not be.
                 let _never_dropped = (ManuallyDrop::new(gate), ManuallyDrop::new(birth));
-                let parked = enter(&passage, &[control.as_raw_fd(), listener.as_raw_fd()]);
+                let mut keep = vec![control.as_raw_fd(), listener.as_raw_fd()];
+                keep.extend(door.iter().flat_map(Door::numbers));
+                let parked = enter(&passage, &keep);
                 drop(passage);
                 let word = parked.as_ref().map_or_else(|why| FirstWord::Failed(why.clone()), |()| FirstWord::Parked);
                 let said = send(&control, &word, &[], SendFlags::empty());
@@ -223,6 +237,7 @@ impl Spawner {
                     listener,
                     confinement,
                     ahead: order.ahead.clone(),
+                    door,
                 }))))
             }
             Some((pid, process)) => {
@@ -253,15 +268,7 @@ impl Spawner {
     }
 
     fn tree(&self, socket: &OwnedFd, tag: u64, path: &Path) -> io::Result<()> {
-        let inside = path.starts_with(&self.data) && !path.components().any(|part| part.as_os_str() == "..");
-        let tree = if inside {
-            clone_tree(path)
-                .and_then(|tree| restrict(&tree, Attributes::READ_ONLY).map(|()| tree))
-                .map_err(|why| why.to_string())
-        } else {
-            Err("it is not in the data directory".to_owned())
-        };
-        match tree {
+        match read_only(&self.data, path) {
             Ok(tree) => tell(socket, &Reply::Tree { tag }, Some(&tree)),
             Err(why) => tell(socket, &Reply::Refused { tag, why }, None),
         }
@@ -271,6 +278,7 @@ impl Spawner {
     fn reap(&mut self, socket: Option<&OwnedFd>) -> io::Result<()> {
         while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
             let known = self.children.remove(&pid);
+            self.zygotes.ended(pid);
             self.end_orphans();
             if let (Some(tag), Some(socket)) = (known, socket) {
                 let ended = Reply::Ended { tag, code: status.exit_status(), signal: status.terminating_signal() };
@@ -295,6 +303,7 @@ impl Spawner {
 
     /// Ends all children and waits for them.
     fn end(&mut self) {
+        self.zygotes.end();
         loop {
             for pid in self.children.keys() {
                 let _ = kill_process(*pid, Signal::KILL);
@@ -321,8 +330,15 @@ fn namespaces(network: NetworkSpace) -> libc::c_int {
     own | if network == NetworkSpace::Own { libc::CLONE_NEWNET } else { 0 }
 }
 
+/// The files by which another process enters the control groups of a new one.
+fn groups(birth: Option<&OwnedFd>, enter: &[OwnedFd]) -> io::Result<Vec<OwnedFd>> {
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+    let born = birth.map(|group| openat(group, "cgroup.procs", flags, Mode::empty())).transpose()?;
+    enter.iter().map(OwnedFd::try_clone).chain(born.map(Ok)).collect()
+}
+
 /// `clone3`: `None` in the child; in the parent the child's id and descriptor.
-fn clone_process(namespaces: libc::c_int, birth: Option<&OwnedFd>) -> io::Result<Option<(Pid, OwnedFd)>> {
+pub(super) fn clone_process(namespaces: libc::c_int, birth: Option<&OwnedFd>) -> io::Result<Option<(Pid, OwnedFd)>> {
     let mut process: libc::c_int = -1;
     // SAFETY: the structure is plain numbers, for which zero is a valid value.
     let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };

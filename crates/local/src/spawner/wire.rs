@@ -62,6 +62,7 @@ pub(super) struct Order {
     pub(super) birth: bool,
     pub(super) folder: Option<PathBuf>,
     pub(super) ahead: Option<Vec<String>>,
+    pub(super) forked: bool,
 }
 
 impl Order {

@@ -9,7 +9,7 @@ use taper_model::{
 };
 use taper_provider::{Progress, Provider};
 
-use crate::world::{PATIENCE, Watch, World, endless, invoke, post, python, text, within, works};
+use crate::world::{PATIENCE, Watch, World, bytes, endless, invoke, post, python, text, within, works};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_functions_own_failures() {
@@ -34,6 +34,37 @@ async fn the_functions_own_failures() {
     let fault = invoke(&instance, "").await.unwrap_err();
     assert_eq!(fault.cause, Cause::Exit(3), "{fault}");
     world.logged(&classic, "why").await;
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn processes_that_are_left_over_do_not_silence_the_watchdog() {
+    let world = World::start().await;
+    // The shell gives up at the limit; what it has started has left its group, and stays. Then there is room for one process.
+    let script = "read what; case $what in bomb) while :; do setsid sleep 600 >/dev/null 2>&1 & done;; \
+                  hold) echo held >&2; read more;; esac; echo $what";
+    let mut spec = FunctionSpec { command: ["sh", "-c", script].map(String::from).into(), ..FunctionSpec::default() };
+    spec.resources.pids = Some(40);
+    let revision = world.revision("bomb", spec, &[]);
+    let instance = world.one(&revision).await;
+    let fault = invoke(&instance, "bomb\n").await.unwrap_err();
+    assert!(matches!(fault.cause, Cause::Exit(_)), "{fault}");
+    for _ in 0..5 {
+        assert_eq!(text(&instance, "plain\n").await, "plain\n");
+    }
+    let (more, body) = endless();
+    more.send("hold\n".into()).await.unwrap();
+    let hold = within(PATIENCE, &instance, post(body));
+    let beside = async {
+        world.logged(&revision, "held").await;
+        let fault = invoke(&instance, "plain\n").await.unwrap_err();
+        let words = fault.to_string();
+        assert!(words.contains("cannot run `sh`") && words.contains("as many as they may be"), "{words}");
+        more.send("more\n".into()).await.unwrap();
+        drop(more);
+    };
+    let (held, ()) = tokio::join!(hold, beside);
+    assert_eq!(bytes(held.unwrap()).await, "hold\n");
     world.end().await;
 }
 

@@ -4,6 +4,7 @@
 
 mod contract;
 mod failures;
+mod forks;
 mod install;
 mod lifetime;
 mod modes;

@@ -2,7 +2,6 @@
 
 use bytes::Bytes;
 use http_body_util::BodyExt;
-use hyper_util::rt::TokioIo;
 use taper_model::{FunctionSpec, call};
 use taper_provider::LogQuery;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -103,9 +102,9 @@ async fn tunnels_events_and_trailers() {
     *request.uri_mut() = "/tunnel".parse().unwrap();
     request.headers_mut().insert("connection", "upgrade".parse().unwrap());
     request.headers_mut().insert("upgrade", "echo".parse().unwrap());
-    let mut reply = within(PATIENCE, &instance, request).await.unwrap();
+    let reply = within(PATIENCE, &instance, request).await.unwrap();
     assert_eq!(reply.status(), 101);
-    let mut tunnel = TokioIo::new(hyper::upgrade::on(&mut reply).await.unwrap());
+    let mut tunnel = reply.extensions().get::<call::Upgraded>().and_then(call::Upgraded::take).unwrap();
     for message in [pattern(5), pattern(100_000)] {
         let mut back = vec![0; message.len()];
         let (mut reader, mut writer) = tokio::io::split(&mut tunnel);

@@ -69,7 +69,7 @@ async fn a_line_names_its_revision_and_its_call() {
     let classic = world.classic("classic", &["sh", "-c", "echo one >&2; echo '[not-1] two' >&2; cat"]);
     let python = world.python(
         "python",
-        "import sys\ndef handle(text):\n    print('[not-2] mine', file=sys.stderr)\n    print('[call-2] on stdout')\n    1 / int(text)\n",
+        "import sys\nprint('at the start')\ndef handle(text):\n    print('[not-2] mine', file=sys.stderr)\n    print('[call-2] on stdout')\n    1 / int(text)\n",
     );
     for (revision, id) in [(&classic, "call-1"), (&python, "call-2")] {
         said(&world.one(revision).await, id).await;
@@ -83,9 +83,11 @@ async fn a_line_names_its_revision_and_its_call() {
     let line = world.logged(&python, "ZeroDivisionError").await;
     assert_eq!((line.call.as_deref(), line.text.as_str()), (Some("call-2"), "ZeroDivisionError: division by zero"));
     let line = world.logged(&python, "mine").await;
-    assert_eq!((line.call, line.text.as_str()), (None, "[not-2] mine"));
+    assert_eq!((line.call.as_deref(), line.text.as_str()), (Some("call-2"), "[not-2] mine"));
     let line = world.logged(&python, "on stdout").await;
-    assert_eq!((line.call, line.text.as_str()), (None, "[call-2] on stdout"));
+    assert_eq!((line.call.as_deref(), line.text.as_str()), (Some("call-2"), "[call-2] on stdout"));
+    let line = world.logged(&python, "at the start").await;
+    assert_eq!((line.call, line.text.as_str()), (None, "at the start"));
     world.end().await;
 }
 

@@ -148,3 +148,32 @@ async fn a_server_that_takes_no_connection_any_more_is_not_well() {
     assert!(why.starts_with("liveness probe failed: connecting: ") && why.contains("3 times"), "{why}");
     world.end().await;
 }
+
+/// Serves one connection to its end, then the next: what is open and says nothing would keep it from everybody else.
+const ALONE: &str = r#"
+import os, socket
+server, answered = socket.create_server(("127.0.0.1", int(os.environ["PORT"]))), 0
+while True:
+    connection, _ = server.accept()
+    with connection, connection.makefile("rb") as lines:
+        if lines.readline():
+            while lines.readline().strip():
+                pass
+            connection.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nhi")
+            answered += 1
+            print("answered", answered, flush=True)
+"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_of_one_connection_at_a_time_is_not_kept_by_the_first() {
+    let world = World::start().await;
+    let mut revision = (*world.server("alone", ALONE)).clone();
+    revision.spec.liveness =
+        Some(Probe { period: ms(500), timeout: ms(2000), failure_threshold: Some(1), ..probe("/") });
+    let revision = revision.into();
+    let instance = world.one(&revision).await;
+    // Nobody calls it; its probes are answered all the same.
+    world.logged(&revision, "answered 2").await;
+    assert_eq!(text(&instance, "").await, "hi");
+    world.end().await;
+}

@@ -7,7 +7,7 @@ use http_body_util::BodyExt;
 use taper_dispatch::Dispatcher;
 use taper_model::{
     Call, CallId, Fault, FunctionName, Invoke, Reply, RevisionState,
-    call::{self, Start},
+    call::{self, Served, Start},
 };
 use taper_store::Store;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
@@ -114,7 +114,7 @@ async fn converse(world: &World, dispatcher: &Dispatcher, call: Call, n: usize) 
 }
 
 async fn read(reply: Reply) -> End {
-    let start = reply.extensions().get::<Start>().copied();
+    let start = reply.extensions().get::<Served>().map(|served| served.start);
     match reply.into_body().collect().await {
         Ok(body) => End::Reply { text: String::from_utf8_lossy(&body.to_bytes()).into_owned(), start },
         Err(_) => End::Broken,

@@ -153,6 +153,23 @@ impl Ledger {
 }
 
 impl Book {
+    /// An order for a generation is carried out, of which so many are there: perhaps one that nobody has called for.
+    pub(crate) fn ordered(&mut self, generation: usize, want: u32, there: usize) {
+        let made = &self.made[generation];
+        let may = made.shape.adaptive && made.shape.min == 0 && made.judged.is_some() && made.over.is_none();
+        let function = self.function_of(generation);
+        let is_called = self.calls.values().any(|c| c.function == function && c.ended.is_none());
+        let recently = Instant::now() - Duration::from_secs(2);
+        if want > 0
+            && there == 0
+            && may
+            && !is_called
+            && !self.had(generation, recently, &[What::Scaled, What::Restart])
+        {
+            self.count("started ahead");
+        }
+    }
+
     pub(crate) fn note(&mut self, text: impl Into<String>) {
         self.trace.push((self.started.elapsed(), text.into()));
     }

@@ -176,10 +176,11 @@ fn at_rest(world: &World, book: &mut Book, index: usize, function: &Function, mu
     let there = world.stage.there(book, serving);
     let is_held = function.scale == Some(0);
     let least = if is_held { 0 } else { shape.min as usize };
-    if still > shape.zero_after + REACTION && least == 0 && shape.min == 0 && there > 0 {
+    let past = book.started.elapsed().saturating_sub(still);
+    if still > shape.idle(past) + REACTION && least == 0 && shape.min == 0 && there > 0 {
         book.wrong("an idle function tapers to zero", &format!("{there} instances of generation {serving}"));
     }
-    if still <= shape.rest() {
+    if still <= shape.rest(past) {
         if must {
             book.wrong("everything comes to rest", &format!("{} was touched {still:?} ago", NAMES[index]));
         }

@@ -11,7 +11,7 @@ pub(crate) const SECRET: &str = "key";
 /// The functions that may be there.
 pub(crate) const NAMES: [&str; 3] = ["ash", "birch", "cedar"];
 /// After the last fault: time for everything to come to rest. Longer than [`Shape::rest`] may be.
-pub(crate) const REST: Duration = Duration::from_secs(100);
+pub(crate) const REST: Duration = Duration::from_secs(230);
 /// The bounds that the control plane is built with. Shorter than its defaults, to fit more into a run.
 pub(crate) const DEPLOY_TIMEOUT: Duration = Duration::from_secs(20);
 pub(crate) const BACKOFF_LEAST: Duration = Duration::from_secs(1);
@@ -20,6 +20,8 @@ pub(crate) const BACKOFF_MOST: Duration = Duration::from_secs(8);
 /// One run.
 pub(crate) struct Plan {
     pub(crate) seed: u64,
+    /// Memory that idle instances may take.
+    pub(crate) keep_alive_memory: Option<u64>,
     /// Calls that may wait per revision.
     pub(crate) queue: usize,
     pub(crate) calls: Vec<CallPlan>,
@@ -136,6 +138,8 @@ pub(crate) struct Shape {
     initial: u32,
     pub(crate) timeout: Duration,
     pub(crate) zero_after: Duration,
+    /// Whether its habit decides how long it stays.
+    pub(crate) adaptive: bool,
     pub(crate) window: Duration,
     pub(crate) down_delay: Duration,
 }
@@ -152,13 +156,24 @@ impl Shape {
             "secrets": [SECRET],
             "scale": {
                 "min": self.min, "max": self.max, "initialScale": self.initial, "zeroAfter": ms(self.zero_after),
-                "window": ms(self.window), "scaleDownDelay": ms(self.down_delay),
+                "keepAlive": if self.adaptive { "adaptive" } else { "fixed" }, "window": ms(self.window), "scaleDownDelay": ms(self.down_delay),
             },
         })
     }
 
+    /// After the last thing that happened to a function: when nothing of it is kept any more, and nothing starts ahead of a call. `past` is
+    /// how long it had been there until then: no idle time was longer, and nobody expects a call much later than it would have
+    /// come after the longest one.
+    pub(crate) fn idle(&self, past: Duration) -> Duration {
+        if self.adaptive { self.zero_after.max(past + past / 8 + Duration::from_secs(3)) } else { self.zero_after }
+    }
+
     /// After the last thing that happened to a function: when it is at rest.
-    pub(crate) fn rest(&self) -> Duration {
+    pub(crate) fn rest(&self, past: Duration) -> Duration {
+        self.idle(past).max(self.windows())
+    }
+
+    fn windows(&self) -> Duration {
         let windows = self.zero_after.max(self.window) + self.down_delay;
         windows + BACKOFF_MOST + LONGEST_START + Duration::from_secs(8)
     }
@@ -181,6 +196,7 @@ impl Plan {
             steps.push((at, deploy(dice, function, 5)));
         }
         let mut calls = traffic(dice, functions, length);
+        calls.extend(regular(&mut Dice::of(seed, "regular"), functions, length));
         let mut at = dice.ms(1000..=10_000);
         while at < length {
             trouble(dice, functions, at, &mut steps, &mut calls);
@@ -198,7 +214,8 @@ impl Plan {
         };
         calls.extend((0..functions).map(|f| last(f, Duration::ZERO, Duration::from_millis(10))));
         calls.extend((0..functions * 3).map(|n| last(n % functions, SHUTDOWN, dice.ms(0..=2000))));
-        Self { seed, queue: dice.number(2..=40) as usize, calls, steps, length }
+        let keep_alive_memory = Dice::of(seed, "memory").chance(30).then_some(70 << 20);
+        Self { seed, keep_alive_memory, queue: dice.number(2..=40) as usize, calls, steps, length }
     }
 }
 
@@ -263,13 +280,15 @@ fn trouble(
 fn deploy(dice: &mut Dice, function: usize, broken: u32) -> Step {
     let min = dice.among(&[0, 0, 0, 0, 1, 2]);
     let max = dice.number(min.max(1)..=5);
+    let zero_after = dice.seconds(2..=12);
     let shape = Shape {
         concurrency: dice.number(1..=4),
         min,
         max,
         initial: if dice.chance(20) { 2.min(max) } else { 1 },
         timeout: dice.among(&[300, 1000, 4000, 4000, 10_000, 30_000].map(Duration::from_millis)),
-        zero_after: dice.seconds(2..=12),
+        zero_after,
+        adaptive: zero_after.as_secs().is_multiple_of(2),
         window: dice.seconds(6..=12),
         down_delay: if dice.chance(20) { dice.seconds(1..=4) } else { Duration::ZERO },
     };
@@ -307,6 +326,22 @@ fn traffic(dice: &mut Dice, functions: usize, length: Duration) -> Vec<CallPlan>
             }
         }
         at += if dice.chance(40) { lasts / 4 } else { lasts };
+    }
+    calls
+}
+
+/// Somebody who calls as regularly as a timer, for as long as they like.
+fn regular(dice: &mut Dice, functions: usize, length: Duration) -> Vec<CallPlan> {
+    if dice.chance(50) {
+        return Vec::new();
+    }
+    let function = dice.number(0..=functions as u32 - 1) as usize;
+    let (mut at, every) = (dice.seconds(1..=5), dice.seconds(12..=30));
+    let mut calls = Vec::new();
+    while at < length {
+        let takes = dice.ms(0..=300);
+        calls.push(CallPlan { at, function, takes, chunks: Vec::new(), leaves: None });
+        at += every + dice.ms(0..=100);
     }
     calls
 }

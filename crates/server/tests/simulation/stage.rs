@@ -252,6 +252,7 @@ impl Provider for Stage {
                 self.ledger
                     .wrong("never more instances than max", &format!("{want} of {id} are ordered, the most is {most}"));
             }
+            self.ledger.open().ordered(generation, want, self.fake.count(id));
             let before = self.lock().applied.insert(id.clone(), Arc::clone(revision));
             let other = before.map(|b| self::generation(&b)).filter(|b| *b != generation);
             if other.is_some_and(|other| self.is_left(id, other)) {

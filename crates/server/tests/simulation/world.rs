@@ -8,9 +8,9 @@ use std::{
 
 use axum::Router;
 use futures_util::StreamExt;
-use taper_control::{Config, Control, Handle, Info, Parts};
+use taper_control::{Config, Control, Handle, Info, Parts, Starts};
 use taper_dispatch::Dispatcher;
-use taper_model::quantity::Span;
+use taper_model::quantity::{Memory as Bytes, Span};
 use taper_provider::Provider;
 use taper_store::{Artifacts, Memory, Store};
 use tokio::{
@@ -154,6 +154,7 @@ impl World {
             backoff_least: Span(BACKOFF_LEAST),
             backoff_most: Span(BACKOFF_MOST),
             drain: Span(DRAIN),
+            keep_alive_memory: self.plan.keep_alive_memory.map(Bytes),
             ..Config::default()
         };
         let parts = Parts {
@@ -163,6 +164,7 @@ impl World {
             load: Arc::new(Eye { dispatcher: dispatcher.clone(), ledger: Arc::clone(&self.ledger) }),
             public_url: Box::new(|| "http://127.0.0.1:8080".into()),
             invocations: Box::new(|_| 0),
+            starts: Box::new(|_| Starts::default()),
             info: Info { version: "0".into(), provider: "fake".into(), isolation: "none".into() },
         };
         let (service, handle) = Control::build(config, parts);

@@ -2,7 +2,13 @@
 //!
 //! Never here: the process itself (`forked`).
 
-use std::{cell::RefCell, fmt::Display, os::fd::AsFd, rc::Rc, sync::Weak};
+use std::{
+    cell::RefCell,
+    fmt::Display,
+    io,
+    rc::Rc,
+    sync::{Arc, Weak},
+};
 
 use base64::{Engine, prelude::BASE64_STANDARD as BASE64};
 use bytes::{Bytes, BytesMut};
@@ -31,6 +37,7 @@ use crate::{
     Error, environment,
     forked::{AHEAD, Forked, Hold, Over, Stdin},
     reap::{Children, Exit},
+    runners::{Job, Runners},
     spawn::Program,
     wire,
 };
@@ -51,8 +58,8 @@ pub(crate) const COLLECT: usize = 100 << 20;
 pub(crate) struct Fork {
     settings: Rc<Settings>,
     /// Found once; until it is there, it is looked for again.
-    program: RefCell<Option<Rc<Program>>>,
-    children: Children,
+    program: RefCell<Option<Arc<Program>>>,
+    runners: Runners,
     journal: Rc<Journal>,
 }
 
@@ -91,25 +98,27 @@ struct Upload {
 }
 
 impl Fork {
-    pub(crate) fn new(settings: Rc<Settings>, children: Children, journal: Rc<Journal>) -> Rc<Self> {
-        let fork = Self { settings, program: RefCell::default(), children, journal };
+    /// # Errors
+    /// When there can be no thread that starts processes.
+    pub(crate) fn new(settings: Rc<Settings>, children: Children, journal: Rc<Journal>) -> io::Result<Rc<Self>> {
+        let fork = Self { settings, program: RefCell::default(), runners: Runners::begin(children)?, journal };
         if let Ok(program) = fork.find() {
             *fork.program.borrow_mut() = Some(program);
         }
-        Rc::new(fork)
+        Ok(Rc::new(fork))
     }
 
     /// The command as it is now, or why it cannot be run.
-    pub(crate) fn find(&self) -> Result<Rc<Program>, String> {
-        Program::find(&self.settings.command, &self.settings.env).map(Rc::new).map_err(|failed| failed.message)
+    pub(crate) fn find(&self) -> Result<Arc<Program>, String> {
+        Program::find(&self.settings.command, &self.settings.env).map(Arc::new).map_err(|failed| failed.message)
     }
 
-    fn program(&self) -> Result<Rc<Program>, String> {
+    fn program(&self) -> Result<Arc<Program>, String> {
         if let Some(program) = &*self.program.borrow() {
-            return Ok(Rc::clone(program));
+            return Ok(Arc::clone(program));
         }
         let program = self.find()?;
-        *self.program.borrow_mut() = Some(Rc::clone(&program));
+        *self.program.borrow_mut() = Some(Arc::clone(&program));
         Ok(program)
     }
 
@@ -204,7 +213,7 @@ impl Fork {
                 self.journal.say(format_args!("Path  {}", parts.uri.path()));
             }
         }
-        let forked = match self.start(parts, upload) {
+        let forked = match self.start(parts, deadline, upload).await {
             Ok(forked) => forked,
             Err(why) => {
                 let name = settings.command.first().map_or("", String::as_str);
@@ -227,7 +236,10 @@ impl Fork {
             errors.pass(&bytes.split()).await;
             Ok(())
         };
-        let over = forked.carry(output, logged, upload.feed(), deadline).await;
+        let over = match forked {
+            Some(forked) => forked.carry(output, logged, upload.feed(), deadline).await,
+            None => Over::Late,
+        };
         errors.end().await;
         let (status, body) = match over {
             Over::Ended(Exit::Status(0)) if hold.begun() => {
@@ -282,13 +294,30 @@ impl Fork {
         }
     }
 
-    fn start(&self, parts: &Parts, upload: &mut Upload) -> Result<Forked, String> {
-        let program = self.program()?;
-        let combine = self.settings.mode == Mode::Classic && self.settings.combine_output;
-        let variables = if self.settings.cgi_headers { variables(parts, upload.length) } else { Vec::new() };
-        let stdin = upload.stdin.open(upload.whole.get()).map_err(|e| e.to_string())?;
-        let stdin = stdin.as_ref().map(AsFd::as_fd);
-        Forked::start(&program, &variables, stdin, combine, &self.children).map_err(|e| e.to_string())
+    /// The request's process; nothing when it was too late for it.
+    async fn start(
+        &self,
+        parts: &Parts,
+        deadline: Option<Instant>,
+        upload: &mut Upload,
+    ) -> Result<Option<Forked>, String> {
+        let job = Job {
+            program: self.program()?,
+            variables: if self.settings.cgi_headers { variables(parts, upload.length) } else { Vec::new() },
+            input: std::mem::take(&mut upload.stdin.ahead),
+            whole: upload.whole.get(),
+            combine: self.settings.mode == Mode::Classic && self.settings.combine_output,
+            streams: self.settings.mode == Mode::Streaming,
+        };
+        let start = self.runners.start(job);
+        let started = match deadline {
+            Some(deadline) => timeout_at(deadline, start).await,
+            None => Ok(start.await),
+        };
+        let Ok(started) = started else { return Ok(None) };
+        let mut forked = started.map_err(|e| e.to_string())?;
+        forked.input(&mut upload.stdin).map_err(|e| e.to_string())?;
+        Ok(Some(forked))
     }
 
     /// What was set; in mode `classic` also what the request had, or what the answer looks like.
@@ -304,7 +333,7 @@ impl Fork {
 
     fn debug(&self, way: &str, headers: &HeaderMap) {
         for name in headers.keys() {
-            let name = environment::canonical(name.as_str(), '-');
+            let name = environment::canonical(name.as_str()).map(char::from).collect::<String>();
             let values: Vec<_> = headers.get_all(&name).iter().map(|v| String::from_utf8_lossy(v.as_bytes())).collect();
             self.journal.say(format_args!("[{way}] {name}=[{}]", values.join(" ")));
         }
@@ -426,7 +455,7 @@ fn marshalled(headers: &HeaderMap, body: &[u8]) -> Result<BytesMut, Unread> {
     }
     let header = headers.keys().filter(|name| *name != hyper::header::HOST).map(|name| {
         let values = headers.get_all(name).iter().map(|value| String::from_utf8_lossy(value.as_bytes()));
-        (environment::canonical(name.as_str(), '-'), values.collect())
+        (environment::canonical(name.as_str()).map(char::from).collect::<String>(), values.collect())
     });
     let marshalled = Marshalled { header: header.collect(), body: Raw { raw: BASE64.encode(body) } };
     let json =

@@ -3,34 +3,50 @@
 //! Never here: who speaks when; see [`super::Exchange`] for the platform and `classic` for the watchdog.
 
 use std::{
+    cell::RefCell,
     collections::VecDeque,
     io::{self, IoSlice},
     sync::Arc,
     task::{Context, Poll, ready},
 };
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use tokio::net::UnixStream;
+use tokio::{io::Interest, net::UnixStream};
 
-use super::{Call, Fault, Frame, INLINE, Kind, MAX_PAYLOAD, Reply, decode, encode, encode_head, message::to_json};
+use super::{
+    Fault, Frame, HEAD, Heading, INLINE, Kind, MAX_PAYLOAD, Reply, decode, encode, encode_head, message, parts, peek,
+};
 use crate::Error;
 
-/// Room for a read when nothing is known about what comes: a small call with its head, body and end.
-const READ: usize = 16 * 1024;
+/// What is read at once when nothing is known about what comes.
+const READ: usize = 64 * 1024;
+/// Room for what is written that a connection keeps between calls.
+const KEEP: usize = 4 * 1024;
+
+thread_local! {
+    /// Where bytes arrive. One for all connections of a thread: a connection at rest holds none, and this stays in the cache.
+    static ARRIVED: RefCell<Vec<u8>> = RefCell::new(vec![0; READ]);
+}
 
 /// Splits a stream into its two directions, which may be used at the same time.
 pub fn split(stream: UnixStream) -> (FrameReader, FrameWriter) {
     let stream = Arc::new(stream);
-    let reader = FrameReader { stream: Arc::clone(&stream), buffer: BytesMut::new() };
-    (reader, FrameWriter { stream, queue: VecDeque::new(), tail: BytesMut::new(), written: false })
+    let reader =
+        FrameReader { stream: Arc::clone(&stream), ready: VecDeque::new(), rest: BytesMut::new(), broken: None };
+    (reader, FrameWriter { stream, queue: VecDeque::new(), tail: BytesMut::new(), open: None, written: false })
 }
 
-/// Frames from the other end.
+/// Frames from the other end, taken apart: a head, pieces of a body, its end, however they were put together.
 #[derive(Debug)]
 pub struct FrameReader {
     stream: Arc<UnixStream>,
-    buffer: BytesMut,
+    /// What has arrived and was not taken.
+    ready: VecDeque<Frame>,
+    /// The beginning of a frame.
+    rest: BytesMut,
+    /// What comes after `ready` is none.
+    broken: Option<Error>,
 }
 
 impl FrameReader {
@@ -55,7 +71,7 @@ impl FrameReader {
                 return Poll::Ready(Ok(Some(frame)));
             }
             match ready!(self.poll_fill(cx))? {
-                0 if self.buffer.is_empty() => return Poll::Ready(Ok(None)),
+                0 if self.rest.is_empty() => return Poll::Ready(Ok(None)),
                 0 => return Poll::Ready(Err(Error::Closed)),
                 _ => {}
             }
@@ -67,18 +83,21 @@ impl FrameReader {
     /// # Errors
     /// As [`decode`].
     pub fn take(&mut self) -> Result<Option<Frame>, Error> {
-        decode(&mut self.buffer)
+        match self.ready.pop_front() {
+            None => self.broken.take().map_or(Ok(None), Err),
+            frame => Ok(frame),
+        }
     }
 
     /// Whether nothing has arrived that was not taken.
     pub fn is_empty(&self) -> bool {
-        self.buffer.is_empty()
+        self.ready.is_empty() && self.rest.is_empty() && self.broken.is_none()
     }
 
     /// Looks, without waiting, whether the other end still holds the connection and is silent, as between calls.
     pub fn is_quiet(&mut self) -> bool {
-        self.buffer.is_empty()
-            && matches!(self.stream.try_read_buf(&mut self.buffer), Err(e) if e.kind() == io::ErrorKind::WouldBlock)
+        let mut more = [0];
+        self.is_empty() && matches!(self.stream.try_read(&mut more), Err(e) if e.kind() == io::ErrorKind::WouldBlock)
     }
 
     /// Whether the other end has closed, even when there are still bytes of it to read.
@@ -96,16 +115,62 @@ impl FrameReader {
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, Error>> {
         loop {
             ready!(self.stream.poll_read_ready(cx)).map_err(Error::io("reading from the call socket"))?;
-            if self.buffer.capacity() == self.buffer.len() {
-                self.buffer.reserve(READ);
-            }
-            match self.stream.try_read_buf(&mut self.buffer) {
+            match if self.rest.is_empty() { self.read() } else { self.read_rest() } {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
                 Err(e) if e.kind() == io::ErrorKind::ConnectionReset => return Poll::Ready(Err(Error::Closed)),
                 Err(e) => return Poll::Ready(Err(Error::io("reading from the call socket")(e))),
                 Ok(n) => return Poll::Ready(Ok(n)),
             }
         }
+    }
+
+    /// Reads what is there, and takes it apart where it lies.
+    fn read(&mut self) -> io::Result<usize> {
+        ARRIVED.with_borrow_mut(|arrived| {
+            let mut read = None;
+            let looked = self.stream.try_io(Interest::READABLE, || {
+                let n = rustix::io::read(&*self.stream, &mut arrived[..])?;
+                read = Some(n);
+                // When it was less than there is room for, there is no more: the next to ask waits, instead of asking the
+                // kernel in vain.
+                if n == 0 || n == READ { Ok(()) } else { Err(io::ErrorKind::WouldBlock.into()) }
+            });
+            let Some(n) = read else { return looked.map(|()| 0) };
+            if let Err(error) = self.arrive(&arrived[..n]) {
+                self.broken = Some(error);
+            }
+            Ok(n)
+        })
+    }
+
+    fn arrive(&mut self, mut bytes: &[u8]) -> Result<(), Error> {
+        while let Some((kind, length)) = peek(bytes)? {
+            let Some(payload) = bytes.get(HEAD..HEAD + length) else {
+                self.rest.reserve(HEAD + length);
+                break;
+            };
+            parts(Frame { kind, payload: Bytes::copy_from_slice(payload) }, |part| self.ready.push_back(part))?;
+            bytes = &bytes[HEAD + length..];
+        }
+        self.rest.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    /// Reads on in a frame that has begun, to where its payload stays.
+    fn read_rest(&mut self) -> io::Result<usize> {
+        // It was looked at when it came.
+        let whole = peek(&self.rest).ok().flatten().map_or(HEAD, |(_, length)| HEAD + length);
+        let missing = whole.saturating_sub(self.rest.len());
+        self.rest.reserve(missing);
+        let n = self.stream.try_read_buf(&mut (&mut self.rest).limit(missing))?;
+        let frame = match decode(&mut self.rest) {
+            Ok(Some(frame)) => parts(frame, |part| self.ready.push_back(part)),
+            Ok(None) => return Ok(n),
+            Err(error) => Err(error),
+        };
+        self.rest = BytesMut::new();
+        self.broken = frame.err();
+        Ok(n)
     }
 }
 
@@ -116,24 +181,55 @@ pub struct FrameWriter {
     stream: Arc<UnixStream>,
     queue: VecDeque<Bytes>,
     tail: BytesMut,
+    /// Where in `tail` a frame with a head begins that the first of its body may still be added to.
+    open: Option<usize>,
     written: bool,
 }
 
 impl FrameWriter {
-    /// Queues the head of a call.
+    /// Queues the head of a call. What follows is put into the same frame while it is small and nothing was written.
     ///
     /// # Errors
     /// [`Error::Malformed`] when it is over [`MAX_PAYLOAD`].
-    pub fn call(&mut self, call: &Call<'_>) -> Result<(), Error> {
-        encode(Kind::Head, &to_json(call), &mut self.tail)
+    pub fn call(&mut self, call: &impl Heading) -> Result<(), Error> {
+        let deadline = u32::try_from(call.deadline_ms()).unwrap_or(u32::MAX);
+        self.head(|tail| message::open(deadline, call.content_length(), tail, |fields| call.write(fields)))
     }
 
-    /// Queues the head of a reply.
+    /// Queues the head of a reply, as [`Self::call`].
     ///
     /// # Errors
     /// [`Error::Malformed`] when it is over [`MAX_PAYLOAD`].
     pub fn reply(&mut self, reply: &Reply) -> Result<(), Error> {
-        encode(Kind::Head, &to_json(reply), &mut self.tail)
+        self.head(|tail| reply.encode(tail))
+    }
+
+    fn head(&mut self, write: impl FnOnce(&mut BytesMut) -> Result<(), Error>) -> Result<(), Error> {
+        self.seal(Kind::Head);
+        let at = self.tail.len();
+        self.tail.put_bytes(0, HEAD);
+        if let Err(error) = write(&mut self.tail) {
+            self.tail.truncate(at);
+            return Err(error);
+        }
+        self.open = Some(at);
+        // Some room is for the first of the body.
+        let size = self.tail.len() - at - HEAD;
+        if size > MAX_PAYLOAD - INLINE {
+            self.tail.truncate(at);
+            self.open = None;
+            return Err(Error::call(format!("a head of {size} bytes is over the limit of {MAX_PAYLOAD}")));
+        }
+        Ok(())
+    }
+
+    /// Ends the frame that could still be added to.
+    fn seal(&mut self, kind: Kind) -> bool {
+        let Some(at) = self.open.take() else { return false };
+        let size = self.tail.len() - at - HEAD;
+        self.tail[at..at + 4].copy_from_slice(&u32::try_from(size).unwrap_or(u32::MAX).to_be_bytes());
+        self.tail[at + 4] = kind as u8;
+        true
     }
 
     /// Queues a failure.
@@ -141,30 +237,41 @@ impl FrameWriter {
     /// # Errors
     /// [`Error::Malformed`] when it is over [`MAX_PAYLOAD`].
     pub fn fault(&mut self, fault: &Fault) -> Result<(), Error> {
-        encode(Kind::Fault, &to_json(fault), &mut self.tail)
+        self.seal(Kind::Head);
+        encode(Kind::Fault, &fault.encode(), &mut self.tail)
     }
 
     /// Queues bytes of a body, in as many frames as they need. Large ones are not copied.
-    pub fn data(&mut self, mut bytes: Bytes) {
-        while !bytes.is_empty() {
-            let piece = bytes.split_to(bytes.len().min(MAX_PAYLOAD));
+    pub fn data(&mut self, bytes: &Bytes) {
+        if let Some(at) = self.open
+            && self.tail.len() - at + bytes.len() <= INLINE
+        {
+            return self.tail.extend_from_slice(bytes);
+        }
+        self.seal(Kind::Head);
+        for at in (0..bytes.len()).step_by(MAX_PAYLOAD) {
+            let piece = at..bytes.len().min(at + MAX_PAYLOAD);
             encode_head(Kind::Data, piece.len(), &mut self.tail).expect("a piece is cut to the limit");
             if piece.len() <= INLINE {
-                self.tail.extend_from_slice(&piece);
+                self.tail.extend_from_slice(&bytes[piece]);
             } else {
                 self.queue.push_back(self.tail.split().freeze());
-                self.queue.push_back(piece);
+                self.queue.push_back(bytes.slice(piece));
             }
         }
     }
 
     /// Queues the end of a body.
     pub fn end(&mut self) {
+        if self.seal(Kind::Whole) {
+            return;
+        }
         encode(Kind::End, &[], &mut self.tail).expect("it is empty");
     }
 
     /// Queues the news that the caller left.
     pub fn cancel(&mut self) {
+        self.seal(Kind::Head);
         encode(Kind::Cancel, &[], &mut self.tail).expect("it is empty");
     }
 
@@ -172,6 +279,7 @@ impl FrameWriter {
     pub fn close(&mut self) {
         self.queue.clear();
         self.tail.clear();
+        self.open = None;
         // It fails only when the stream has ended anyway.
         let _ = rustix::net::shutdown(&*self.stream, rustix::net::Shutdown::Write);
     }
@@ -218,9 +326,14 @@ impl FrameWriter {
     /// # Errors
     /// As [`Self::flush`].
     pub fn try_flush(&mut self) -> Result<usize, Error> {
+        self.seal(Kind::Head);
         loop {
             let wrote = if self.queue.is_empty() {
                 if self.tail.is_empty() {
+                    // A connection at rest keeps little.
+                    if self.tail.capacity() > KEEP {
+                        self.tail = BytesMut::new();
+                    }
                     return Ok(0);
                 }
                 self.stream.try_write(&self.tail)
@@ -248,7 +361,8 @@ impl FrameWriter {
         self.written |= n > 0;
         while n > 0 {
             let Some(front) = self.queue.front_mut() else {
-                return self.tail.advance(n);
+                // What is empty begins anew, where it began before.
+                return if n == self.tail.len() { self.tail.clear() } else { self.tail.advance(n) };
             };
             let step = n.min(front.len());
             front.advance(step);

@@ -12,24 +12,29 @@ use bytes::Bytes;
 use futures_core::Stream;
 use tokio::net::UnixStream;
 
-use super::{Call, Fault, Frame, FrameReader, FrameWriter, Kind, Reply, Trailers, split};
+use super::{Fault, Frame, FrameReader, FrameWriter, Heading, Kind, Reply, Trailers, split};
 use crate::Error;
 
 /// How much of a request body is queued before the socket must have taken it.
 const AHEAD: usize = 64 * 1024;
 
-/// A connection to a runtime, at rest between two calls.
+/// A connection to a runtime, at rest between two calls. It goes from hand to hand with every call, so it is small.
 #[derive(Debug)]
-pub struct Connection {
+pub struct Connection(Box<Halves>);
+
+#[derive(Debug)]
+struct Halves {
     reader: FrameReader,
     writer: FrameWriter,
+    /// What was read of a call's body while nothing of the call was sent; here, so that its room is used again.
+    unsent: Vec<Bytes>,
 }
 
 impl Connection {
     /// Over a fresh stream.
     pub fn new(stream: UnixStream) -> Self {
         let (reader, writer) = split(stream);
-        Self { reader, writer }
+        Self(Box::new(Halves { reader, writer, unsent: Vec::new() }))
     }
 
     /// The same connection, from now on waited for by the event loop of the thread that asks: to move it costs less than to be
@@ -38,7 +43,7 @@ impl Connection {
     /// # Errors
     /// When the event loop does not take it. The connection is closed then.
     pub fn moved_here(self) -> io::Result<Self> {
-        let Self { reader, writer } = self;
+        let Halves { reader, writer, .. } = *self.0;
         drop(writer);
         let stream = reader.into_stream().ok_or_else(|| io::Error::other("the connection is in use"))?;
         Ok(Self::new(UnixStream::from_std(stream.into_std()?)?))
@@ -46,7 +51,7 @@ impl Connection {
 
     /// Whether the runtime still holds the other end, as far as can be seen without waiting.
     pub fn is_usable(&mut self) -> bool {
-        self.reader.is_quiet()
+        self.0.reader.is_quiet()
     }
 }
 
@@ -70,7 +75,7 @@ pub enum Event {
 /// also carries the request on, so a runtime that answers while it reads is served. A small request leaves in one write.
 ///
 /// # Guarantees
-/// At most 64 KiB of the request (or one piece of the body, when that is larger) and one frame of the reply are held.
+/// At most 64 KiB of the request (or one piece of the body, when that is larger) and of the reply 64 KiB or one frame are held.
 ///
 /// # Caveats
 /// Dropping it closes the connection, which the runtime reads as "the caller left". A Python worker still works on; to
@@ -78,7 +83,7 @@ pub enum Event {
 #[derive(Debug)]
 pub struct Exchange<S> {
     connection: Connection,
-    body: Option<S>,
+    body: S,
     upload: Upload,
     answer: Answer,
 }
@@ -105,10 +110,13 @@ impl<S: Stream<Item = io::Result<Bytes>> + Unpin> Exchange<S> {
     ///
     /// # Errors
     /// [`Error::Malformed`] when the head does not fit into a frame.
-    pub fn start(mut connection: Connection, call: &Call<'_>, body: S) -> Result<Self, Error> {
-        connection.writer.forget_written();
-        connection.writer.call(call)?;
-        Ok(Self { connection, body: Some(body), upload: Upload::Open, answer: Answer::Awaited })
+    pub fn start(mut connection: Connection, call: &impl Heading, body: S) -> Result<Self, Error> {
+        let Halves { writer, unsent, .. } = &mut *connection.0;
+        writer.forget_written();
+        unsent.clear();
+        writer.call(call)?;
+        let (upload, answer) = (Upload::Open, Answer::Awaited);
+        Ok(Self { connection, body, upload, answer })
     }
 
     /// The next thing the runtime says.
@@ -131,9 +139,8 @@ impl<S: Stream<Item = io::Result<Bytes>> + Unpin> Exchange<S> {
         if self.upload != Upload::Broken && self.poll_upload(cx).is_err() {
             // The runtime may have answered before it went: read on, and let the end of the stream decide.
             self.upload = Upload::Broken;
-            self.body = None;
         }
-        let Some(frame) = ready!(self.connection.reader.poll_next(cx))? else {
+        let Some(frame) = ready!(self.connection.0.reader.poll_next(cx))? else {
             return Poll::Ready(Err(Error::Closed));
         };
         Poll::Ready(self.admit(&frame))
@@ -145,19 +152,28 @@ impl<S: Stream<Item = io::Result<Bytes>> + Unpin> Exchange<S> {
         if self.answer == Answer::Over || self.upload == Upload::Broken {
             return;
         }
-        self.body = None;
-        if self.connection.writer.try_flush().is_ok_and(|left| left == 0) {
+        if self.connection.0.writer.try_flush().is_ok_and(|left| left == 0) {
             self.upload = Upload::Ended;
-            self.connection.writer.cancel();
+            self.connection.0.writer.cancel();
         } else {
             self.upload = Upload::Broken;
-            self.connection.writer.close();
+            self.connection.0.writer.close();
         }
     }
 
     /// Whether any byte of this call may have reached the runtime; when not, it can safely run elsewhere.
     pub fn is_sent(&self) -> bool {
-        self.connection.writer.written()
+        self.connection.0.writer.written()
+    }
+
+    /// The body's stream.
+    pub fn body_mut(&mut self) -> &mut S {
+        &mut self.body
+    }
+
+    /// What was read of the body and its stream, when no byte of this call was sent.
+    pub fn into_unsent(self) -> Option<(Vec<Bytes>, S)> {
+        (!self.is_sent()).then_some((self.connection.0.unsent, self.body))
     }
 
     /// The connection for the next call, when both directions are at rest. A request that was answered before it was
@@ -167,27 +183,30 @@ impl<S: Stream<Item = io::Result<Bytes>> + Unpin> Exchange<S> {
             return None;
         }
         if self.upload == Upload::Open {
-            self.connection.writer.cancel();
+            self.connection.0.writer.cancel();
         }
-        let left = self.connection.writer.try_flush().ok()?;
-        (left == 0 && self.connection.reader.is_empty()).then_some(self.connection)
+        let left = self.connection.0.writer.try_flush().ok()?;
+        (left == 0 && self.connection.0.reader.is_empty()).then_some(self.connection)
     }
 
     fn poll_upload(&mut self, cx: &mut Context<'_>) -> Result<(), Error> {
-        let writer = &mut self.connection.writer;
-        while let Some(body) = &mut self.body {
+        let Halves { writer, unsent, .. } = &mut *self.connection.0;
+        while self.upload == Upload::Open {
             if writer.queued() >= AHEAD && writer.poll_flush(cx)?.is_pending() {
                 return Ok(());
             }
-            match Pin::new(body).poll_next(cx) {
-                Poll::Ready(Some(Ok(bytes))) => writer.data(bytes),
+            match Pin::new(&mut self.body).poll_next(cx) {
+                Poll::Ready(Some(Ok(bytes))) => {
+                    writer.data(&bytes);
+                    if !writer.written() {
+                        unsent.push(bytes);
+                    }
+                }
                 Poll::Ready(Some(Err(_))) => {
-                    self.body = None;
                     self.upload = Upload::Ended;
                     writer.cancel();
                 }
                 Poll::Ready(None) => {
-                    self.body = None;
                     self.upload = Upload::Ended;
                     writer.end();
                 }
@@ -195,6 +214,9 @@ impl<S: Stream<Item = io::Result<Bytes>> + Unpin> Exchange<S> {
             }
         }
         let _ = writer.poll_flush(cx)?;
+        if writer.written() {
+            unsent.clear();
+        }
         Ok(())
     }
 

@@ -9,8 +9,12 @@ fn main() -> ExitCode {
     let listener = UnixListener::bind(path).expect("the call socket can be made");
     let command: Vec<String> = std::env::args().skip(2).collect();
     let env = BTreeMap::from([("PATH".to_owned(), "/usr/local/bin:/usr/bin:/bin".to_owned())]);
-    let ahead =
-        (!command.is_empty()).then_some(taper_watchdog::Ahead { command: &command, env: &env, confine: &|| Ok(()) });
+    let ahead = (!command.is_empty()).then_some(taper_watchdog::Ahead {
+        command: &command,
+        env: &env,
+        confine: &|| Ok(()),
+        fork: None,
+    });
     taper_watchdog::run(control, listener.into(), ahead, |claim, descriptors, _| {
         if claim.instance == "unconfined" {
             return Err(format!("cannot confine: {} descriptors came with the claim", descriptors.len()));

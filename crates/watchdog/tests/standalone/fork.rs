@@ -4,7 +4,7 @@ use std::{fs, time::Duration};
 
 use tokio::time::Instant;
 
-use crate::dog::{Caller, Dog, eventually, wait_for_death};
+use crate::dog::{Caller, Dog, eventually, wait_for_death, write_program};
 
 const BAD: &str = "#!/bin/sh\necho out; echo err >&2; exit 3\n";
 const MUTE: &str = "#!/bin/sh\nexit 3\n";
@@ -287,9 +287,7 @@ fn a_program_that_comes_later_is_found() {
     let ready = dog.get("/_/ready");
     assert_eq!((ready.status(), ready.text().contains("./later.sh")), (503, true), "{}", ready.text());
     assert_eq!(dog.get("/").status(), 500);
-    fs::write(dog.path("new"), "#!/bin/sh\necho here\n").unwrap();
-    let mode = <fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o755);
-    fs::set_permissions(dog.path("new"), mode).unwrap();
+    write_program(&dog.path("new"), "#!/bin/sh\necho here\n");
     fs::rename(dog.path("new"), dog.path("later.sh")).unwrap();
     assert_eq!((dog.get("/_/ready").status(), dog.get("/").text().as_str()), (200, "here\n"));
 }

@@ -93,6 +93,23 @@ async fn connections_to_the_server_are_handed_out() {
 }
 
 #[tokio::test]
+async fn the_connection_that_found_the_server_comes_with_ready() {
+    let (instance, claim) = server();
+    instance.send(&Order::Claim(Box::new(claim.clone()))).await;
+    let first = match instance.report().await {
+        Some((Report::Ready { .. }, mut beside)) => beside.pop().expect("a connection"),
+        other => panic!("{other:?}"),
+    };
+    assert!(get(tcp(first), "/").await.starts_with("HTTP/1.1 200"));
+    assert!(get(tcp(connected(&instance, 1).await), "/").await.starts_with("HTTP/1.1 200"), "others are made as ever");
+
+    // One that was asked with a request says nothing more than its answer.
+    let (instance, claim) = server();
+    instance.send(&Order::Claim(Box::new(Claim { readiness: Some(probe("/")), ..claim }))).await;
+    assert!(matches!(instance.report().await, Some((Report::Ready { .. }, beside)) if beside.is_empty()));
+}
+
+#[tokio::test]
 async fn a_server_may_listen_on_a_unix_socket() {
     let (instance, claim) = server();
     let path = instance.folder.path().join("server.sock");

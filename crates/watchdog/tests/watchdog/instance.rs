@@ -1,10 +1,11 @@
 //! The platform's side of one instance, for the tests.
 
 use std::{
+    cell::Cell,
     collections::{BTreeMap, VecDeque},
     fs, io,
-    io::Read,
-    os::{fd::OwnedFd, unix::fs::PermissionsExt},
+    io::{Read, Write},
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     pin::Pin,
     process::{Child, Command, Stdio},
@@ -33,6 +34,8 @@ pub(crate) struct Instance {
     pub(crate) child: Child,
     pub(crate) out: Output,
     pub(crate) err: Output,
+    /// Whether it has still to say that a runtime waits.
+    waits: Cell<bool>,
 }
 
 /// What a stream of the instance has said so far.
@@ -56,8 +59,7 @@ impl Instance {
         for (name, text) in files {
             let path = folder.path().join(name);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(&path, text).unwrap();
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+            write_program(&path, text);
         }
         let (ours, theirs) = pair().unwrap();
         let mut child = Command::new(env!("CARGO_BIN_EXE_taper-watchdog-instance"))
@@ -69,9 +71,10 @@ impl Instance {
             .env("SECRET_OF_THE_PLATFORM", "1")
             .spawn()
             .unwrap();
+        let waits = Cell::new(crate::AHEAD && language(files).is_some());
         let out = Output::of(child.stdout.take().unwrap());
         let err = Output::of(child.stderr.take().unwrap());
-        Self { folder, control: Some(Channel::new(ours).unwrap()), child, out, err }
+        Self { folder, control: Some(Channel::new(ours).unwrap()), child, out, err, waits }
     }
 
     /// A claim for this folder.
@@ -114,11 +117,26 @@ impl Instance {
 
     /// The next report with its descriptors; nothing when the watchdog is gone.
     pub(crate) async fn report(&self) -> Option<(Report, Vec<OwnedFd>)> {
-        timeout(PATIENCE, self.control.as_ref().unwrap().receive()).await.expect("a report in time").unwrap()
+        loop {
+            let report =
+                timeout(PATIENCE, self.control.as_ref().unwrap().receive()).await.expect("a report in time").unwrap();
+            if !matches!(report, Some((Report::Waiting, _))) {
+                return report;
+            }
+        }
+    }
+
+    /// Waits until what is started ahead of the claim waits, as a platform does.
+    pub(crate) async fn wait(&self) {
+        if self.waits.replace(false) {
+            let report = timeout(PATIENCE, self.control.as_ref().unwrap().receive()).await.expect("a report in time");
+            assert!(matches!(report.unwrap(), Some((Report::Waiting, _))));
+        }
     }
 
     /// Claims it and waits until it is ready.
     pub(crate) async fn start(&self, claim: Claim) {
+        self.wait().await;
         self.send(&Order::Claim(Box::new(claim))).await;
         match self.report().await {
             Some((Report::Ready { bind_ms, load_ms }, _)) => assert!(bind_ms >= 0.0 && load_ms > 0.0),
@@ -128,6 +146,7 @@ impl Instance {
 
     /// Claims it and returns why it cannot start; it has ended then.
     pub(crate) async fn fail(mut self, claim: Claim) -> Failed {
+        self.wait().await;
         self.send(&Order::Claim(Box::new(claim))).await;
         let Some((Report::Failed(failed), _)) = self.report().await else { panic!("it did not fail") };
         assert!(self.report().await.is_none(), "it exits after a failure");
@@ -251,7 +270,7 @@ impl Answer {
 
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         let headers = &self.reply.as_ref()?.headers;
-        headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v.as_str())
+        headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v)
     }
 
     /// The failure of a call without a reply.
@@ -359,4 +378,17 @@ pub(crate) fn is_alive(pid: u32) -> bool {
 pub(crate) async fn pid_in(instance: &Instance, file: &str) -> u32 {
     let path = instance.folder.path().join(file);
     eventually(|| fs::read_to_string(&path).ok().filter(|t| t.ends_with('\n'))?.trim().parse().ok()).await
+}
+
+/// Writes a file that can be run. By a process of its own: a descriptor to write with, in this one, would be in each child that
+/// another test starts meanwhile, until its exec; and a file that anybody may write to cannot be run ("text file busy").
+pub(crate) fn write_program(path: &Path, text: &str) {
+    let mut writer = Command::new("sh")
+        .args(["-c", "cat > \"$0\" && chmod 755 \"$0\""])
+        .arg(path)
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    writer.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    assert!(writer.wait().unwrap().success(), "{}", path.display());
 }

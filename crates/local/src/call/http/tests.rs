@@ -1,19 +1,28 @@
 //! Calls against stand-in servers over real Unix sockets: hyper's own, and bytes by hand where a server misbehaves.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
 
+use ::http::{HeaderMap, Response, Version};
+use bytes::Bytes;
+use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
-use hyper::service::service_fn;
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use taper_model::{BoxFuture, CallId, FunctionName, Invoke, RevisionId, quantity::Memory};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::UnixListener,
+    net::{UnixListener, UnixStream},
     sync::{Semaphore, mpsc},
     time::timeout,
 };
 
 use super::super::{Processes, Run, Way};
 use super::*;
+
+mod hostile;
 
 type Serve = Arc<dyn Fn(UnixStream) -> BoxFuture<'static, ()> + Send + Sync>;
 type Handler = Arc<dyn Fn(Request<Incoming>) -> BoxFuture<'static, Response<Body>> + Send + Sync>;
@@ -228,10 +237,10 @@ async fn upgrades_become_tunnels() {
     let mut sent = request("GET", call::empty());
     sent.headers_mut().insert("connection", "keep-alive, Upgrade".parse().unwrap());
     sent.headers_mut().insert("upgrade", "websocket".parse().unwrap());
-    let mut reply = bench.invoke(sent).await.unwrap();
+    let reply = bench.invoke(sent).await.unwrap();
     assert_eq!(reply.status(), 101);
     assert_eq!(reply.headers()["upgrade"], "websocket");
-    let mut io = TokioIo::new(hyper::upgrade::on(&mut reply).await.unwrap());
+    let mut io = reply.extensions().get::<call::Upgraded>().and_then(call::Upgraded::take).unwrap();
     for message in ["ping", "pong"] {
         io.write_all(message.as_bytes()).await.unwrap();
         let mut back = [0; 4];
@@ -407,22 +416,15 @@ async fn a_server_that_is_gone_gives_the_call_back_and_is_condemned() {
     assert!(bench.fate.condemned().await.contains("accepts no connections"));
 }
 
-#[test]
-fn keep_alive_hints() {
-    let reply = |version, pairs: &[(&'static str, &str)]| {
-        let mut reply = Response::new(());
-        *reply.version_mut() = version;
-        for (name, value) in pairs {
-            reply.headers_mut().insert(*name, value.parse().unwrap());
-        }
-        let now = Instant::now();
-        reusable(&reply).map(|until| (until - now).as_millis() as f64 / 1000.0)
-    };
-    let is = |seen: Option<f64>, expect: f64| seen.is_some_and(|s| (s - expect).abs() < 0.3);
-    assert!(is(reply(Version::HTTP_11, &[]), 1.5));
-    assert!(is(reply(Version::HTTP_11, &[("keep-alive", "max=9, timeout=5")]), 4.0));
-    assert!(is(reply(Version::HTTP_11, &[("keep-alive", "timeout=soon")]), 1.5));
-    assert_eq!(reply(Version::HTTP_11, &[("keep-alive", "timeout=1")]), None);
-    assert_eq!(reply(Version::HTTP_11, &[("connection", "Close")]), None);
-    assert_eq!(reply(Version::HTTP_10, &[]), None);
+/// What is allocated for every call: the allocator's short way ends at 1 KiB.
+#[tokio::test]
+async fn a_call_is_small() {
+    let bench = bench(echo);
+    let revision = RevisionId::new(FunctionName::parse("hello").unwrap(), 1);
+    let call =
+        Call { id: CallId::random(), revision, deadline: Instant::now(), request: request("GET", call::empty()) };
+    let Way::Http(http) = &bench.run.way else { unreachable!() };
+    let permit = bench.slots.clone().try_acquire_owned().unwrap();
+    let size = size_of_val(&http.invoke(call, Slot { _permit: permit, _noted: None }));
+    assert!(size < 1000, "{size} bytes");
 }

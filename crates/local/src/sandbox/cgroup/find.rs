@@ -24,6 +24,8 @@ pub enum Survey {
         controllers: Vec<&'static str>,
         /// Whether a hierarchy is mounted so that entering a group does not wait.
         quick: bool,
+        /// Where version 2 is mounted beside it.
+        unified: Option<PathBuf>,
     },
     /// None that this account may write.
     None {
@@ -83,7 +85,7 @@ impl Cgroups {
         let controllers: Vec<_> = usable.map(|(name, _)| name).collect();
         match &mounted.memory {
             Some(_) if controllers.contains(&"memory") => {
-                Survey::V1 { controllers, quick: table.contains("favordynmods") }
+                Survey::V1 { controllers, quick: table.contains("favordynmods"), unified: mounted.v2.clone() }
             }
             Some(root) => Survey::None { why: format!("{} may not be written", root.display()) },
             None => Survey::None { why: "no cgroup file system with a memory controller is mounted".to_owned() },
