@@ -203,6 +203,15 @@ fn nothing_leaves_the_sandbox() {
 }
 
 #[test]
+fn nor_a_fork_of_the_zygote() {
+    if !root() {
+        skipped("nor_a_fork_of_the_zygote as root", "this is not root");
+        return;
+    }
+    try_everything(&Platform::start_configured("local: {pool: {whole: 0}}\n"), "pool");
+}
+
+#[test]
 fn nor_one_made_for_the_call() {
     if !root() {
         skipped("nor_one_made_for_the_call as root", "this is not root");
