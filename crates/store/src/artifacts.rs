@@ -79,7 +79,7 @@ impl Artifacts {
     /// Opens the artifacts of a data directory, and removes what uploads of a crashed process left. Blocks; meant for the start.
     ///
     /// # Errors
-    /// [`Error::NotWritable`], [`Error::Full`], [`Error::Io`].
+    /// [`Error::Medium`].
     pub fn open(dir: &Path) -> Result<Self, Error> {
         let dir = dir.join("artifacts").join("sha256");
         make_private_dir(&dir)?;
@@ -95,7 +95,7 @@ impl Artifacts {
     /// Begins an upload of at most `limit` bytes.
     ///
     /// # Errors
-    /// [`Error::NotWritable`], [`Error::Full`], [`Error::Io`].
+    /// [`Error::Medium`].
     pub async fn begin(&self, limit: u64) -> Result<Upload, Error> {
         let path = self.0.dir.join(format!("{UNFINISHED}{}", self.0.uploads.fetch_add(1, Ordering::Relaxed)));
         let part = blocking(move || {
@@ -114,7 +114,7 @@ impl Artifacts {
     /// Makes an artifact as young as a new one, so that it is not swept before its deploy. False: it is not here.
     ///
     /// # Errors
-    /// [`Error::NotWritable`], [`Error::Io`].
+    /// [`Error::Medium`].
     pub async fn renew(&self, digest: &Digest) -> Result<bool, Error> {
         let (inner, path) = (Arc::clone(&self.0), self.0.file(digest));
         blocking(move || {
@@ -132,7 +132,7 @@ impl Artifacts {
     /// Every artifact that is here, in no order.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`Error::Medium`].
     pub async fn list(&self) -> Result<Vec<Stored>, Error> {
         let inner = Arc::clone(&self.0);
         blocking(move || inner.list()).await
@@ -141,7 +141,7 @@ impl Artifacts {
     /// Removes what is not in `referenced` and was not uploaded or renewed within `grace`; says what went.
     ///
     /// # Errors
-    /// [`Error::NotWritable`], [`Error::Io`]; what went until then is gone.
+    /// [`Error::Medium`]; what went until then is gone.
     ///
     /// # Cancel safety
     /// Goes on when its future is dropped.
@@ -211,7 +211,7 @@ impl Upload {
     /// Adds bytes. Small ones are gathered, so any size of chunk will do.
     ///
     /// # Errors
-    /// [`Error::TooLarge`], [`Error::Full`], [`Error::Io`]; the upload has failed then, and its file is gone.
+    /// [`Error::TooLarge`], [`Error::Medium`]; the upload has failed then, and its file is gone.
     ///
     /// # Cancel safety
     /// Not cancel safe: dropping the future gives up the upload, and what follows fails with [`Error::Ended`].
@@ -235,7 +235,7 @@ impl Upload {
     /// Makes it an artifact: written to the medium, and under its digest's name.
     ///
     /// # Errors
-    /// [`Error::Mismatch`] when it is not what was expected, [`Error::Full`], [`Error::Io`]; nothing is left then.
+    /// [`Error::Mismatch`] when it is not what was expected, [`Error::Medium`]; nothing is left then.
     ///
     /// # Cancel safety
     /// When the future is dropped the artifact is there or not, never in part.
