@@ -203,12 +203,12 @@ fn nothing_leaves_the_sandbox() {
 }
 
 #[test]
-fn nor_a_fork_of_the_zygote() {
+fn nor_one_whose_runtime_is_no_fork() {
     if !root() {
-        skipped("nor_a_fork_of_the_zygote as root", "this is not root");
+        skipped("nor_one_whose_runtime_is_no_fork as root", "this is not root");
         return;
     }
-    try_everything(&Platform::start_configured("local: {pool: {whole: 0}}\n"), "pool");
+    try_everything(&Platform::start_configured("local: {pool: {forks: false}}\n"), "pool");
 }
 
 #[test]

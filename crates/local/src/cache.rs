@@ -100,7 +100,11 @@ impl Cache {
                     let made = found.metadata().and_then(|m| m.modified()).map_err(host)?;
                     entries.push((made, name, Arc::from(found.path()), bytes));
                 }
-                None => fs::remove_dir_all(found.path()).map_err(host)?,
+                // Somebody else may be removing it.
+                None => match fs::remove_dir_all(found.path()) {
+                    Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(host(e)),
+                    _ => {}
+                },
             }
         }
         fs::write(&mark, boot).map_err(host)?;

@@ -60,9 +60,6 @@ pub struct Pool {
     /// Where a language can, runtimes that wait are forks of one that is loaded already: most of their memory is shared, their
     /// address layout too. Without it each is a process of its own. Default yes.
     pub forks: bool,
-    /// Beside forks, so many runtimes at once, waiting or running, are processes of their own, which are claimed faster.
-    /// Default 4.
-    pub whole: usize,
     /// A kind is no longer kept when nothing has used it for so long. Default 15 min.
     pub idle: Span,
 }
@@ -112,7 +109,7 @@ impl Default for Config {
 impl Default for Pool {
     fn default() -> Self {
         let idle = Span(Duration::from_secs(900));
-        Self { floor: 2, ceiling: 64, memory: None, forks: true, whole: 4, idle }
+        Self { floor: 2, ceiling: 64, memory: None, forks: true, idle }
     }
 }
 

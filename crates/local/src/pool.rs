@@ -50,16 +50,16 @@ impl Kind {
         self.ahead.as_ref().map_or("bare", |(runtime, _)| runtime.as_str())
     }
 
-    /// What one takes before one has been measured: a whole one, a fork.
-    fn guess(&self) -> [u64; 2] {
+    /// What one takes before one has been measured.
+    fn guess(&self) -> u64 {
         match &self.ahead {
-            Some((Runtime::Node, _)) => [48 << 20; 2],
-            Some(_) => [16 << 20, 4 << 20],
-            None => [2 << 20; 2],
+            Some((Runtime::Node, _)) => 48 << 20,
+            Some(_) => 16 << 20,
+            None => 2 << 20,
         }
     }
 
-    /// Whether its runtime can be a fork. What is said of processes of their own is then said of a few; elsewhere of all.
+    /// Whether its runtime can be a fork.
     fn forks(&self) -> bool {
         let forks = self.ahead.as_ref().is_some_and(|(runtime, _)| taper_runtimes::forks(*runtime));
         forks && self.network == NetworkSpace::Own
@@ -74,11 +74,6 @@ pub(crate) struct Sandbox {
 }
 
 impl Sandbox {
-    /// Whether its runtime is a process of its own where it could have been a fork.
-    fn is_whole(&self) -> bool {
-        self.parked.life.counted.is_some()
-    }
-
     fn memory(&self) -> Option<u64> {
         self.parked.life.memory()
     }
@@ -93,8 +88,6 @@ pub(crate) struct Pool {
     config: config::Pool,
     budget: u64,
     makers: Semaphore,
-    /// Held by each sandbox whose runtime is whole where it could be a fork, until it has ended.
-    whole: Arc<()>,
     state: Mutex<State>,
 }
 
@@ -112,13 +105,11 @@ struct Stock {
     /// The oldest first.
     ready: VecDeque<Sandbox>,
     making: usize,
-    /// Those of them that are made whole where they could be forks.
-    making_whole: usize,
     wanted: usize,
     claims: Claims,
     used: Instant,
-    /// What one takes: a whole one, a fork.
-    cost: [u64; 2],
+    /// What one takes.
+    cost: u64,
 }
 
 /// Recent claims, as bursts: when each began, and how many there were.
@@ -142,20 +133,18 @@ impl Claims {
     }
 }
 
-/// How many of each stock there are to be, from what each would have, what one costs of the first and of the others, and
-/// the bounds on all together. The kinds in use first get what each must have, the one used last first; what is left
-/// goes by the same order.
-fn share(stocks: &[(usize, [u64; 2])], floor: usize, ceiling: usize, budget: u64) -> Vec<usize> {
+/// How many of each stock there are to be, from what each would have, what one costs, and the bounds on all together.
+/// The kinds in use first get what each must have, the one used last first; what is left goes by the same order.
+fn share(stocks: &[(usize, u64)], floor: usize, ceiling: usize, budget: u64) -> Vec<usize> {
     let (mut left, mut memory) = (ceiling, budget);
     let mut given = vec![0; stocks.len()];
-    for (round, most) in [floor, usize::MAX].into_iter().enumerate() {
-        for (given, (want, costs)) in given.iter_mut().zip(stocks) {
-            let cost = costs[round];
-            let affordable = usize::try_from(memory / cost.max(1)).unwrap_or(usize::MAX);
+    for most in [floor, usize::MAX] {
+        for (given, (want, cost)) in given.iter_mut().zip(stocks) {
+            let affordable = usize::try_from(memory / (*cost).max(1)).unwrap_or(usize::MAX);
             let more = (*want).min(most).saturating_sub(*given).min(left).min(affordable);
             *given += more;
             left -= more;
-            memory -= more as u64 * cost;
+            memory -= more as u64 * *cost;
         }
     }
     given
@@ -164,7 +153,7 @@ fn share(stocks: &[(usize, [u64; 2])], floor: usize, ceiling: usize, budget: u64
 impl Pool {
     pub(crate) fn new(config: config::Pool) -> Self {
         let budget = config.memory.map_or_else(tenth_of_memory, |memory| memory.0);
-        Self { config, budget, makers: Semaphore::new(MAKERS), whole: Arc::default(), state: Mutex::default() }
+        Self { config, budget, makers: Semaphore::new(MAKERS), state: Mutex::default() }
     }
 
     /// Notes that so many of this kind will be taken as soon as they can be: what comes together is one burst, however
@@ -235,9 +224,7 @@ impl Pool {
             shelf.ready += stock.ready.len() as u64;
             shelf.making += stock.making as u64;
             shelf.wanted += stock.wanted as u64;
-            let guess = |sandbox: &Sandbox| stock.cost[usize::from(stock.kind.forks() && !sandbox.is_whole())];
-            let memory = |sandbox| Sandbox::memory(sandbox).unwrap_or_else(|| guess(sandbox));
-            shelf.memory += stock.ready.iter().map(memory).sum::<u64>();
+            shelf.memory += stock.ready.iter().map(|sandbox| sandbox.memory().unwrap_or(stock.cost)).sum::<u64>();
         }
         Pooled { kinds, budget: self.budget }
     }
@@ -253,31 +240,18 @@ impl Pool {
             // The youngest go: they have cost the least.
             stock.ready.truncate(wanted);
             let forks = self.config.forks && stock.kind.forks();
-            let mut ready = stock.ready.iter().filter(|sandbox| sandbox.is_whole()).count() + stock.making_whole;
             while stock.ready.len() + stock.making < wanted {
-                let counted = (forks && ready < floor && self.living_whole() < self.config.whole).then(|| {
-                    ready += 1;
-                    self.whole.clone()
-                });
                 stock.making += 1;
-                stock.making_whole += usize::from(counted.is_some());
-                let forked = forks && counted.is_none();
-                host.runtime.spawn(make(host.clone(), stock.kind.clone(), forked, counted));
+                host.runtime.spawn(make(host.clone(), stock.kind.clone(), forks));
             }
         }
     }
 
-    /// How many runtimes are whole where they could be forks, those that run functions included.
-    fn living_whole(&self) -> usize {
-        Arc::strong_count(&self.whole) - 1
-    }
-
     /// Takes in what was made, or takes note that it was not.
-    fn made(&self, kind: &Kind, whole: bool, sandbox: Option<Sandbox>) {
+    fn made(&self, kind: &Kind, sandbox: Option<Sandbox>) {
         let mut state = self.lock();
         let Some(stock) = state.stocks.iter_mut().find(|stock| stock.kind == *kind) else { return };
         stock.making = stock.making.saturating_sub(1);
-        stock.making_whole = stock.making_whole.saturating_sub(usize::from(whole));
         if stock.ready.len() < stock.wanted {
             stock.ready.extend(sandbox);
         }
@@ -306,8 +280,7 @@ impl State {
     fn take(&mut self, kind: &Kind) -> Option<Sandbox> {
         let stock = self.stocks.iter_mut().find(|stock| stock.kind == *kind)?;
         // One that died in the meantime is dropped here.
-        let first = || stock.ready.remove(stock.ready.iter().position(Sandbox::is_whole).unwrap_or(0));
-        std::iter::from_fn(first).find(Sandbox::is_alive)
+        std::iter::from_fn(|| stock.ready.pop_front()).find(Sandbox::is_alive)
     }
 }
 
@@ -315,29 +288,24 @@ impl Stock {
     fn new(kind: Kind) -> Self {
         let cost = kind.guess();
         let (ready, claims) = (VecDeque::new(), Claims::default());
-        Self { kind, ready, making: 0, making_whole: 0, wanted: 0, claims, used: Instant::now(), cost }
+        Self { kind, ready, making: 0, wanted: 0, claims, used: Instant::now(), cost }
     }
 
     /// How many it would have, and what one costs. Forgets those that have died.
-    fn look(&mut self, now: Instant, floor: usize) -> (usize, [u64; 2]) {
+    fn look(&mut self, now: Instant, floor: usize) -> (usize, u64) {
         self.ready.retain(Sandbox::is_alive);
-        let forks = self.kind.forks();
-        for (at, cost) in self.cost.iter_mut().enumerate() {
-            let oldest = self.ready.iter().find(|sandbox| !forks || sandbox.is_whole() == (at == 0));
-            if let Some(memory) = oldest.and_then(Sandbox::memory) {
-                *cost = memory.max(1 << 20);
-            }
+        if let Some(memory) = self.ready.front().and_then(Sandbox::memory) {
+            self.cost = memory.max(1 << 20);
         }
         (self.claims.largest(now).max(floor), self.cost)
     }
 }
 
-async fn make(host: Arc<Host>, kind: Kind, forked: bool, counted: Option<Arc<()>>) {
+async fn make(host: Arc<Host>, kind: Kind, forked: bool) {
     // It is never closed.
     let turn = host.pool().makers.acquire().await;
-    let whole = counted.is_some();
     if !host.pool().lock().needs(&kind) {
-        return host.pool().made(&kind, whole, None);
+        return host.pool().made(&kind, None);
     }
     let ahead = kind.ahead.as_ref().map(|(_, command)| command.clone());
     let (network, temporary) = (kind.network, kind.temporary);
@@ -345,17 +313,14 @@ async fn make(host: Arc<Host>, kind: Kind, forked: bool, counted: Option<Arc<()>
     let made = timeout(LOAD, host.empty(&spec, kind.policy)).await;
     let made = made.unwrap_or_else(|_| Err(crate::Error::Park(format!("its runtime was not loaded within {LOAD:?}"))));
     let sandbox = match made {
-        Ok(mut sandbox) => {
-            sandbox.parked.life.counted = counted;
-            Some(sandbox)
-        }
+        Ok(sandbox) => Some(sandbox),
         Err(e) => {
             tracing::warn!(error = %e, "a sandbox could not be made ahead");
             sleep(REST).await;
             None
         }
     };
-    host.pool().made(&kind, whole, sandbox);
+    host.pool().made(&kind, sandbox);
     drop(turn);
 }
 
@@ -375,9 +340,7 @@ mod tests {
 
     #[test]
     fn what_is_there_is_shared_by_use_and_bounded() {
-        let share = |stocks: &[(usize, u64)], ceiling, budget| {
-            share(&stocks.iter().map(|(want, cost)| (*want, [*cost; 2])).collect::<Vec<_>>(), 2, ceiling, budget)
-        };
+        let share = |stocks: &[_], ceiling, budget| share(stocks, 2, ceiling, budget);
         assert_eq!(share(&[(2, MIB), (2, MIB)], 64, 100 * MIB), [2, 2]);
         assert_eq!(share(&[(30, MIB), (2, MIB)], 64, 100 * MIB), [30, 2]);
         assert_eq!(share(&[(30, MIB), (50, MIB)], 64, 100 * MIB), [30, 34], "the one used last first");
@@ -386,7 +349,6 @@ mod tests {
         assert_eq!(share(&[(2, 48 * MIB), (2, 48 * MIB)], 64, 100 * MIB), [2, 0]);
         assert_eq!(share(&[(2, 48 * MIB)], 0, 100 * MIB), [0]);
         assert_eq!(share(&[], 5, 0), [0; 0]);
-        assert_eq!(super::share(&[(64, [16 * MIB, 4 * MIB])], 2, 64, 100 * MIB), [19], "forks cost less");
     }
 
     #[tokio::test(start_paused = true)]

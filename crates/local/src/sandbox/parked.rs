@@ -85,8 +85,6 @@ pub struct Life {
     pub(crate) process: Arc<OwnedFd>,
     pub(crate) traces: Arc<Traces>,
     pub(crate) exit: watch::Receiver<Option<Exit>>,
-    /// Counts it, among others, for as long as it is held.
-    pub(crate) counted: Option<Arc<()>>,
 }
 
 impl Life {

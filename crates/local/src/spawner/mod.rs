@@ -215,7 +215,7 @@ impl Spawner {
             return Err(Error::Park("the spawner answered something else".to_owned()));
         };
         // From here on dropping `life` ends the process, and the reader of replies clears up after it.
-        let life = Life { pid, process, traces, exit, counted: None };
+        let life = Life { pid, process, traces, exit };
         let control = watched(mine.control, Interest::READABLE).map_err(|why| Error::Park(why.to_string()))?;
         match control.async_io(Interest::READABLE, |socket| receive(socket, RecvFlags::DONTWAIT)).await {
             Ok(Some((FirstWord::Parked, _))) => {}

@@ -55,7 +55,7 @@ async fn waiting(world: &World, count: u64) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn forks_share_a_layout_and_nothing_else() {
-    let world = World::with(|config| config.pool = Pool { whole: 1, ..kept(3) }).await;
+    let world = World::with(|config| config.pool = kept(3)).await;
     let revision = world.python("py", PYTHON);
     world.local.prepare(&revision, Progress::silent()).await.unwrap();
     waiting(&world, 3).await;
@@ -63,13 +63,13 @@ async fn forks_share_a_layout_and_nothing_else() {
     assert_eq!(zygote.len(), 1, "one for all of them");
     let mut watch = Watch::open(&world.local).await;
     world.apply(&revision, 3).await;
-    let (mut whole, mut forks, mut chances) = (0, Vec::new(), BTreeSet::new());
+    let (mut forks, mut chances) = (Vec::new(), BTreeSet::new());
     for _ in 0..3 {
         let instance = watch.ready().await;
         assert_eq!(instance.start, Start::Pool);
         let told: serde_json::Value = serde_json::from_str(&text(&instance, "").await).unwrap();
-        let (master, worker) = if forked(&told) { ("3", "4") } else { ("2", "3") };
-        assert_eq!(told["processes"], serde_json::json!(["1", master, worker]));
+        assert!(forked(&told), "{told}");
+        assert_eq!(told["processes"], serde_json::json!(["1", "3", "4"]));
         assert_eq!(told["files"].to_string(), "[]");
         // The listener, in the worker also this call's connection; and no way to the zygote, or to a namespace or rules.
         for (process, sockets) in told["descriptors"].as_array().unwrap().iter().zip([1, 2]) {
@@ -83,10 +83,9 @@ async fn forks_share_a_layout_and_nothing_else() {
         for (at, chance) in told["chance"].as_array().unwrap().iter().enumerate() {
             assert!(chances.insert(format!("{at} {chance}")), "{told} came twice");
         }
-        if forked(&told) { forks.push(told) } else { whole += 1 }
+        forks.push(told);
     }
-    assert_eq!((whole, forks.len()), (1, 2), "a whole one in front");
-    assert_eq!(forks[0]["layout"], forks[1]["layout"]);
+    assert!(forks.iter().all(|told| told["layout"] == forks[0]["layout"]));
     let names =
         ["HOME", "LANG", "PATH", "TAPER_CLAIM_FD", "TAPER_CONTROL_FD", "TAPER_LISTEN_FD", "TAPER_ORDERS_FD", "TMPDIR"];
     assert_eq!(forks[0]["began"], serde_json::json!(names));
@@ -113,7 +112,7 @@ async fn an_operator_may_have_none() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_zygote_that_is_killed_takes_no_start_with_it() {
-    let world = World::with(|config| config.pool = Pool { whole: 0, ..kept(4) }).await;
+    let world = World::with(|config| config.pool = kept(4)).await;
     let revision = world.python("py", PYTHON);
     world.local.prepare(&revision, Progress::silent()).await.unwrap();
     let mut watch = Watch::open(&world.local).await;
