@@ -1,4 +1,4 @@
-# Second half of Taper's Python runtime, in one file with shim.py where it runs: how a process is started ahead of a
+# Last part of Taper's Python runtime, in one file with the others where it runs: how a process is started ahead of a
 # function, waits, and becomes one; and where it all begins. Never here: handlers, the call protocol.
 
 # What a runtime that is started ahead loads: what many functions import. Forks of a zygote share it, so it costs each of them

@@ -7,8 +7,16 @@ use crate::{Candidate, Recipe};
 /// The names an interpreter is looked for by.
 pub const INTERPRETERS: &[&str] = &["python3"];
 
-/// The text of the shim: one file, because what is imported beside it costs every start a look-up.
-pub const SHIM: &str = concat!(include_str!("shim.py"), "\n\n", include_str!("ahead.py"));
+/// The text of the shim: one file of its parts, because what is imported beside it costs every start a look-up.
+pub const SHIM: &str = concat!(
+    include_str!("shim.py"),
+    "\n\n",
+    include_str!("handlers.py"),
+    "\n\n",
+    include_str!("workers.py"),
+    "\n\n",
+    include_str!("ahead.py"),
+);
 
 /// Files that a folder's function is looked for in, the best first.
 pub(crate) const ENTRIES: &[&str] = &["handler.py", "main.py", "lambda_function.py"];

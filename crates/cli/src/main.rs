@@ -9,6 +9,7 @@ mod context;
 mod load;
 mod output;
 mod pack;
+mod request;
 mod stack;
 
 use std::process::ExitCode;

@@ -44,7 +44,7 @@ use std::{
     },
 };
 
-use taper_model::{Invalid, Invoke};
+use taper_model::{Invalid, Invoke, Pooled};
 use taper_queue::Queue;
 use taper_store::Snapshot;
 use tokio::{runtime::Handle, sync::watch};
@@ -53,7 +53,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub use authenticate::Credentials;
 pub use config::{AccessLog, Config};
 pub use listen::{Drained, Gateway};
-pub use metrics::{Gauges, Invocations, Pool, Shelf, Starts};
+pub use metrics::{Gauges, Invocations, Starts};
 pub use reply::status;
 
 /// What the gateway stands on. The server makes these and gives them.
@@ -74,7 +74,7 @@ pub struct Parts {
     /// How the functions stand; asked for at each scrape of `/metrics`.
     pub gauges: Box<dyn Fn() -> Vec<Gauges> + Send + Sync>,
     /// What is kept ready for starts; asked for at each scrape of `/metrics`.
-    pub pool: Box<dyn Fn() -> Pool + Send + Sync>,
+    pub pool: Box<dyn Fn() -> Pooled + Send + Sync>,
     /// Whether the platform takes calls; asked for by `/readyz`.
     pub ready: Box<dyn Fn() -> bool + Send + Sync>,
     /// Where access log lines go: standard error.

@@ -19,7 +19,7 @@ use std::{
 use http::StatusCode;
 use prometheus_client::{encoding::text, registry::Registry};
 use taper_model::{
-    FunctionName, Stage,
+    FunctionName, Pooled, Stage,
     call::{Served, Start},
 };
 use taper_queue::Queue;
@@ -58,34 +58,6 @@ pub struct Gauges {
     pub draining: u64,
 }
 
-/// What is kept ready for starts at one moment, as whoever makes instances sees it. Asked for at each scrape.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Pool {
-    /// The most memory that all of it may take, in bytes.
-    pub budget: u64,
-    /// By kind of runtime.
-    pub shelves: Vec<Shelf>,
-}
-
-/// One kind of runtime in the pool.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Shelf {
-    /// The kind: a runtime's name, or `bare`.
-    pub kind: String,
-    /// Starts that took one.
-    pub hits: u64,
-    /// Starts that found none.
-    pub misses: u64,
-    /// Sandboxes that are ready.
-    pub ready: u64,
-    /// Sandboxes that are being made.
-    pub making: u64,
-    /// Sandboxes that there should be.
-    pub wanted: u64,
-    /// Bytes of memory that those which are ready take.
-    pub memory: u64,
-}
-
 /// All that is counted.
 pub(crate) struct Metrics {
     counts: Arc<Counts>,
@@ -99,7 +71,7 @@ struct Counts {
     phases: Phased,
     snapshot: watch::Receiver<Arc<Snapshot>>,
     gauges: Box<dyn Fn() -> Vec<Gauges> + Send + Sync>,
-    pool: Box<dyn Fn() -> Pool + Send + Sync>,
+    pool: Box<dyn Fn() -> Pooled + Send + Sync>,
     queue: Option<Arc<dyn Queue>>,
 }
 
@@ -219,7 +191,7 @@ impl Metrics {
     pub(crate) fn new(
         snapshot: watch::Receiver<Arc<Snapshot>>,
         gauges: Box<dyn Fn() -> Vec<Gauges> + Send + Sync>,
-        pool: Box<dyn Fn() -> Pool + Send + Sync>,
+        pool: Box<dyn Fn() -> Pooled + Send + Sync>,
         queue: Option<Arc<dyn Queue>>,
     ) -> Self {
         let counts = Arc::new(Counts {
@@ -306,7 +278,7 @@ impl Counts {
 #[cfg(test)]
 mod tests {
     use taper_model::{
-        Function, FunctionSpec, Revision, RevisionId, RevisionState,
+        Function, FunctionSpec, Revision, RevisionId, RevisionState, Shelf,
         call::{Phases, Timing},
         function::Scale,
         revision::Entry,
@@ -345,8 +317,8 @@ mod tests {
         let (_tx, rx) = watch::channel(snapshot(&["hello", "idle.dev"]));
         let hello = FunctionName::parse("hello").unwrap();
         let gauges = vec![Gauges { function: hello.clone(), want: 4, queued: 2, starting: 1, ready: 3, draining: 0 }];
-        let shelf = Shelf { kind: "python3".into(), hits: 9, misses: 1, ready: 2, making: 0, wanted: 3, memory: 4096 };
-        let pool = Pool { budget: 1 << 30, shelves: vec![shelf] };
+        let shelf = Shelf { hits: 9, misses: 1, ready: 2, making: 0, wanted: 3, memory: 4096 };
+        let pool = Pooled { kinds: [("python3".to_owned(), shelf)].into(), budget: 1 << 30 };
         let metrics = Metrics::new(rx, Box::new(move || gauges.clone()), Box::new(move || pool.clone()), None);
         let series = metrics.function(&hello);
         series.started();
@@ -398,7 +370,7 @@ mod tests {
     #[test]
     fn a_function_cannot_make_series_without_end() {
         let (_tx, rx) = watch::channel(snapshot(&["wild"]));
-        let metrics = Metrics::new(rx, Box::new(Vec::new), Box::new(Pool::default), None);
+        let metrics = Metrics::new(rx, Box::new(Vec::new), Box::new(Pooled::default), None);
         let wild = FunctionName::parse("wild").unwrap();
         for code in 200..1000 {
             metrics.function(&wild).ended(StatusCode::from_u16(code).unwrap(), Duration::ZERO);
@@ -417,7 +389,7 @@ mod tests {
     #[test]
     fn calls_from_the_queue_count() {
         let (_tx, rx) = watch::channel(snapshot(&["hello"]));
-        let metrics = Metrics::new(rx, Box::new(Vec::new), Box::new(Pool::default), None);
+        let metrics = Metrics::new(rx, Box::new(Vec::new), Box::new(Pooled::default), None);
         let (hello, gone) = (FunctionName::parse("hello").unwrap(), FunctionName::parse("gone").unwrap());
         let invocations = metrics.invocations();
         for name in [&hello, &hello, &gone] {
@@ -442,7 +414,7 @@ mod tests {
     #[test]
     fn functions_that_are_gone_leave_nothing() {
         let (tx, rx) = watch::channel(snapshot(&["a", "b"]));
-        let metrics = Metrics::new(rx, Box::new(Vec::new), Box::new(Pool::default), None);
+        let metrics = Metrics::new(rx, Box::new(Vec::new), Box::new(Pooled::default), None);
         for name in ["a", "b"] {
             metrics.function(&FunctionName::parse(name).unwrap()).started();
         }

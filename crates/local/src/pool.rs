@@ -9,8 +9,7 @@ use std::{
 };
 
 use futures_util::FutureExt;
-use taper_model::{Runtime, call::Start};
-use taper_provider::{Pooled, Shelf};
+use taper_model::{Pooled, Runtime, Shelf, call::Start};
 use tokio::{
     sync::Semaphore,
     time::{Instant, sleep, timeout},

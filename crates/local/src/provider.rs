@@ -9,8 +9,8 @@ use std::{
 
 use futures_util::StreamExt;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use taper_model::{BoxFuture, BoxStream, Cause, FunctionName, InstanceId, Revision, RevisionId, clock};
-use taper_provider::{Error, Event, LogLine, LogQuery, Pooled, Progress, Provider, Supply, Usage};
+use taper_model::{BoxFuture, BoxStream, Cause, FunctionName, InstanceId, Pooled, Revision, RevisionId, clock};
+use taper_provider::{Error, Event, LogLine, LogQuery, Progress, Provider, Supply, Usage};
 use tokio::{
     sync::{Semaphore, mpsc},
     time::{Instant, sleep, timeout, timeout_at},

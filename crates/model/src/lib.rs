@@ -12,6 +12,7 @@ pub mod function;
 pub mod manifest;
 pub mod name;
 pub mod namespace;
+pub mod pool;
 pub mod quantity;
 pub mod revision;
 pub mod secret;
@@ -24,6 +25,7 @@ pub use function::{FunctionSpec, Mode, Runtime};
 pub use manifest::Manifest;
 pub use name::{FunctionName, InstanceId, Name, RevisionId};
 pub use namespace::Namespace;
+pub use pool::{Pooled, Shelf};
 pub use revision::{Function, Revision, RevisionState};
 pub use secret::Secret;
 

@@ -13,8 +13,8 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use http_body::{Frame, SizeHint};
 use taper_model::{
-    Body, BoxError, BoxFuture, BoxStream, Call, Cause, Fault, FunctionName, InstanceId, Invoke, Name, Reply, Revision,
-    RevisionId, Stage, call::Start,
+    Body, BoxError, BoxFuture, BoxStream, Call, Cause, Fault, FunctionName, InstanceId, Invoke, Name, Pooled, Reply,
+    Revision, RevisionId, Stage, call::Start,
 };
 use tokio::sync::mpsc;
 use tokio_util::{
@@ -22,7 +22,7 @@ use tokio_util::{
     task::{TaskTracker, task_tracker::TaskTrackerToken},
 };
 
-use crate::{Error, Event, Instance, LogLine, LogQuery, Pooled, Progress, Provider, Usage};
+use crate::{Error, Event, Instance, LogLine, LogQuery, Progress, Provider, Usage};
 
 /// What instances of the fake do with a call.
 pub type Behaviour = Arc<dyn Fn(InstanceId, Call) -> BoxFuture<'static, Result<Reply, Fault>> + Send + Sync>;

@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, num::NonZeroU32, path::PathBuf, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 use taper_model::{
-    BoxFuture, BoxStream, Cause, Digest, FunctionName, InstanceId, Invoke, Name, Revision, RevisionId, Secret,
+    BoxFuture, BoxStream, Cause, Digest, FunctionName, InstanceId, Invoke, Name, Pooled, Revision, RevisionId, Secret,
     call::{Phases, Start},
 };
 
@@ -206,34 +206,6 @@ pub struct Usage {
     pub memory_bytes: Option<u64>,
     /// CPU time used so far, in nanoseconds.
     pub cpu_nanos: Option<u64>,
-}
-
-/// What is kept ready for starts, and what it has been good for.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Pooled {
-    /// By kind of runtime: `bare`, `node`, `python3`.
-    pub kinds: BTreeMap<String, Shelf>,
-    /// The most memory that all of it may take, in bytes.
-    pub budget: u64,
-}
-
-/// One kind of runtime in the pool.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Shelf {
-    /// Starts that took one, since the platform started.
-    pub hits: u64,
-    /// Starts that found none.
-    pub misses: u64,
-    /// Sandboxes that are ready.
-    pub ready: u64,
-    /// Sandboxes that are being made.
-    pub making: u64,
-    /// Sandboxes that there should be.
-    pub wanted: u64,
-    /// Bytes of memory that those which are ready take, as far as it is known.
-    pub memory: u64,
 }
 
 /// Why a provider could not do what was asked.

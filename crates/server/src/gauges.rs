@@ -5,9 +5,9 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use taper_control::Handle;
 use taper_dispatch::Dispatcher;
-use taper_gateway::{Gauges, Pool, Shelf};
-use taper_model::FunctionName;
-use taper_provider::{Pooled, Provider};
+use taper_gateway::Gauges;
+use taper_model::{FunctionName, Pooled};
+use taper_provider::Provider;
 
 /// A collector that is asked at each scrape.
 pub(crate) fn collect(control: Handle, dispatcher: Dispatcher) -> Box<dyn Fn() -> Vec<Gauges> + Send + Sync> {
@@ -38,18 +38,6 @@ pub(crate) fn collect(control: Handle, dispatcher: Dispatcher) -> Box<dyn Fn() -
 }
 
 /// What is kept ready, asked for at each scrape.
-pub(crate) fn pool(provider: Arc<dyn Provider>) -> Box<dyn Fn() -> Pool + Send + Sync> {
-    Box::new(move || {
-        let Pooled { kinds, budget } = provider.pool();
-        let shelf = |(kind, s): (String, taper_provider::Shelf)| Shelf {
-            kind,
-            hits: s.hits,
-            misses: s.misses,
-            ready: s.ready,
-            making: s.making,
-            wanted: s.wanted,
-            memory: s.memory,
-        };
-        Pool { budget, shelves: kinds.into_iter().map(shelf).collect() }
-    })
+pub(crate) fn pool(provider: Arc<dyn Provider>) -> Box<dyn Fn() -> Pooled + Send + Sync> {
+    Box::new(move || provider.pool())
 }

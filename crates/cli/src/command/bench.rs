@@ -1,6 +1,6 @@
 //! `taper bench NAME`: how long a function's calls take, warm or from zero, as percentiles and drawn.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{fs, time::Duration};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use bytes::Bytes;
@@ -17,6 +17,7 @@ use crate::{
     context::{EVERYWHERE, Global, Output},
     load::{self, Plan, Stop, Tally, Target, Volley, nanos},
     output,
+    request::Request,
 };
 
 /// Calls when nobody says how many: warm, and from zero.
@@ -42,8 +43,6 @@ const GLANCE: Duration = Duration::from_millis(2);
                         Percentiles are of the calls that succeeded, from a request's first byte to its answer's last. Ctrl-C ends it early and \
                         prints what was measured so far. --cold takes the function to zero before each call: its instances are stopped.")]
 pub(crate) struct Bench {
-    /// The function, with a path after it where it takes one: hello, hello/users/7
-    name: String,
     /// Connections, each with one call at a time; with --cold, calls at once [at most 1024]
     #[arg(long, short, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
     connections: u16,
@@ -56,18 +55,8 @@ pub(crate) struct Bench {
     /// Take the function to zero before each call, and say where the time of its start goes
     #[arg(long)]
     cold: bool,
-    /// The body
-    #[arg(long, short, conflicts_with = "file")]
-    data: Option<String>,
-    /// The body, from a file
-    #[arg(long, value_name = "FILE")]
-    file: Option<PathBuf>,
-    /// The method
-    #[arg(long, short = 'X', default_value = "POST")]
-    method: Method,
-    /// A header; may be given several times
-    #[arg(long, short = 'H', value_name = "NAME: VALUE")]
-    header: Vec<String>,
+    #[command(flatten)]
+    request: Request,
     /// The path after the function's name, with its query: /users/7?full=1
     #[arg(long, value_name = "PATH")]
     path: Option<String>,
@@ -80,11 +69,11 @@ pub(crate) struct Bench {
 
 impl Bench {
     pub(crate) fn run(self, global: &Global) -> Result<()> {
-        let (name, path) = self.name.split_once('/').map_or((self.name.as_str(), None), |(n, p)| (n, Some(p)));
-        let name = global.function(name)?;
+        let (typed, path) = self.request.target();
+        let name = global.function(typed)?;
         let path = match (path, self.path.as_deref()) {
             (Some(_), Some(_)) => bail!("the path is said twice: after the function's name, and with --path"),
-            (Some(path), None) => format!("/{path}"),
+            (Some(path), None) => path.to_owned(),
             (None, Some(path)) => format!("/{}", path.trim_start_matches('/')),
             (None, None) => String::new(),
         };
@@ -115,7 +104,6 @@ impl Bench {
             Some(fatal) if good + failed == 0 => Err(fatal),
             Some(fatal) => Err(fatal.context(format!("it ended after {} calls", number(good + failed)))),
             None if failed > 0 && global.output == Output::Table => {
-                let typed = self.name.split('/').next().unwrap_or_default();
                 bail!(
                     "{} of {} calls failed; `taper logs {typed}` may have more",
                     number(failed),
@@ -128,6 +116,7 @@ impl Bench {
     }
 
     fn target(&self, client: &Client, name: &FunctionName, path: &str) -> Result<Target> {
+        let request = &self.request;
         let shown = if name.namespace == Name::default_namespace() { name.name.to_string() } else { name.to_string() };
         let url = format!("{}/function/{shown}{path}", client.url());
         let wrong = || format!("{url} is no address that can be called");
@@ -137,24 +126,24 @@ impl Bench {
         let mut headers = HeaderMap::new();
         headers.insert("host", HeaderValue::from_str(host.as_str())?);
         headers.insert("user-agent", HeaderValue::from_static(concat!("taper/", env!("CARGO_PKG_VERSION"))));
-        for (key, value) in super::headers(&self.header)? {
+        for (key, value) in request.headers()? {
             let header = key.parse::<HeaderName>().ok().zip(HeaderValue::from_str(&value).ok());
             let (key, value) =
                 header.ok_or_else(|| anyhow!("`{key}: {value}` is not a header; write 'Name: value'"))?;
             headers.append(key, value);
         }
-        let body = match (&self.data, &self.file) {
+        let body = match (&request.data, &request.file) {
             (Some(data), _) => Bytes::from(data.clone()),
             (None, Some(file)) => {
                 Bytes::from(fs::read(file).with_context(|| format!("cannot read {}", file.display()))?)
             }
             (None, None) => Bytes::new(),
         };
-        if !body.is_empty() && matches!(self.method, Method::GET | Method::HEAD) {
-            bail!("a {} has no body; leave out -d and --file, or choose another method with -X", self.method);
+        if !body.is_empty() && matches!(request.method, Method::GET | Method::HEAD) {
+            bail!("a {} has no body; leave out -d and --file, or choose another method with -X", request.method);
         }
         let path = uri.path_and_query().cloned().map_or_else(|| Uri::from_static("/"), Uri::from);
-        Ok(Target { url: client.url().to_owned(), authority, method: self.method.clone(), path, headers, body })
+        Ok(Target { url: client.url().to_owned(), authority, method: request.method.clone(), path, headers, body })
     }
 }
 

@@ -3,14 +3,13 @@
 use std::{
     fs::File,
     io::{Cursor, IsTerminal, Read},
-    path::PathBuf,
 };
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use http::Method;
 
-use crate::{client::Client, context::Global, output};
+use crate::{client::Client, context::Global, output, request::Request};
 
 /// A call.
 #[derive(Args)]
@@ -20,47 +19,36 @@ use crate::{client::Client, context::Global, output};
                   taper invoke resize --async --file photo.jpg -H 'X-Callback-Url: http://me.lan/done'"
 )]
 pub(crate) struct Invoke {
-    /// The function, with a path after it where it takes one: hello, hello/users/7
-    name: String,
-    /// The body
-    #[arg(long, short, conflicts_with = "file")]
-    data: Option<String>,
-    /// The body, from a file
-    #[arg(long, value_name = "FILE")]
-    file: Option<PathBuf>,
-    /// The method
-    #[arg(long, short = 'X', default_value = "POST")]
-    method: Method,
+    #[command(flatten)]
+    request: Request,
+    // In the help it follows the method, which it rules out.
     /// Hand the call over and do not wait for its answer
-    #[arg(long = "async", conflicts_with = "method")]
+    #[arg(long = "async", conflicts_with = "method", display_order = 3)]
     deferred: bool,
-    /// A header; may be given several times
-    #[arg(long, short = 'H', value_name = "NAME: VALUE")]
-    header: Vec<String>,
 }
 
 impl Invoke {
     pub(crate) fn run(self, global: &Global) -> Result<()> {
-        let (name, path) =
-            self.name.split_once('/').map_or((self.name.as_str(), String::new()), |(n, p)| (n, format!("/{p}")));
-        let name = global.function(name)?;
+        let Self { request, deferred } = self;
+        let (typed, path) = request.target();
+        let (name, path) = (global.function(typed)?, path.unwrap_or_default());
         let client = Client::new(global)?;
-        let headers = super::headers(&self.header)?;
-        let body: Box<dyn Read> = match (self.data, &self.file) {
-            (Some(data), _) => Box::new(Cursor::new(data)),
+        let headers = request.headers()?;
+        let body: Box<dyn Read> = match (&request.data, &request.file) {
+            (Some(data), _) => Box::new(Cursor::new(data.clone())),
             (None, Some(file)) => {
                 Box::new(File::open(file).with_context(|| format!("cannot read {}", file.display()))?)
             }
             (None, None) if std::io::stdin().is_terminal() => Box::new(std::io::empty()),
             (None, None) => Box::new(std::io::stdin()),
         };
-        let body = (!matches!(self.method, Method::GET | Method::HEAD)).then_some(body);
-        let route = if self.deferred { "async-function" } else { "function" };
-        let response = client.send(self.method, &format!("/{route}/{name}{path}"), &headers, body)?;
+        let body = (!matches!(request.method, Method::GET | Method::HEAD)).then_some(body);
+        let route = if deferred { "async-function" } else { "function" };
+        let response = client.send(request.method.clone(), &format!("/{route}/{name}{path}"), &headers, body)?;
         let status = response.status();
         let header = |name: &str| response.headers().get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
         let (id, fault) = (header("x-call-id").unwrap_or_else(|| "-".into()), header("x-taper-fault"));
-        if self.deferred && status == 202 {
+        if deferred && status == 202 {
             output::line(&id)?;
             output::note(&format!("{name} takes the call on; what it writes is in `taper logs {name}`"));
             return Ok(());
@@ -74,7 +62,7 @@ impl Invoke {
             // What never reached the function has left nothing in its log.
             let more = match fault.as_deref() {
                 Some("accept" | "route" | "queue") => String::new(),
-                _ => format!("; `taper logs {}` has more", self.name.split('/').next().unwrap_or_default()),
+                _ => format!("; `taper logs {typed}` has more"),
             };
             bail!("{name} answered {status} (call {id}){more}");
         }

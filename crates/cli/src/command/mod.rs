@@ -94,19 +94,6 @@ impl Command {
     }
 }
 
-/// What `-H` says, as often as it was given; a type of content where none is named.
-fn headers(given: &[String]) -> Result<Vec<(String, String)>> {
-    let split = |text: &String| match text.split_once(':') {
-        Some((key, value)) => Ok((key.trim().to_owned(), value.trim().to_owned())),
-        None => Err(anyhow!("`{text}` is not a header; write 'Name: value'")),
-    };
-    let mut headers = given.iter().map(split).collect::<Result<Vec<_>>>()?;
-    if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("content-type")) {
-        headers.push(("content-type".into(), "text/plain".into()));
-    }
-    Ok(headers)
-}
-
 /// What a flag that is given several times says, as `NAME=VALUE` each.
 fn pairs(flag: &str, given: &[String]) -> Result<BTreeMap<String, String>> {
     let split = |text: &String| match text.split_once('=') {

@@ -20,8 +20,7 @@ use axum::{
 };
 use http::{Method, Uri};
 use serde_json::{Value, json};
-use taper_model::{FunctionName, manifest::API_VERSION};
-use taper_provider::Pooled;
+use taper_model::{FunctionName, Pooled, manifest::API_VERSION};
 use tokio::sync::oneshot;
 
 use crate::{Error, Nudge, Shared, error, policy};

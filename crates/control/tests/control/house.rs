@@ -17,8 +17,8 @@ use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use taper_control::{Config, Control, Handle, Info, Parts, Starts};
 use taper_model::{
-    BoxFuture, BoxStream, Demand, Fault, FunctionName, InstanceId, Load, Name, Namespace, Revision, RevisionId,
-    RevisionState, Secret,
+    BoxFuture, BoxStream, Demand, Fault, FunctionName, InstanceId, Load, Name, Namespace, Pooled, Revision, RevisionId,
+    RevisionState, Secret, Shelf,
     call::{Phases, Served, Start, Timing},
     quantity::Span,
 };
@@ -473,9 +473,9 @@ impl Provider for Stage {
         self.fake.usage(function).into_iter().map(|u| Usage { memory_bytes: Some(1 << 20), ..u }).collect()
     }
 
-    fn pool(&self) -> taper_provider::Pooled {
-        let shelf = taper_provider::Shelf { hits: 9, misses: 1, ready: 2, making: 1, wanted: 3, memory: 4096 };
-        taper_provider::Pooled { kinds: [("python3".to_owned(), shelf)].into(), budget: 1 << 30 }
+    fn pool(&self) -> Pooled {
+        let shelf = Shelf { hits: 9, misses: 1, ready: 2, making: 1, wanted: 3, memory: 4096 };
+        Pooled { kinds: [("python3".to_owned(), shelf)].into(), budget: 1 << 30 }
     }
 
     fn forget(&self, function: &FunctionName) {

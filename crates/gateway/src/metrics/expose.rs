@@ -11,11 +11,11 @@ use prometheus_client::{
     encoding::{DescriptorEncoder, EncodeLabelSet, MetricEncoder},
     metrics::{MetricType, exemplar::Exemplar},
 };
-use taper_model::{Function, Stage};
+use taper_model::{Function, Pooled, Shelf, Stage};
 use taper_queue::{Backlog, Queue};
 use taper_store::Snapshot;
 
-use super::{Counts, Gauges, Pool, STARTS, Series, Shelf};
+use super::{Counts, Gauges, STARTS, Series};
 
 impl Collector for Counts {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
@@ -153,7 +153,7 @@ impl Counts {
 }
 
 /// What is kept ready for starts.
-fn encode_pool(encoder: &mut DescriptorEncoder, pool: &Pool) -> fmt::Result {
+fn encode_pool(encoder: &mut DescriptorEncoder, pool: &Pooled) -> fmt::Result {
     type Read = fn(&Shelf) -> u64;
     let counters: [(&str, &str, Read); 2] = [
         ("taper_pool_hits", "Starts that took a sandbox which was ready.", |s| s.hits),
@@ -161,8 +161,8 @@ fn encode_pool(encoder: &mut DescriptorEncoder, pool: &Pool) -> fmt::Result {
     ];
     for (name, help, read) in counters {
         let mut m = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-        for shelf in &pool.shelves {
-            count(&mut m, &[("kind", shelf.kind.as_str())], read(shelf))?;
+        for (kind, shelf) in &pool.kinds {
+            count(&mut m, &[("kind", kind.as_str())], read(shelf))?;
         }
     }
     let gauges: [(&str, &str, Read); 4] = [
@@ -173,8 +173,8 @@ fn encode_pool(encoder: &mut DescriptorEncoder, pool: &Pool) -> fmt::Result {
     ];
     for (name, help, read) in gauges {
         let mut m = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-        for shelf in &pool.shelves {
-            m.encode_family(&[("kind", shelf.kind.as_str())])?.encode_gauge(&read(shelf))?;
+        for (kind, shelf) in &pool.kinds {
+            m.encode_family(&[("kind", kind.as_str())])?.encode_gauge(&read(shelf))?;
         }
     }
     let help = "Memory that the sandboxes which are ready may take together.";

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use axum::{body::Bytes, extract::DefaultBodyLimit, routing::post};
 use taper_gateway::Config;
-use taper_model::Reply;
+use taper_model::{Pooled, Reply};
 use tokio::net::TcpStream;
 
 use crate::harness::*;
@@ -68,7 +68,7 @@ async fn an_address_that_is_taken_is_said() {
         api: axum::Router::new(),
         credentials: tokio::sync::watch::channel(credentials).1,
         gauges: Box::new(Vec::new),
-        pool: Box::new(taper_gateway::Pool::default),
+        pool: Box::new(Pooled::default),
         ready: Box::new(|| true),
         log: Box::new(std::io::sink()),
     };

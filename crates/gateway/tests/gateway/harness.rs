@@ -14,10 +14,10 @@ use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use taper_gateway::{AccessLog, Config, Credentials, Drained, Gateway, Gauges, Parts, Pool};
+use taper_gateway::{AccessLog, Config, Credentials, Drained, Gateway, Gauges, Parts};
 use taper_model::{
-    Body, BoxError, BoxFuture, Call, Fault, Function, FunctionName, FunctionSpec, Invoke, Reply, Revision, RevisionId,
-    RevisionState, call, quantity::Span, revision::Entry,
+    Body, BoxError, BoxFuture, Call, Fault, Function, FunctionName, FunctionSpec, Invoke, Pooled, Reply, Revision,
+    RevisionId, RevisionState, call, quantity::Span, revision::Entry,
 };
 use taper_queue::Queue;
 use taper_store::Snapshot;
@@ -155,7 +155,7 @@ impl Platform {
             gauges: Box::new(move || {
                 vec![Gauges { function: hello.clone(), want: 3, queued: 7, starting: 1, ready: 2, draining: 0 }]
             }),
-            pool: Box::new(Pool::default),
+            pool: Box::new(Pooled::default),
             ready: Box::new(|| true),
             log: Box::new(log.clone()),
         };

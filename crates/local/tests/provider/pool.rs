@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use taper_local::Pool;
-use taper_model::{call::Start, quantity::Span};
-use taper_provider::{Pooled, Progress, Provider, Shelf};
+use taper_model::{Pooled, Shelf, call::Start, quantity::Span};
+use taper_provider::{Progress, Provider};
 use tokio::time::{sleep, timeout};
 
 use crate::world::{PATIENCE, Watch, World, kept, text, works};

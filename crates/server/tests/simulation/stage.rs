@@ -9,8 +9,8 @@ use std::{
 use futures_util::{StreamExt, stream};
 use taper_dispatch::Dispatcher;
 use taper_model::{
-    BoxFuture, BoxStream, Call, Cause, Demand, Fault, FunctionName, InstanceId, Invoke, Load, Name, Reply, Revision,
-    RevisionId, Stage as At,
+    BoxFuture, BoxStream, Call, Cause, Demand, Fault, FunctionName, InstanceId, Invoke, Load, Name, Pooled, Reply,
+    Revision, RevisionId, Stage as At,
 };
 use taper_provider::{
     Error, Event, Instance, LogLine, LogQuery, Progress, Provider, Usage,
@@ -297,7 +297,7 @@ impl Provider for Stage {
         self.fake.usage(function)
     }
 
-    fn pool(&self) -> taper_provider::Pooled {
+    fn pool(&self) -> Pooled {
         self.fake.pool()
     }
 

@@ -4,7 +4,7 @@ use std::{
     fs::{self, File},
     io::{Read, Write},
     net::{TcpListener, TcpStream},
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Child, Command, Stdio},
     thread::sleep,
     time::Duration,
@@ -12,6 +12,8 @@ use std::{
 
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use tokio::time::Instant;
+
+use crate::program::write_program;
 
 /// How long anything may take that does happen.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -304,17 +306,4 @@ impl Answer {
     pub(crate) fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
-}
-
-/// Writes a file that can be run. By a process of its own: a descriptor to write with, in this one, would be in each child that
-/// another test starts meanwhile, until its exec; and a file that anybody may write to cannot be run ("text file busy").
-pub(crate) fn write_program(path: &Path, text: &str) {
-    let mut writer = Command::new("sh")
-        .args(["-c", "cat > \"$0\" && chmod 755 \"$0\""])
-        .arg(path)
-        .stdin(Stdio::piped())
-        .spawn()
-        .unwrap();
-    writer.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
-    assert!(writer.wait().unwrap().success(), "{}", path.display());
 }

@@ -4,7 +4,10 @@ use std::{fs, time::Duration};
 
 use tokio::time::Instant;
 
-use crate::dog::{Caller, Dog, eventually, wait_for_death, write_program};
+use crate::{
+    dog::{Caller, Dog, eventually, wait_for_death},
+    program::write_program,
+};
 
 const BAD: &str = "#!/bin/sh\necho out; echo err >&2; exit 3\n";
 const MUTE: &str = "#!/bin/sh\nexit 3\n";

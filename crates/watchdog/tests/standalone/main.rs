@@ -9,3 +9,5 @@ mod hostile;
 mod http;
 mod life;
 mod log;
+#[path = "../support/program.rs"]
+mod program;

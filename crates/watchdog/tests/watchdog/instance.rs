@@ -4,7 +4,7 @@ use std::{
     cell::Cell,
     collections::{BTreeMap, VecDeque},
     fs, io,
-    io::{Read, Write},
+    io::Read,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     pin::Pin,
@@ -23,6 +23,11 @@ use taper_watchdog::{
     wire::{Call, Connection, Event, Exchange, Fault, Reply},
 };
 use tokio::{net::UnixStream, time::timeout};
+
+#[path = "../support/program.rs"]
+mod program;
+
+use program::write_program;
 
 /// Nothing in these tests takes as long on the slowest machine; what does hangs.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -378,17 +383,4 @@ pub(crate) fn is_alive(pid: u32) -> bool {
 pub(crate) async fn pid_in(instance: &Instance, file: &str) -> u32 {
     let path = instance.folder.path().join(file);
     eventually(|| fs::read_to_string(&path).ok().filter(|t| t.ends_with('\n'))?.trim().parse().ok()).await
-}
-
-/// Writes a file that can be run. By a process of its own: a descriptor to write with, in this one, would be in each child that
-/// another test starts meanwhile, until its exec; and a file that anybody may write to cannot be run ("text file busy").
-pub(crate) fn write_program(path: &Path, text: &str) {
-    let mut writer = Command::new("sh")
-        .args(["-c", "cat > \"$0\" && chmod 755 \"$0\""])
-        .arg(path)
-        .stdin(Stdio::piped())
-        .spawn()
-        .unwrap();
-    writer.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
-    assert!(writer.wait().unwrap().success(), "{}", path.display());
 }
