@@ -99,6 +99,9 @@ fn namespaces_keys_and_calls_handed_over() {
             r#"[{"name":"default","labels":{},"annotations":{}},{"name":"team","labels":{"b":"2","owner":"web"},"annotations":{}}]"#,
         ),
         ("200 OK", r#"{"name":"team","labels":{"owner":"web"},"annotations":{"budget":"small"}}"#),
+        ("200 OK", r#"{"name":"team","labels":{"owner":"web"},"annotations":{},"limits":{"rate":9.0,"burst":20}}"#),
+        ("200 OK", "{}"),
+        ("200 OK", r#"{"name":"team","labels":{"owner":"web"},"annotations":{},"limits":{"rate":9.0,"burst":20}}"#),
         ("200 OK", "{}"),
         ("409 Conflict", r#"{"error":"in_use","message":"namespace `team` still has 2 functions"}"#),
         ("200 OK", r#"{"secrets":3}"#),
@@ -111,10 +114,14 @@ fn namespaces_keys_and_calls_handed_over() {
     let (status, stdout, _) = run(&["namespace", "create", "team", "--label", "owner=web", "--label", "b=2"]);
     assert_eq!((status, stdout.as_str()), (0, "namespace team created\n"));
     let (_, stdout, _) = run(&["ns", "ls"]);
-    assert_eq!(stdout, "NAME     LABELS         ANNOTATIONS\ndefault  -              -\nteam     b=2,owner=web  -\n");
+    assert_eq!(
+        stdout,
+        "NAME     LABELS         ANNOTATIONS  LIMITS\ndefault  -              -            -\nteam     b=2,owner=web  -            -\n"
+    );
     let (_, stdout, _) = run(&["namespace", "describe", "team"]);
-    assert_eq!(stdout, "Name         team\nLabels       owner=web\nAnnotations  budget=small\n");
+    assert_eq!(stdout, "Name         team\nLabels       owner=web\nAnnotations  budget=small\nLimits       -\n");
     assert_eq!(run(&["namespace", "update", "team", "--annotation", "budget=small"]).1, "namespace team updated\n");
+    assert_eq!(run(&["namespace", "update", "team", "--burst", "30"]).1, "namespace team updated\n");
     let (status, _, stderr) = run(&["namespace", "delete", "team"]);
     assert_eq!((status, stderr.as_str()), (1, "taper: namespace `team` still has 2 functions\n"));
     assert_eq!(run(&["secret", "rotate-key"]).1, "3 secrets are sealed with a new key\n");
@@ -127,7 +134,10 @@ fn namespaces_keys_and_calls_handed_over() {
             r#"POST /v1/namespaces {"annotations":{},"labels":{"b":"2","owner":"web"},"name":"team"}"#,
             "GET /v1/namespaces",
             "GET /v1/namespaces/team",
-            r#"PUT /v1/namespaces/team {"annotations":{"budget":"small"},"labels":{},"name":"team"}"#,
+            "GET /v1/namespaces/team",
+            r#"PUT /v1/namespaces/team {"annotations":{"budget":"small"},"labels":{},"limits":{"burst":20,"rate":9.0},"name":"team"}"#,
+            "GET /v1/namespaces/team",
+            r#"PUT /v1/namespaces/team {"annotations":{},"labels":{"owner":"web"},"limits":{"burst":30,"rate":9.0},"name":"team"}"#,
             "DELETE /v1/namespaces/team",
             "POST /v1/secrets/rotate-key",
             "POST /async-function/bill.team/eu x",

@@ -1,5 +1,6 @@
 //! `kill -9` of the platform at random moments under deploys and calls: what was acknowledged is there afterwards, nothing
-//! half-written is, and nothing of the dead one is left on the host.
+//! half-written is, and nothing of the dead one is left on the host. Instances that serve outlive it for a while, and the next
+//! platform goes on with them.
 
 use std::{
     collections::BTreeMap,
@@ -62,13 +63,24 @@ pub(crate) fn traces_of(platform: &Platform) -> String {
 
 #[test]
 fn killed_at_fifty_random_moments() {
+    killed_at_random_moments("local: {adopt: 0s}\n", KILLS, true);
+}
+
+#[test]
+fn killed_at_random_moments_and_adopted() {
+    killed_at_random_moments("local: {adopt: 10s}\n", KILLS / 3, false);
+}
+
+/// `alone`: everything of a platform ends with it.
+// long because: the rounds are one story
+fn killed_at_random_moments(settings: &str, kills: u64, alone: bool) {
     let seed = u64::from(std::process::id()) ^ 0x7461_7065;
     println!("seed {seed}");
     let mut dice = Dice(seed);
-    let mut platform = Platform::start();
+    let mut platform = Platform::start_configured(settings);
     // Every function answers with the number it was last acknowledged with.
     let acknowledged: Mutex<BTreeMap<String, u64>> = Mutex::new(BTreeMap::new());
-    for round in 0..KILLS {
+    for round in 0..kills {
         let stop = AtomicBool::new(false);
         std::thread::scope(|scope| {
             let (platform, acknowledged, stop) = (&platform, &acknowledged, &stop);
@@ -101,7 +113,7 @@ fn killed_at_fifty_random_moments() {
         });
         platform.kill();
         let begun = now();
-        while !processes_of(&platform).is_empty() {
+        while alone && !processes_of(&platform).is_empty() {
             assert!(
                 begun.elapsed() < Duration::from_secs(10),
                 "round {round}: left running: {:?}",
@@ -132,6 +144,7 @@ fn killed_at_fifty_random_moments() {
     platform.stop();
     assert!(processes_of(&platform).is_empty(), "{:?}", processes_of(&platform));
     assert_eq!(traces_of(&platform), "none");
+    assert!(!platform.data().join("local/run").exists());
     let artifacts = platform.data().join("artifacts");
     if artifacts.exists() {
         let temporary = walk(&artifacts).into_iter().filter(|p| p.contains("tmp")).collect::<Vec<_>>();
@@ -185,5 +198,144 @@ fn a_drain_lets_running_calls_end_and_leaves_nothing() {
     assert!(status.success(), "{}", platform.said());
     assert_eq!(call.join().unwrap().expect("an answer"), "done");
     assert!(processes_of(&platform).is_empty(), "{:?}", processes_of(&platform));
+    assert_eq!(traces_of(&platform), "none");
+}
+
+/// A server that answers everything with what it drew at its beginning.
+const SERVER: &str = r#"
+import http.server, os
+MARK = os.urandom(8).hex().encode()
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_POST(self):
+        self.rfile.read(int(self.headers.get("content-length", 0)))
+        self.send_response(200)
+        self.send_header("content-length", str(len(MARK)))
+        self.end_headers()
+        self.wfile.write(MARK)
+    def log_message(self, *words):
+        pass
+http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler).serve_forever()
+"#;
+/// A handler that sleeps for as long as it is told, and answers with the name of its instance, whichever worker it is in.
+const HANDLER: &str =
+    "import os, time\ndef handle(req):\n    time.sleep(float(req or 0))\n    return os.environ['TAPER_INSTANCE']\n";
+/// The same for a process per call, which has only `/tmp` to remember by.
+const CLASSIC: &str = "test -s /tmp/mark || cat /proc/sys/kernel/random/uuid > /tmp/mark; cat /tmp/mark";
+
+/// A function in each mode, and what it answers for as long as it has the same instance.
+fn functions(platform: &Platform) -> BTreeMap<&'static str, String> {
+    platform.ok(&["deploy", &platform.file("handler.py", HANDLER), "--concurrency", "2"]);
+    let folder = platform.file("server/server.py", SERVER);
+    let folder = std::path::Path::new(&folder).parent().expect("a folder").to_str().expect("UTF-8").to_owned();
+    platform.ok(&["deploy", &folder, "--name", "server", "--mode", "http", "--command", "python3 server.py"]);
+    platform.ok(&["deploy", "--name", "classic", "--command", &format!("sh -c '{CLASSIC}'")]);
+    ["handler", "server", "classic"].map(|name| (name, answer(platform, name))).into()
+}
+
+fn answer(platform: &Platform, name: &str) -> String {
+    let answer = platform.call(name, b"");
+    assert_eq!(answer.status, 200, "{name}: {}\n{}", answer.text(), platform.said());
+    answer.text()
+}
+
+/// The first processes of the instances that serve, as control groups tell them; none where there are none.
+fn pids(platform: &Platform) -> Vec<String> {
+    let mut found = Vec::new();
+    for base in traces_of(platform).split(", ").filter_map(|trace| trace.strip_prefix("control group ")) {
+        for group in fs::read_dir(base).into_iter().flatten().flatten() {
+            let members = fs::read_to_string(group.path().join("cgroup.procs")).unwrap_or_default();
+            found.extend(members.lines().map(str::to_owned));
+        }
+    }
+    found.sort();
+    found.dedup();
+    found
+}
+
+#[test]
+fn warm_instances_outlive_the_platform_and_serve_the_next() {
+    for ordinary in [false, true] {
+        let mut platform = if ordinary { Platform::start_as_ordinary_user() } else { Platform::start() };
+        let marks = functions(&platform);
+        for _ in 0..3 {
+            let before = pids(&platform);
+            let stop = AtomicBool::new(false);
+            std::thread::scope(|scope| {
+                for name in marks.keys() {
+                    let (url, stop) = (format!("{}/function/{name}", platform.url), &stop);
+                    scope.spawn(move || {
+                        // Whatever is under way when it is killed breaks; before that every call is answered.
+                        while !stop.load(Ordering::Relaxed) && ureq::post(&url).send("").is_ok() {}
+                    });
+                }
+                std::thread::park_timeout(Duration::from_millis(200));
+                platform.signal(rustix::process::Signal::KILL);
+                stop.store(true, Ordering::Relaxed);
+            });
+            platform.wait();
+            platform.up();
+            for (name, mark) in &marks {
+                assert_eq!(answer(&platform, name), *mark, "{name}: another instance answers\n{}", platform.said());
+            }
+            if !ordinary && root() {
+                let after = pids(&platform);
+                let stayed = before.iter().filter(|pid| after.contains(pid)).count();
+                // Each has a first process besides what it runs; what waited for a claim has gone.
+                assert!(stayed >= marks.len(), "before {before:?}, after {after:?}");
+            }
+        }
+        let (status, _) = platform.stop();
+        assert!(status.success(), "{}", platform.said());
+        assert!(processes_of(&platform).is_empty(), "{:?}", processes_of(&platform));
+        assert_eq!(traces_of(&platform), "none");
+        assert!(!platform.data().join("local/run").exists());
+    }
+}
+
+#[test]
+fn a_call_that_went_with_the_platform_holds_its_slot_until_it_has_ended() {
+    let mut platform = Platform::start();
+    let file = platform.file("handler.py", HANDLER);
+    platform.ok(&["deploy", &file, "--concurrency", "2", "--max", "1"]);
+    let mark = answer(&platform, "handler");
+    let url = format!("{}/function/handler", platform.url);
+    let cut = std::thread::spawn(move || ureq::post(&url).send("3").is_err());
+    let started = r#"gateway_function_invocation_started{function_name="handler.openfaas-fn"} 2"#;
+    platform.until("the call runs", || platform.request("GET", "/metrics", &[], b"").text().contains(started));
+    let begun = now();
+    platform.kill();
+    assert!(cut.join().expect("ends"), "its caller hears of it");
+    platform.up();
+    // One slot is free, and one is not: nobody waits behind the process that is busy.
+    for _ in 0..3 {
+        assert_eq!(answer(&platform, "handler"), mark);
+    }
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+    platform.until("both are free", || {
+        std::thread::scope(|scope| {
+            let both = [(); 2].map(|()| scope.spawn(|| platform.call("handler", b"0.2").text()));
+            both.map(|call| call.join().expect("ends")) == [mark.clone(), mark.clone()]
+        })
+    });
+}
+
+#[test]
+fn without_a_successor_nothing_is_left_when_the_time_is_over() {
+    let mut platform = Platform::start_configured("local: {adopt: 1s}\n");
+    let marks = functions(&platform);
+    platform.kill();
+    let run = platform.data().join("local/run");
+    let begun = now();
+    platform.until("the folders are gone", || !run.exists());
+    assert!(begun.elapsed() > Duration::from_millis(900), "{:?}", begun.elapsed());
+    assert!(processes_of(&platform).is_empty(), "{:?}", processes_of(&platform));
+    assert!(pids(&platform).is_empty());
+    // The packet filter is left to the next start.
+    let traces = traces_of(&platform);
+    assert!(!traces.contains("control group") && !traces.contains(" links "), "{traces}");
+    platform.up();
+    assert!(marks.iter().all(|(name, mark)| answer(&platform, name) != *mark));
+    platform.stop();
     assert_eq!(traces_of(&platform), "none");
 }

@@ -10,17 +10,21 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("runtimes", &["model"]),
     ("autoscaler", &["model"]),
     ("medium", &["model"]),
+    ("trust", &[]),
     ("store", &["model", "medium"]),
     ("provider", &["model"]),
-    ("queue", &["model", "medium"]),
+    ("queue", &["model", "medium", "trust"]),
     ("watchdog", &["model"]),
     ("local", &["model", "provider", "watchdog", "runtimes"]),
     ("dispatch", &["model", "provider"]),
     ("control", &["model", "store", "provider", "autoscaler"]),
-    ("gateway", &["model", "store", "dispatch", "queue"]),
-    ("server", &["model", "store", "provider", "local", "dispatch", "queue", "control", "gateway", "autoscaler"]),
-    ("cli", &["model", "server", "runtimes", "autoscaler"]),
-    ("bench", &["autoscaler"]),
+    ("gateway", &["model", "store", "dispatch", "queue", "trust"]),
+    (
+        "server",
+        &["model", "store", "provider", "watchdog", "local", "dispatch", "queue", "control", "gateway", "autoscaler"],
+    ),
+    ("cli", &["model", "server", "runtimes", "autoscaler", "trust"]),
+    ("bench", &["autoscaler", "model", "store"]),
 ];
 
 fn metadata() -> Value {

@@ -21,6 +21,8 @@ pub(crate) struct Platform {
     pub(crate) dir: tempfile::TempDir,
     pub(crate) url: String,
     child: Option<Child>,
+    /// The process that the first one was replaced by.
+    successor: Option<u32>,
     arguments: Vec<String>,
     agent: Agent,
     /// Run as this user, when not as the one that runs the tests.
@@ -83,6 +85,7 @@ impl Platform {
             dir: tempfile::Builder::new().prefix("taper-e2e-").tempdir().expect("a folder"),
             url: String::new(),
             child: None,
+            successor: None,
             arguments: arguments.iter().map(|a| (*a).to_owned()).collect(),
             agent: config.into(),
             user,
@@ -148,14 +151,31 @@ impl Platform {
 
     /// The platform's process.
     pub(crate) fn pid(&self) -> u32 {
-        self.child.as_ref().expect("it runs").id()
+        self.successor.unwrap_or_else(|| self.child.as_ref().expect("it runs").id())
+    }
+
+    /// `taper upgrade`: from now on another process is the platform.
+    pub(crate) fn upgrade(&mut self) {
+        let said = self.ok(&["upgrade"]);
+        let pid = said.split("process ").nth(1).and_then(|rest| rest.split(';').next()?.parse().ok());
+        self.succeeded_by(pid.unwrap_or_else(|| panic!("it does not say which process serves: {said}")));
+    }
+
+    /// From now on this process is the platform.
+    pub(crate) fn succeeded_by(&mut self, pid: u32) {
+        self.successor = Some(pid);
+    }
+
+    /// Sends a signal to the platform.
+    pub(crate) fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_raw(self.pid().cast_signed()).expect("a pid");
+        rustix::process::kill_process(pid, signal).expect("it can be signalled");
     }
 
     /// `kill -9`, and wait until the process is no more.
     pub(crate) fn kill(&mut self) {
-        let mut child = self.child.take().expect("it runs");
-        child.kill().expect("it can be killed");
-        child.wait().expect("it ends");
+        self.signal(rustix::process::Signal::KILL);
+        self.wait();
     }
 
     /// SIGTERM; gives the exit status and how long the end took.
@@ -166,14 +186,17 @@ impl Platform {
 
     /// SIGTERM, and no waiting.
     pub(crate) fn terminate(&self) {
-        let child = self.child.as_ref().expect("it runs");
-        rustix::process::kill_process(rustix::process::Pid::from_child(child), rustix::process::Signal::TERM)
-            .expect("it can be signalled");
+        self.signal(rustix::process::Signal::TERM);
     }
 
     /// Waits for the end; gives the exit status and how long it took.
     pub(crate) fn wait(&mut self) -> (std::process::ExitStatus, Duration) {
         let begun = now();
+        // A successor is nobody's child that could be waited for.
+        if let Some(pid) = self.successor.take() {
+            let there = std::path::PathBuf::from(format!("/proc/{pid}/exe"));
+            self.until("the end of the successor", || std::fs::read_link(&there).is_err());
+        }
         (self.child.take().expect("it runs").wait().expect("it ends"), begun.elapsed())
     }
 

@@ -62,7 +62,7 @@ impl Raw {
         }
     }
 
-    fn exactly(&mut self, count: usize) -> Vec<u8> {
+    pub(crate) fn exactly(&mut self, count: usize) -> Vec<u8> {
         while self.seen.len() < count {
             let mut buffer = [0; 4096];
             let n = self.stream.read(&mut buffer).expect("bytes");
@@ -207,7 +207,7 @@ fn events_outlive_the_timeout_and_end_when_nothing_is_said() {
 }
 
 /// A frame of a client: masked, as RFC 6455 wants it.
-fn frame(opcode: u8, data: &[u8]) -> Vec<u8> {
+pub(crate) fn frame(opcode: u8, data: &[u8]) -> Vec<u8> {
     let mask = [7, 77, 177, 222];
     let mut frame = vec![0x80 | opcode];
     match data.len() {
@@ -221,13 +221,18 @@ fn frame(opcode: u8, data: &[u8]) -> Vec<u8> {
 
 /// Opens a WebSocket to the server.
 pub(crate) fn websocket(platform: &Platform, name: &str) -> Raw {
+    websocket_with(platform, name).0
+}
+
+/// The same, with the head of the answer.
+pub(crate) fn websocket_with(platform: &Platform, name: &str) -> (Raw, String) {
     let headers = "Connection: keep-alive, Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
     let mut raw = Raw::ask(platform, "GET", &format!("/function/s/socket/{name}"), headers);
     let head = raw.until("\r\n\r\n");
     assert!(head.starts_with("HTTP/1.1 101 Switching Protocols\r\n"), "{head}");
     // The key and its answer are the RFC's own example.
     assert!(head.contains("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="), "{head}");
-    raw
+    (raw, head)
 }
 
 #[test]

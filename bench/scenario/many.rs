@@ -32,7 +32,7 @@ import sqlite3, sys
 path, name, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
 db = sqlite3.connect(path)
 numbers = 'WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?2) '
-db.execute(numbers + \"INSERT INTO function SELECT namespace, name || '-' || i, NULL, created_ms FROM function, n WHERE name = ?1\", (name, count))
+db.execute(numbers + \"INSERT INTO function (namespace, name, scale, created_ms) SELECT namespace, name || '-' || i, NULL, created_ms FROM function, n WHERE name = ?1\", (name, count))
 db.execute(numbers + \"INSERT INTO revision SELECT namespace, name || '-' || i, number, state, why, record FROM revision, n WHERE name = ?1\", (name, count))
 db.commit()
 ";

@@ -4,11 +4,13 @@ mod burst;
 mod classic;
 mod cold;
 mod deploy;
+mod flood;
 mod floors;
 mod handler;
 mod http;
 mod many;
 mod memory;
+mod routes;
 mod soak;
 mod watchdog;
 
@@ -114,9 +116,11 @@ pub(crate) const ALL: &[Scenario] = &[
     short("classic", "a process per call, beside the spawn ceiling", classic::run),
     short("cold", "a call to a function at zero, beside the spawn floor", cold::run),
     short("burst", "64 and 500 calls at once to a function at zero, and to 200 functions", burst::run),
+    short("flood", "a function's calls and first start beside another that is flooded", flood::floods),
     short("deploy", "a one-file function until it is ready", deploy::run),
     short("memory", "of the platform, per function at zero, per running instance", memory::run),
     short("many", "10,000 and 100,000 functions at zero", many::zero),
+    short("routes", "100,000 rules on one host and on as many hosts, beside ten", routes::run),
     short("running", "a thousand running instances that nobody calls", many::running),
     short(
         "watchdog",

@@ -127,9 +127,13 @@ function packData(data) {
 const NOTHING = Buffer.alloc(0);
 const END_FRAME = pack(END, NOTHING);
 
-/** The request: body (Buffer), headers (names in lower case), method, path and queryString as they came, query. */
+/** What the names of headers with the parameters of a route begin with. */
+const PARAMETER = 'x-taper-param-';
+
+/** The request: body (Buffer), headers (names in lower case), method, path and queryString as they came, query, params. */
 class Event {
   #query = null;
+  #params = null;
 
   constructor(head, body) {
     this.body = body;
@@ -146,6 +150,18 @@ class Event {
       for (const [name, value] of new URLSearchParams(this.queryString)) this.#query[name] ??= value;
     }
     return this.#query;
+  }
+
+  /** The parameters that the route has found in the path, decoded. */
+  get params() {
+    if (this.#params === null) {
+      this.#params = Object.create(null);
+      const { unescape } = require('node:querystring');
+      for (const [name, value] of Object.entries(this.headers)) {
+        if (name.startsWith(PARAMETER)) this.#params[name.slice(PARAMETER.length)] = unescape(value);
+      }
+    }
+    return this.#params;
   }
 }
 

@@ -222,9 +222,11 @@ def _unquote(text):
     out = [first]
     for piece in rest:
         try:
-            out.append(bytes.fromhex(piece[:2].decode("ascii")) + piece[2:])
+            byte = bytes.fromhex(piece[:2].decode("ascii"))
         except ValueError:
-            out.append(b"%" + piece)
+            byte = b""
+        # No text, and white space, are hexadecimal there.
+        out.append(byte + piece[2:] if byte else b"%" + piece)
     return b"".join(out).decode("utf-8", "replace")
 
 
@@ -249,11 +251,20 @@ class Query(dict):
         return dict(self if flat else self.all)
 
 
-class Event:
-    """The request: body (bytes), headers, method, path and query_string as they came, query (decoded). What is not asked for
-    is not made."""
+PARAMETER = "x-taper-param-"
 
-    __slots__ = ("body", "method", "path", "query_string", "query", "_call", "_headers")
+
+def _params(headers):
+    """The parameters that the route has found in the path. A plus sign there is one."""
+    found = ((name[len(PARAMETER) :], value) for name, value in headers.items() if name.startswith(PARAMETER))
+    return {name: _unquote(value.replace("+", "%2B")) for name, value in found}
+
+
+class Event:
+    """The request: body (bytes), headers, method, path and query_string as they came, query and the route's params (decoded).
+    What is not asked for is not made."""
+
+    __slots__ = ("body", "method", "path", "query_string", "query", "params", "_call", "_headers")
 
     def __init__(self, call, body):
         self._call, self._headers, self.body = call, None, body
@@ -272,6 +283,8 @@ class Event:
     def __getattr__(self, name):
         if name == "query":
             value = Query(self.query_string)
+        elif name == "params":
+            value = _params(self.headers)
         elif name in ("method", "path", "query_string"):
             value = self._call._told()[("method", "path", "query_string").index(name) + 1]
         else:

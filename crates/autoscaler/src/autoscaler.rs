@@ -183,6 +183,23 @@ impl Autoscaler {
         Some(self.answer(want, Why::Burst { calls, slots }))
     }
 
+    /// Calls of others are about to come here: so many are wanted at least, within the bounds, and held for a stable window against a load that
+    /// is lower until they have come. `None` where the number stays as it is; zero set by hand does.
+    pub fn expect(&mut self, now: Duration, count: u32) -> Option<Decision> {
+        let now = self.advance(now);
+        let want = count.min(self.policy.ceiling());
+        if self.held || want == 0 {
+            return None;
+        }
+        if self.want == 0 {
+            self.forget(now);
+        }
+        self.idle_since = self.idle_since.map(|_| now);
+        self.keep = None;
+        self.decider.panic(want, now);
+        (want > self.want).then(|| self.answer(want, Why::TakesOver))
+    }
+
     /// Sets the number by hand. 0 is [`reset`](Self::reset); any other, within the bounds, is held for a stable window against
     /// a lower load, and then the load decides again.
     pub fn set(&mut self, now: Duration, count: u32) -> Decision {

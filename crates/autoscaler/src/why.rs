@@ -91,6 +91,8 @@ pub enum Why {
         /// Calls that an instance runs at a time.
         slots: u32,
     },
+    /// Calls that others carried come here.
+    TakesOver,
     /// Somebody said so.
     Manual,
 }
@@ -157,6 +159,7 @@ impl fmt::Display for Why {
             Self::Ahead { cause } => write!(f, "ahead of a call: {cause}"),
             Self::Wake { waiting, target } => write!(f, "woken by {waiting} waiting / target {}", Short(*target)),
             Self::Burst { calls, slots } => write!(f, "burst of {calls} / {slots} at a time"),
+            Self::TakesOver => f.write_str("takes over calls of another revision"),
             Self::Manual => f.write_str("set by hand"),
         }
     }

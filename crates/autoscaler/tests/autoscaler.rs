@@ -204,6 +204,32 @@ fn a_changed_policy_counts_at_once() {
 }
 
 #[test]
+fn what_takes_over_is_there_before_its_calls_and_waits_for_them() {
+    let mut scaler = Autoscaler::resume(ScalePolicy { max: 20, ..sevens() }, 0, EPOCH);
+    let decision = scaler.expect(at(1.0), 8).expect("it has none");
+    assert_eq!(decision.to_string(), "takes over calls of another revision → 8");
+    assert_eq!(scaler.decide(at(2.0), 8).want, 8, "nothing was measured yet");
+    // Its calls are fewer at first, and it is not taken down for that.
+    assert_eq!(live(&mut scaler, 2..50, 7.0).want, 8);
+    assert_eq!(scaler.expect(at(50.0), 3), None, "it has them already");
+    assert_eq!(scaler.expect(at(50.0), 99).map(|d| d.want), Some(20), "never above max");
+    assert_eq!(live(&mut scaler, 50..109, 7.0).want, 20);
+    assert!(live(&mut scaler, 109..130, 7.0).want < 20, "a stable window later its own load decides");
+
+    // No call comes: it is idle from then on, and goes as others do.
+    let mut scaler = Autoscaler::resume(sevens(), 1, EPOCH);
+    assert_eq!(live(&mut scaler, 0..50, 0.0).want, 1);
+    assert_eq!(scaler.expect(at(50.0), 2).map(|d| d.want), Some(2));
+    assert_eq!(live(&mut scaler, 50..109, 0.0).want, 2);
+    assert_eq!(live(&mut scaler, 109..111, 0.0).want, 0);
+
+    // What was set to zero by hand stays so until it is called.
+    scaler.reset();
+    assert_eq!(scaler.expect(at(120.0), 2), None);
+    assert_eq!(scaler.want(), 0);
+}
+
+#[test]
 fn a_burst_is_a_panic_that_need_not_be_measured() {
     let policy = ScalePolicy { target_value: 0.7, total_value: 1.0, max: 20, ..ScalePolicy::default() };
     let mut scaler = Autoscaler::resume(policy, 1, EPOCH);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 
 /// Characters of the longest bar.
-const WIDTH: usize = 40;
+pub(crate) const WIDTH: usize = 40;
 /// Most rows of a histogram; one more says what lies beyond.
 const ROWS: usize = 14;
 /// Bounds in each decade, the finest first.

@@ -7,12 +7,24 @@ use base64::{Engine as _, prelude::BASE64_STANDARD};
 use http::{Method, Request, Response};
 use serde_json::Value;
 use taper_model::FunctionName;
-use ureq::{Agent, Body, SendBody};
+use ureq::{
+    Agent, Body, SendBody,
+    unversioned::{
+        resolver::DefaultResolver,
+        transport::{Connector, TcpConnector},
+    },
+};
 
-use crate::context::{Credential, Global};
+use crate::{
+    context::{self, CA, Credential, Global},
+    tls::Tls,
+};
 
 /// The body of a request that has none.
 const NOTHING: Option<std::io::Empty> = None;
+
+/// Who makes a change, in our own words: beside the user whose password it was.
+const BY: &str = "x-taper-by";
 
 /// One JSON object a line.
 const NDJSON: &str = "application/x-ndjson";
@@ -41,7 +53,11 @@ impl Client {
             .build();
         let authorization =
             credential.map(|c| format!("Basic {}", BASE64_STANDARD.encode(format!("{}:{}", c.user, c.password))));
-        Ok(Self { agent: config.into(), url: global.url()?, authorization })
+        let agent = match global.tls(&[])? {
+            Some(tls) => Agent::with_parts(config, TcpConnector::default().chain(Tls(tls)), DefaultResolver::default()),
+            None => config.into(),
+        };
+        Ok(Self { agent, url: global.url()?, authorization })
     }
 
     /// The platform's URL.
@@ -54,6 +70,11 @@ impl Client {
         format!("/v1/namespaces/{}/functions/{}", name.namespace, name.name)
     }
 
+    /// The API path of a route.
+    pub(crate) fn route_path(name: &FunctionName) -> String {
+        format!("/v1/namespaces/{}/routes/{}", name.namespace, name.name)
+    }
+
     /// Sends one request; any status comes back as a response.
     pub(crate) fn send(
         &self,
@@ -62,12 +83,16 @@ impl Client {
         headers: &[(String, String)],
         body: Option<impl Read + 'static>,
     ) -> Result<Response<Body>> {
+        let changes = !matches!(method, Method::GET | Method::HEAD);
         let mut request = Request::builder().method(method).uri(format!("{}{path}", self.url));
         // To the platform alone: a function is not to be trusted with it.
-        if let Some(authorization) =
-            self.authorization.as_ref().filter(|_| path.starts_with("/v1/") || path.starts_with("/system/"))
-        {
-            request = request.header("authorization", authorization);
+        if path.starts_with("/v1/") || path.starts_with("/system/") {
+            if let Some(authorization) = &self.authorization {
+                request = request.header("authorization", authorization);
+            }
+            if let Some(who) = context::who().filter(|_| changes) {
+                request = request.header(BY, who);
+            }
         }
         for (name, value) in headers {
             request = request.header(name, value);
@@ -163,6 +188,9 @@ impl Client {
     fn explain(&self, error: ureq::Error) -> anyhow::Error {
         match error {
             ureq::Error::Io(e) => unreachable(&self.url, &e),
+            ureq::Error::Protocol(e) if self.url.starts_with("http:") => {
+                anyhow!("cannot reach {}: what answers there is not HTTP ({e}); is it an https address?", self.url)
+            }
             other => anyhow!(other).context(format!("cannot reach {}", self.url)),
         }
     }
@@ -173,7 +201,10 @@ pub(crate) fn unreachable(url: &str, error: &std::io::Error) -> anyhow::Error {
     if error.kind() == std::io::ErrorKind::ConnectionRefused {
         return anyhow!("nothing answers at {url}: start the platform with `taper up`, or say where it is with --url");
     }
-    anyhow!("cannot reach {url}: {error}")
+    match taper_trust::in_words(error, CA) {
+        Some(words) => anyhow!("cannot reach {url}: {words}"),
+        None => anyhow!("cannot reach {url}: {error}"),
+    }
 }
 
 /// An answer's lines, each as JSON.

@@ -1,16 +1,27 @@
 //! Where the platform is and who is asking: flags, environment, and the credentials file. The CLI reads the environment here only.
 
-use std::{collections::BTreeMap, fs, io::Write, os::unix::fs::OpenOptionsExt, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::Write,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    path::PathBuf,
+    sync::Arc,
+};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use clap::{Args, ValueEnum};
 use http::Uri;
+use rustls::ClientConfig;
 use serde::{Deserialize, Serialize};
 use taper_model::{FunctionName, Name};
+use taper_trust::Trust;
 
 /// Where a platform is when nobody says.
 pub(crate) const DEFAULT_URL: &str = "http://127.0.0.1:8080";
+/// How a file of certificates is named.
+pub(crate) const CA: &str = "--ca FILE";
 /// The heading of the flags that every command takes.
 pub(crate) const EVERYWHERE: &str = "Options everywhere";
 
@@ -20,6 +31,9 @@ pub(crate) struct Global {
     /// The platform [env: TAPER_URL, then OPENFAAS_URL] [default: http://127.0.0.1:8080]
     #[arg(long, global = true, value_name = "URL", help_heading = EVERYWHERE)]
     url: Option<String>,
+    /// Certificates to trust besides the system's, as PEM: a private authority's, or the platform's own [env: TAPER_CA]
+    #[arg(long, global = true, value_name = "FILE", help_heading = EVERYWHERE)]
+    ca: Option<PathBuf>,
     /// The namespace [default: default]
     #[arg(long, short, global = true, value_name = "NAMESPACE", help_heading = EVERYWHERE)]
     namespace: Option<String>,
@@ -48,15 +62,22 @@ impl Global {
     pub(crate) fn url(&self) -> Result<String> {
         let said = self.said_url().unwrap_or_else(|| DEFAULT_URL.into());
         let url = if said.contains("://") { said.clone() } else { format!("http://{said}") };
-        let uri: Uri = url.parse().map_err(|e| anyhow!("`{said}` is not a URL: {e}; write http://HOST:PORT"))?;
+        let uri: Uri =
+            url.parse().map_err(|e| anyhow!("`{said}` is not a URL: {e}; write http://HOST:PORT or https://HOST"))?;
         match uri.scheme_str() {
-            Some("http") if uri.query().is_none() => Ok(url.trim_end_matches('/').to_owned()),
-            Some("http") => bail!("`{said}` has a query; write http://HOST:PORT"),
-            Some("https") => bail!(
-                "`{said}`: only plain HTTP is spoken here; give the platform's http address, through a tunnel if it is far"
-            ),
-            _ => bail!("`{said}` is not an address of a platform; write http://HOST:PORT"),
+            Some("http" | "https") if uri.query().is_none() => Ok(url.trim_end_matches('/').to_owned()),
+            Some("http" | "https") => bail!("`{said}` has a query; write http://HOST:PORT or https://HOST"),
+            _ => bail!("`{said}` is not an address of a platform; write http://HOST:PORT or https://HOST"),
         }
+    }
+
+    /// How to speak TLS with the platform, and these protocols inside of it; nothing where its URL is not an https one.
+    pub(crate) fn tls(&self, protocols: &[&str]) -> Result<Option<Arc<ClientConfig>>> {
+        if !self.url()?.starts_with("https:") {
+            return Ok(None);
+        }
+        let file = self.ca.clone().or_else(|| env("TAPER_CA").map(PathBuf::from));
+        Ok(Some(Trust::read(file.as_deref()).and_then(|trust| trust.client(protocols)).context(CA)?))
     }
 
     fn said_url(&self) -> Option<String> {
@@ -105,6 +126,26 @@ impl Global {
 #[allow(clippy::disallowed_methods, reason = "the one place where the CLI reads the environment")]
 pub(crate) fn env(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|v| !v.is_empty())
+}
+
+/// Who is at work here, as `USER@HOST`, for whoever reads later who changed what. Nothing where neither is known.
+pub(crate) fn who() -> Option<String> {
+    let user = ["SUDO_USER", "USER", "LOGNAME"].into_iter().find_map(env).or_else(account);
+    let host = fs::read_to_string("/proc/sys/kernel/hostname").ok();
+    let plain = |text: String| -> String { text.trim().chars().filter(char::is_ascii_graphic).take(63).collect() };
+    match (user.map(plain).filter(|u| !u.is_empty()), host.map(plain).filter(|h| !h.is_empty())) {
+        (Some(user), Some(host)) => Some(format!("{user}@{host}")),
+        (Some(one), None) | (None, Some(one)) => Some(one),
+        (None, None) => None,
+    }
+}
+
+/// The name of the account that runs this process; its number where it has none.
+fn account() -> Option<String> {
+    let number = fs::metadata("/proc/self").ok()?.uid().to_string();
+    let accounts = fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let known = accounts.lines().find(|line| line.split(':').nth(2) == Some(&number));
+    Some(known.and_then(|line| line.split(':').next()).map_or(number, str::to_owned))
 }
 
 /// `$XDG_CONFIG_HOME/taper/credentials.json`, else `~/.config/taper/credentials.json`.
@@ -179,7 +220,7 @@ mod tests {
     use super::*;
 
     fn url(said: &str) -> Result<String> {
-        Global { url: Some(said.into()), namespace: None, output: Output::Table }.url()
+        Global { url: Some(said.into()), ca: None, namespace: None, output: Output::Table }.url()
     }
 
     #[test]
@@ -195,16 +236,18 @@ mod tests {
     }
 
     #[test]
-    fn a_platform_is_at_an_http_address() {
+    fn a_platform_is_at_an_http_or_https_address() {
         for (said, meant) in [
             ("http://127.0.0.1:8080/", "http://127.0.0.1:8080"),
             ("faas.lan:80", "http://faas.lan:80"),
             ("[::1]:8080", "http://[::1]:8080"),
             ("http://lan/faas/", "http://lan/faas"),
+            ("https://faas.example.com/", "https://faas.example.com"),
+            ("https://[::1]:8443", "https://[::1]:8443"),
         ] {
             assert_eq!(url(said).unwrap(), meant);
         }
-        for bad in ["http://", "http://[::1", "ftp://x", "https://x", "a b", "http://x/?q=1"] {
+        for bad in ["http://", "http://[::1", "ftp://x", "https://", "a b", "http://x/?q=1", "https://x?q"] {
             let text = url(bad).unwrap_err().to_string();
             assert!(text.contains(&format!("`{bad}`")) && text.contains("http"), "{text}");
         }

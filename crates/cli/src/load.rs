@@ -7,6 +7,7 @@ use std::{
     io::IsTerminal,
     rc::Rc,
     sync::{
+        Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
         mpsc,
     },
@@ -17,12 +18,24 @@ use std::{
 use anyhow::{Context as _, Result, anyhow};
 use bytes::Bytes;
 use hdrhistogram::Histogram;
-use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version, header::HOST};
 use http_body_util::{BodyExt, Full};
-use hyper::{body::Incoming, client::conn::http1};
-use hyper_util::rt::TokioIo;
+use hyper::{
+    body::Incoming,
+    client::conn::{http1, http2},
+};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustls::{ClientConfig, pki_types::ServerName};
 use serde_json::Value;
-use tokio::{net::TcpStream, runtime::Runtime, sync::watch, task::LocalSet, time::Instant};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    runtime::Runtime,
+    sync::watch,
+    task::LocalSet,
+    time::Instant,
+};
+use tokio_rustls::TlsConnector;
 
 use crate::{client, output};
 
@@ -34,6 +47,8 @@ const EXCERPT: usize = 4096;
 const GRACE: Duration = Duration::from_secs(5);
 /// The same, when a person is waiting for the end.
 const IMPATIENCE: Duration = Duration::from_secs(1);
+/// Bytes that may be under way to us over HTTP/2.
+const WINDOW: u32 = 1 << 20;
 /// Between two looks at how far it is.
 const GLANCE: Duration = Duration::from_millis(200);
 
@@ -41,8 +56,13 @@ const GLANCE: Duration = Duration::from_millis(200);
 pub(crate) struct Target {
     /// The platform's URL, for people.
     pub(crate) url: String,
+    /// Host and port.
     pub(crate) authority: String,
+    /// How TLS is spoken, and with whom; nothing where it is not.
+    pub(crate) tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
     pub(crate) method: Method,
+    /// The whole address.
+    pub(crate) uri: Uri,
     /// Path and query.
     pub(crate) path: Uri,
     pub(crate) headers: HeaderMap,
@@ -91,6 +111,8 @@ pub(crate) struct Answer {
     pub(crate) start: Option<&'static str>,
     /// Where the time went, in the platform's words.
     pub(crate) timing: Option<Timing>,
+    /// Of HTTP.
+    version: Version,
     /// Why it failed, where it did.
     words: Option<String>,
     /// The platform knows no such function.
@@ -142,6 +164,8 @@ pub(crate) struct Tally {
     pub(crate) latency: Histogram<u64>,
     pub(crate) statuses: BTreeMap<u16, u64>,
     pub(crate) starts: BTreeMap<&'static str, u64>,
+    /// Of HTTP; nothing before the first answer.
+    pub(crate) version: Option<Version>,
     /// Calls that were answered with an error, or not at all.
     pub(crate) failed: u64,
     /// The first few different failures in words, and how often each came.
@@ -158,6 +182,7 @@ impl Tally {
             latency: histogram(),
             statuses: BTreeMap::new(),
             starts: BTreeMap::new(),
+            version: None,
             failed: 0,
             failures: Vec::new(),
             took: Duration::ZERO,
@@ -177,6 +202,7 @@ impl Tally {
                 self.fatal.get_or_insert_with(|| anyhow!(words.trim_start_matches("404 ").to_owned()));
             }
             Ok(answer) => {
+                self.version = Some(answer.version);
                 *self.statuses.entry(answer.status.as_u16()).or_default() += 1;
                 if let Some(start) = answer.start {
                     *self.starts.entry(start).or_default() += 1;
@@ -204,6 +230,7 @@ impl Tally {
 
     fn merge(&mut self, other: Self) {
         self.latency += other.latency;
+        self.version = self.version.or(other.version);
         for (status, count) in other.statuses {
             *self.statuses.entry(status).or_default() += count;
         }
@@ -237,11 +264,64 @@ pub(crate) enum Broken {
 
 /// One connection, made when it is needed.
 #[derive(Default)]
-pub(crate) struct Line(Option<http1::SendRequest<Full<Bytes>>>);
+pub(crate) struct Line(Option<Sender>);
+
+/// Where requests go, in the version that was agreed on.
+enum Sender {
+    One(http1::SendRequest<Full<Bytes>>),
+    Two(http2::SendRequest<Full<Bytes>>),
+}
+
+impl Sender {
+    async fn over(
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        version: Version,
+    ) -> hyper::Result<Self> {
+        let stream = TokioIo::new(stream);
+        if version == Version::HTTP_2 {
+            let mut http2 = http2::Builder::new(TokioExecutor::new());
+            // Answers that are longer than the least there is should not wait for our leave.
+            let (sender, connection) = http2
+                .initial_stream_window_size(WINDOW)
+                .initial_connection_window_size(WINDOW)
+                .handshake(stream)
+                .await?;
+            tokio::task::spawn_local(connection);
+            return Ok(Self::Two(sender));
+        }
+        let (sender, connection) = http1::handshake(stream).await?;
+        tokio::task::spawn_local(connection);
+        Ok(Self::One(sender))
+    }
+
+    async fn ready(&mut self) -> hyper::Result<()> {
+        match self {
+            Self::One(sender) => sender.ready().await,
+            Self::Two(sender) => sender.ready().await,
+        }
+    }
+
+    async fn send(&mut self, target: &Target) -> hyper::Result<Response<Incoming>> {
+        let mut request = Request::new(Full::new(target.body.clone()));
+        request.method_mut().clone_from(&target.method);
+        request.headers_mut().clone_from(&target.headers);
+        match self {
+            Self::One(sender) => {
+                request.uri_mut().clone_from(&target.path);
+                sender.send_request(request).await
+            }
+            Self::Two(sender) => {
+                request.uri_mut().clone_from(&target.uri);
+                request.headers_mut().remove(HOST);
+                sender.send_request(request).await
+            }
+        }
+    }
+}
 
 impl Line {
     /// Connects, unless it is connected.
-    async fn open(&mut self, target: &Target) -> Result<&mut http1::SendRequest<Full<Bytes>>, Broken> {
+    async fn open(&mut self, target: &Target) -> Result<&mut Sender, Broken> {
         let ready = match &mut self.0 {
             Some(line) => line.ready().await.is_ok(),
             None => false,
@@ -250,10 +330,16 @@ impl Line {
             let away = |e: std::io::Error| Broken::Away(client::unreachable(&target.url, &e).to_string());
             let stream = TcpStream::connect(&target.authority).await.map_err(away)?;
             stream.set_nodelay(true).map_err(away)?;
-            let (line, connection) =
-                http1::handshake(TokioIo::new(stream)).await.map_err(|e| Broken::Off(e.to_string()))?;
-            tokio::task::spawn_local(connection);
-            self.0 = Some(line);
+            let line = match &target.tls {
+                None => Sender::over(stream, Version::HTTP_11).await,
+                Some((tls, name)) => {
+                    let agreed = TlsConnector::from(Arc::clone(tls)).connect(name.clone(), stream).await;
+                    let stream = agreed.map_err(away)?;
+                    let two = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+                    Sender::over(stream, if two { Version::HTTP_2 } else { Version::HTTP_11 }).await
+                }
+            };
+            self.0 = Some(line.map_err(|e| Broken::Off(e.to_string()))?);
         }
         Ok(self.0.as_mut().expect("it was connected"))
     }
@@ -261,11 +347,8 @@ impl Line {
     /// One call. What it takes to connect is not part of its time.
     async fn call(&mut self, target: &Target) -> Result<Answer, Broken> {
         let line = self.open(target).await?;
-        let mut request = Request::new(Full::new(target.body.clone()));
-        (*request.method_mut(), *request.uri_mut()) = (target.method.clone(), target.path.clone());
-        request.headers_mut().clone_from(&target.headers);
         let begun = Instant::now();
-        let answered = async { finish(line.send_request(request).await?, begun).await };
+        let answered = async { finish(line.send(target).await?, begun).await };
         answered.await.map_err(|e| {
             self.0 = None;
             let cause = std::error::Error::source(&e).map_or(String::new(), |cause| format!(": {cause}"));
@@ -294,6 +377,7 @@ async fn finish(response: Response<Incoming>, begun: Instant) -> hyper::Result<A
         took,
         start,
         timing: Timing::of(&head.headers),
+        version: head.version,
         words: (!is_good).then(|| in_words(head.status, &excerpt)),
         unknown: head.status == StatusCode::NOT_FOUND && said("x-taper-fault") == Some("route"),
     })
@@ -513,6 +597,7 @@ mod tests {
             took: Duration::from_millis(3),
             start: Some("warm"),
             timing: None,
+            version: Version::HTTP_11,
             words: None,
             unknown: false,
         }));

@@ -6,11 +6,14 @@ mod chart;
 mod client;
 mod command;
 mod context;
+mod difference;
 mod load;
 mod output;
 mod pack;
 mod request;
+mod shares;
 mod stack;
+mod tls;
 
 use std::process::ExitCode;
 

@@ -5,12 +5,14 @@ use std::collections::BTreeMap;
 use taper_model::{
     FunctionName, FunctionSpec, Mode, Name,
     function::{Network, Source},
+    traffic,
 };
 use taper_store::Deploy;
 
 use crate::{Config, Error, Parts, policy};
 
-/// Checks a function completely and says it as the store takes it: runtime and mode spelled out, the source a digest or nothing.
+/// Checks a function completely and says it as the store takes it: runtime and mode spelled out, the source a digest or nothing, and what is the
+/// function's and not the revision's beside the spec.
 ///
 /// # Errors
 /// The first thing that is wrong, with the field's path, the value and the mend.
@@ -21,6 +23,7 @@ pub(crate) async fn admit(
     mut spec: FunctionSpec,
     labels: BTreeMap<String, String>,
     annotations: BTreeMap<String, String>,
+    by: String,
 ) -> Result<Deploy, Error> {
     let artifact = match &spec.source {
         Some(Source::Path(path)) => {
@@ -56,9 +59,9 @@ pub(crate) async fn admit(
                 .into(),
         );
     }
-    if !spec.traffic.iter().all(|t| t.latest && t.percent.unwrap_or(100) == 100) || spec.traffic.len() > 1 {
-        return refuse("spec.traffic: shares are not served by this version; leave it out, and the latest ready revision gets all calls".into());
-    }
+    let routing = spec.take_routing();
+    let before = parts.store.snapshot().borrow().function(&function).cloned();
+    traffic::validate(&routing, &function.name, before.as_deref())?;
     if let Some(digest) = artifact
         && !parts.artifacts.renew(&digest).await?
     {
@@ -72,7 +75,7 @@ pub(crate) async fn admit(
         ));
     }
     (spec.runtime, spec.mode) = (Some(spec.runtime()), Some(spec.mode()));
-    Ok(Deploy { function, spec, artifact, labels, annotations })
+    Ok(Deploy { function, spec, artifact, labels, annotations, routing, by })
 }
 
 /// The refusal of a namespace that is not there.

@@ -5,7 +5,7 @@ use std::{
     sync::{Mutex, MutexGuard},
 };
 
-use taper_model::{FunctionName, InstanceId, RevisionId};
+use taper_model::{Function, FunctionName, InstanceId, RevisionId};
 use tokio::sync::mpsc;
 
 /// One revision as the reconciler last saw it.
@@ -23,6 +23,28 @@ pub(crate) struct Seen {
     pub(crate) why: String,
     /// Why it cannot start, while it cannot.
     pub(crate) trouble: Option<String>,
+}
+
+impl Seen {
+    /// The revisions that have a share of a function's calls, together.
+    pub(crate) fn all(board: &Board, function: &Function) -> Self {
+        let shares = function.targets().shares;
+        let mut all = Self::default();
+        for share in &shares {
+            let id = &share.revision.id;
+            let Self { want, ready, starting, draining, why, trouble } = board.seen(id);
+            all.want += want;
+            all.ready.extend(ready);
+            all.starting += starting;
+            all.draining += draining;
+            let many = shares.len() > 1 && !why.is_empty();
+            let why = if many { format!("{}: {why}", id.name()) } else { why };
+            let between = if all.why.is_empty() || why.is_empty() { "" } else { "; " };
+            all.why = format!("{}{between}{why}", all.why);
+            all.trouble = all.trouble.or(trouble);
+        }
+        all
+    }
 }
 
 /// Instances of one revision by state, for the metrics.
@@ -56,6 +78,8 @@ pub(crate) struct Board(Mutex<Inner>);
 #[derive(Default)]
 struct Inner {
     seen: BTreeMap<RevisionId, Seen>,
+    /// Why rollouts do not go on.
+    rollouts: BTreeMap<FunctionName, &'static str>,
     listeners: Vec<Listener>,
 }
 
@@ -90,6 +114,20 @@ impl Board {
         match seen {
             Some(seen) => inner.seen.insert(id.clone(), seen),
             None => inner.seen.remove(id),
+        };
+    }
+
+    /// Why a function's rollout does not go on; nothing where it does, and where there is none.
+    pub(crate) fn waits(&self, function: &FunctionName) -> Option<&'static str> {
+        self.lock().rollouts.get(function).copied()
+    }
+
+    /// Writes why a rollout does not go on; `None` when it does, or is over.
+    pub(crate) fn rollout(&self, function: &FunctionName, why: Option<&'static str>) {
+        let mut inner = self.lock();
+        match why.filter(|why| !why.is_empty()) {
+            Some(why) => inner.rollouts.insert(function.clone(), why),
+            None => inner.rollouts.remove(function),
         };
     }
 

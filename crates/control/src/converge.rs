@@ -7,7 +7,7 @@ use std::{
 };
 
 use futures_util::StreamExt;
-use taper_model::{BoxStream, FunctionName, FunctionSpec, Revision, RevisionId, RevisionState};
+use taper_model::{BoxStream, Function, FunctionName, FunctionSpec, Revision, RevisionId, RevisionState};
 use taper_provider::{Event, Progress};
 use tokio::time::{Instant, sleep};
 
@@ -21,12 +21,13 @@ impl Reconcile {
     /// Brings a revision nearer to what it should be. Whatever happens to one ends here, so it is looked at again from now on.
     pub(crate) fn converge(&mut self, id: &RevisionId, now: Instant) {
         self.rouse(id);
+        self.share(id, now);
         self.relieve(id, now);
         let Some(live) = self.live.get(id) else { return };
         if let Some(count) = live.differs(live.count(self.role(live)), now) {
             self.order(id, count);
         }
-        self.try_judge_ready(id);
+        self.try_judge_ready(id, now);
         if let Some(live) = self.live.get(id) {
             if live.held() == 0 {
                 self.keeping.gone(id);
@@ -127,7 +128,7 @@ impl Reconcile {
         self.leaving.remove(name);
         self.shared.parts.provider.forget(name);
         if let Some(function) = self.snapshot.function(name).cloned() {
-            self.changed(&function);
+            self.changed(&function, None);
         }
     }
 
@@ -165,6 +166,7 @@ impl Reconcile {
                 event = next(&mut events) => match event {
                     Some(Event::Ready(i)) => self.with(&i.revision.clone(), |live| live.ready(i, now)),
                     Some(Event::Draining { id, revision }) => self.with(&revision, |live| live.draining(&id)),
+                    Some(Event::Unready { id, revision, .. }) => self.with(&revision, |live| live.unready(&id)),
                     Some(Event::Gone { id, revision, .. }) => self.with(&revision, |live| _ = live.gone(&id, true, now)),
                     Some(Event::Reset(all)) => {
                         for (id, live) in &mut self.live {
@@ -192,13 +194,21 @@ impl Reconcile {
             Some(entry) if entry.state == RevisionState::Pending && function.latest().revision.id == *id => {
                 Role::Trial { starting: !self.verdicts.get(id).is_some_and(Verdict::is_failure) }
             }
-            Some(entry)
-                if entry.state == RevisionState::Ready && function.latest_ready().is_some_and(|r| r.id == *id) =>
-            {
-                Role::Serving { parked: self.parked.contains(id.function()) }
-            }
+            Some(entry) if entry.state == RevisionState::Ready => match has_share(function, id) {
+                Some(shares) => Role::Serving { parked: self.parked.contains(id.function()), shares },
+                None => Role::Old,
+            },
             None if id.number() > function.latest().revision.id.number() => Role::Gone,
             _ => Role::Old,
+        }
+    }
+
+    /// Has a revision keep its `min` as long as it has a share of the calls, and only then.
+    fn share(&mut self, id: &RevisionId, now: Instant) {
+        let at = self.at(now);
+        let Some(live) = self.live.get(id) else { return };
+        if let Role::Serving { shares, .. } = self.role(live) {
+            self.with(id, |live| live.share(shares, at));
         }
     }
 
@@ -217,6 +227,7 @@ impl Reconcile {
         live.adopt(&self.snapshot);
         self.live.insert(id.clone(), live);
         self.awake.insert(id.clone());
+        self.share(id, now);
         true
     }
 
@@ -228,6 +239,7 @@ impl Reconcile {
         }
         tracing::warn!(revision = %id, "an instance of nothing that is known: it is stopped");
         let revision = Revision {
+            by: String::new(),
             id: id.clone(),
             spec: FunctionSpec::default(),
             artifact: None,
@@ -257,4 +269,14 @@ impl Reconcile {
     pub(crate) fn at(&self, now: Instant) -> Duration {
         now.saturating_duration_since(self.started)
     }
+}
+
+/// Whether a ready revision has a share of its function's calls; `None` where they do not even reach it.
+fn has_share(function: &Function, id: &RevisionId) -> Option<bool> {
+    if function.routing.traffic.is_empty() && function.shift.is_none() {
+        // What most functions have.
+        return function.serving().is_some_and(|r| r.id == *id).then_some(true);
+    }
+    let targets = function.targets();
+    targets.reaches(id).then(|| targets.shares_in(id))
 }

@@ -76,7 +76,9 @@ impl From<taper_store::Error> for Error {
         use taper_store::Error as S;
         match e {
             S::NotFound(_) => Self::NotFound(e.to_string()),
-            S::Exists(_) | S::InUse(_) | S::Settled { .. } | S::Exhausted(_) => Self::Conflict(e.to_string()),
+            S::Exists(_) | S::Taken(_) | S::InUse(_) | S::Settled { .. } | S::Exhausted(_) => {
+                Self::Conflict(e.to_string())
+            }
             S::Refused(_) | S::Mismatch { .. } | S::Ended => Self::Invalid(e.to_string()),
             S::TooLarge { .. } => Self::TooLarge(e.to_string()),
             S::Stopped => Self::Stopping,

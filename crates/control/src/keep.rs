@@ -12,7 +12,7 @@ use taper_autoscaler::{Ahead, Basis, Cause, Forecast, GreedyDual, Habit, Keep};
 use taper_model::{Demand, FunctionName, RevisionId};
 use tokio::time::Instant;
 
-use crate::{live::Role, policy, reconcile::Reconcile};
+use crate::{policy, reconcile::Reconcile};
 
 /// What an instance takes is read again when it was read so long ago.
 const MEASURE_AGAIN: Duration = Duration::from_secs(60);
@@ -106,12 +106,17 @@ impl Keeping {
 }
 
 impl Reconcile {
-    /// Calls of a revision came, and how many. Its function is not idle any more.
+    /// Calls of a revision came, and how many. Where it has a share of them, its function is not idle any more.
     pub(crate) fn used(&mut self, id: &RevisionId, calls: u64, at: Duration) {
         let name = id.function();
-        self.keeping.plan(name, None);
+        let shares = self.has_share(id);
+        if shares {
+            self.keeping.plan(name, None);
+        }
         let known = self.keeping.known.entry(name.clone()).or_default();
-        known.habit.busy(at);
+        if shares {
+            known.habit.busy(at);
+        }
         let memory = known.memory;
         let start = self.keeping.start(name);
         self.with(id, |live| live.rests = false);
@@ -121,7 +126,7 @@ impl Reconcile {
     /// What was measured of a revision that serves: whether it is called, or begins to be idle, or stays so.
     pub(crate) fn noticed(&mut self, id: &RevisionId, demand: &Demand, at: Duration, now: Instant) {
         let Some(live) = self.live.get(id) else { return };
-        if self.role(live) != (Role::Serving { parked: false }) {
+        if !self.role(live).is_scaled() {
             return;
         }
         if demand.arrived > 0 || demand.call_seconds > 0.0 || demand.waiting > 0 || demand.running > 0 {
@@ -136,23 +141,40 @@ impl Reconcile {
     /// A revision is idle: says how long it stays, and has it counted among those that are.
     fn rest(&mut self, id: &RevisionId, at: Duration) {
         let name = id.function();
-        // Of a function that was never called nothing is known but its policy.
-        let begins = self.keeping.known.get_mut(name).is_some_and(|known| known.habit.idle(at));
-        let Some(live) = self.live.get_mut(id) else { return };
-        live.rests = true;
-        let (policy, instances) = (live.policy().clone(), live.held());
-        if policy.min > 0 || instances == 0 {
-            return self.keeping.order.gone(id);
+        self.with(id, |live| live.rests = true);
+        // A function is idle when all of it is. Of one that was never called nothing is known but its policy.
+        let sharing: Vec<RevisionId> = self.revisions_of(name).into_iter().filter(|id| self.has_share(id)).collect();
+        let idle = self.has_share(id) && sharing.iter().all(|id| self.live[id].rests);
+        let begins = idle && self.keeping.known.get_mut(name).is_some_and(|known| known.habit.idle(at));
+        for id in sharing.iter().filter(|_| begins) {
+            self.keep_as_usual(id);
         }
-        if begins && policy.adaptive {
-            let forecast = self.keeping.forecast(name, Duration::ZERO, true, policy.zero_after);
-            let keep = forecast
-                .filter(|f| f.basis != Basis::Unknown)
-                .map(|f| Keep { until: f.keep.max(policy.scale_down_delay), cause: Cause::Habit(f.basis) });
-            keep.into_iter().for_each(|keep| self.with(id, |live| live.keep(keep)));
+        let Some(live) = self.live.get(id) else { return };
+        let instances = live.held();
+        if live.min() > 0 || instances == 0 {
+            return self.keeping.order.gone(id);
         }
         let size = self.memory(id, at).saturating_mul(instances.into());
         self.keeping.order.idle(id, size);
+    }
+
+    /// A revision begins to be idle, and its function with it: it stays as long as the function's past tells.
+    fn keep_as_usual(&mut self, id: &RevisionId) {
+        let Some(live) = self.live.get(id).filter(|live| live.policy().adaptive && live.min() == 0) else { return };
+        let (least, worth) = (live.policy().scale_down_delay, live.policy().zero_after);
+        if live.held() == 0 {
+            return;
+        }
+        let forecast = self.keeping.forecast(id.function(), Duration::ZERO, true, worth);
+        if let Some(f) = forecast.filter(|f| f.basis != Basis::Unknown) {
+            let keep = Keep { until: f.keep.max(least), cause: Cause::Habit(f.basis) };
+            self.with(id, |live| live.keep(keep));
+        }
+    }
+
+    /// Whether a revision has a share of its function's calls.
+    fn has_share(&self, id: &RevisionId) -> bool {
+        self.live.get(id).is_some_and(|live| self.role(live).has_share())
     }
 
     /// The bytes that an instance of a revision takes; where that cannot be read, what it took before, or a guess.
@@ -201,8 +223,10 @@ impl Reconcile {
     }
 
     fn start_ahead(&mut self, name: &FunctionName, due: Due, at: Duration, now: Instant) {
-        let Some(serving) = self.snapshot.function(name).and_then(|f| f.latest_ready()) else { return };
-        let (id, policy) = (serving.id.clone(), policy::of(serving));
+        let Some(function) = self.snapshot.function(name) else { return };
+        // The one that the next call most likely goes to.
+        let Some(likely) = function.targets().shares.into_iter().rev().max_by_key(|s| s.weight) else { return };
+        let (id, policy) = (likely.revision.id.clone(), policy::of(&likely.revision));
         // Set to zero by hand it waits for its next call.
         if !policy.adaptive || policy.min > 0 || self.parked.contains(name) || !self.enliven(&id, now) {
             return;
@@ -210,7 +234,7 @@ impl Reconcile {
         let Some(since) = self.keeping.known.get(name).and_then(|known| known.habit.idle_since()) else { return };
         let keep = Keep { until: due.ahead.until, cause: Cause::Habit(due.basis) };
         let live = &self.live[&id];
-        let may = self.role(live) == (Role::Serving { parked: false }) && live.held() == 0 && !live.backoff.waits(now);
+        let may = self.role(live).is_scaled() && live.held() == 0 && !live.backoff.waits(now);
         if may && self.live.get_mut(&id).is_some_and(|live| live.ahead(at, at.saturating_sub(since), keep)) {
             let (size, start) = (self.memory(&id, at), self.keeping.start(name));
             self.keeping.order.ahead(&id, start, size);

@@ -14,12 +14,15 @@ mod api;
 mod backoff;
 mod board;
 mod converge;
+mod difference;
 mod error;
+mod handover;
 mod keep;
 mod live;
 mod openfaas;
 mod policy;
 mod reconcile;
+mod rollout;
 mod trial;
 
 use std::{
@@ -32,8 +35,9 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use taper_model::{
-    FunctionName, InstanceId, Load, RevisionId,
+    FunctionName, InstanceId, Load, Name, RevisionId,
     call::Served,
+    demand::Outcomes,
     quantity::{Memory, Span},
 };
 use taper_provider::Provider;
@@ -114,6 +118,9 @@ pub struct Starts {
     pub recent: Vec<(u64, Served)>,
 }
 
+/// Says where a function, or one of its tags, is reached by a host of its own.
+pub type HostUrl = Box<dyn Fn(&FunctionName, Option<&Name>) -> Option<String> + Send + Sync>;
+
 /// The rooms that the control plane stands between.
 pub struct Parts {
     /// The truth.
@@ -128,6 +135,10 @@ pub struct Parts {
     pub public_url: Box<dyn Fn() -> String + Send + Sync>,
     /// Calls of a function since the platform started.
     pub invocations: Box<dyn Fn(&FunctionName) -> u64 + Send + Sync>,
+    /// How a revision's calls have ended; a rollout is stopped by it.
+    pub outcomes: Box<dyn Fn(&RevisionId) -> Outcomes + Send + Sync>,
+    /// Where a function, or one of its tags, is called by a host of its own, where hosts are made of functions.
+    pub host_url: HostUrl,
     /// How a function's calls found it when they had to wait for an instance.
     pub starts: Box<dyn Fn(&FunctionName) -> Starts + Send + Sync>,
     /// What the platform is.

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use taper_autoscaler::{Autoscaler, Decision, Keep, Metric, Sample, ScalePolicy};
+use taper_autoscaler::{Autoscaler, Decision, Keep, Metric, Sample, ScalePolicy, Which};
 use taper_model::{Cause, Demand, InstanceId, Name, Revision};
 use taper_provider::{Instance, Usage};
 use taper_store::Snapshot;
@@ -30,15 +30,29 @@ pub(crate) enum Role {
         /// Whether its first instances should be there.
         starting: bool,
     },
-    /// The latest ready one: new calls go to it, and it alone keeps `min`.
+    /// New calls may go to it.
     Serving {
         /// Somebody set it to 0 by hand, and no call came since.
         parked: bool,
+        /// It has a share of the calls, and keeps `min`. Otherwise it has a tag, or gets copies, and is woken by them.
+        shares: bool,
     },
     /// Any other: it ends with the calls that it has.
     Old,
     /// Its function was deleted. Calls that run may end; nothing more is started.
     Gone,
+}
+
+impl Role {
+    /// Whether its load decides how many there are.
+    pub(crate) fn is_scaled(self) -> bool {
+        matches!(self, Self::Serving { parked: false, .. })
+    }
+
+    /// Whether its function's calls are its calls.
+    pub(crate) fn has_share(self) -> bool {
+        matches!(self, Self::Serving { shares: true, .. })
+    }
 }
 
 /// A revision of which something runs, or should.
@@ -61,6 +75,8 @@ pub(crate) struct Live {
     autoscaler: Autoscaler,
     decision: Option<Decision>,
     ready: BTreeMap<InstanceId, Ready>,
+    /// Those that were ready, and are to be again.
+    unready: BTreeMap<InstanceId, Ready>,
     /// The newest versions of the secrets that its spec names. One that was deleted is not among them: it makes nothing old.
     secrets: BTreeMap<Name, u64>,
     /// The CPU time that each instance had used when it was last measured, in nanoseconds.
@@ -78,6 +94,10 @@ pub(crate) struct Live {
     not_before: Instant,
     /// Instances that died while nobody called are not replaced before somebody does: no more than these until then.
     ceiling: Option<u32>,
+    /// While others take its calls over: so many of those that are there stay.
+    kept: u32,
+    /// Tried, it has shown that it works, and grows to what it will have to carry before it has to: to how many, and until when at most.
+    warm: Option<(u32, Instant)>,
     /// Woken from zero, and not decided since: no more than the calls that wait can fill.
     woken: Option<u32>,
     waiting: u32,
@@ -110,6 +130,7 @@ impl Live {
             asleep: None,
             decision: None,
             ready: BTreeMap::new(),
+            unready: BTreeMap::new(),
             secrets: BTreeMap::new(),
             cpu: BTreeMap::new(),
             draining: BTreeSet::new(),
@@ -120,6 +141,8 @@ impl Live {
             ordered_at: now,
             not_before: now,
             ceiling: None,
+            kept: 0,
+            warm: None,
             woken: None,
             waiting: 0,
             running: 0,
@@ -142,15 +165,20 @@ impl Live {
 
     /// An instance takes no new call.
     pub(crate) fn draining(&mut self, id: &InstanceId) {
-        if self.ready.remove(id).is_some() {
+        if self.ready.remove(id).or_else(|| self.unready.remove(id)).is_some() {
             self.draining.insert(id.clone());
         }
+    }
+
+    /// An instance lives and takes no new call for now: it counts as one on its way, and none is ordered in its place.
+    pub(crate) fn unready(&mut self, id: &InstanceId) {
+        self.unready.extend(self.ready.remove_entry(id));
     }
 
     /// An instance is no more. When it died of itself while it took calls: how long it had.
     pub(crate) fn gone(&mut self, id: &InstanceId, asked: bool, now: Instant) -> Option<Duration> {
         self.draining.remove(id);
-        let Ready { since, .. } = self.ready.remove(id)?;
+        let Ready { since, .. } = self.ready.remove(id).or_else(|| self.unready.remove(id))?;
         if asked {
             return None;
         }
@@ -208,11 +236,13 @@ impl Live {
         }
     }
 
-    /// Exactly these are ready, says a provider that begins anew.
+    /// Exactly these are ready, says a provider that begins anew. What was taken out of service and is not stopped stays out of it.
     pub(crate) fn reset(&mut self, ready: Vec<Instance>, now: Instant) {
         self.ready.retain(|id, _| ready.iter().any(|i| i.id == *id));
-        self.draining.clear();
-        ready.into_iter().for_each(|instance| self.enter(instance, now));
+        self.draining.retain(|id| ready.iter().any(|i| i.id == *id));
+        self.unready.clear();
+        let serving = ready.into_iter().filter(|i| !self.draining.contains(&i.id)).collect::<Vec<_>>();
+        serving.into_iter().for_each(|instance| self.enter(instance, now));
         self.hold(self.ready_count());
         // What it is starting it does not say.
         self.owed = true;
@@ -220,7 +250,8 @@ impl Live {
 
     fn enter(&mut self, instance: Instance, now: Instant) {
         let Instance { id, secrets, .. } = instance;
-        self.ready.entry(id).or_insert(Ready { since: now, secrets });
+        let ready = self.unready.remove(&id).unwrap_or(Ready { since: now, secrets });
+        self.ready.entry(id).or_insert(ready);
     }
 
     /// So many are ordered from the provider now.
@@ -321,8 +352,58 @@ impl Live {
     /// It was judged ready and serves from now on. What it was tried with stays until its own load has been seen.
     pub(crate) fn serve(&mut self, at: Duration) {
         self.autoscaler = Autoscaler::resume(policy::of(&self.revision), self.ready_count(), at);
-        self.rests = false;
+        (self.rests, self.warm) = (false, None);
         self.decide(at);
+    }
+
+    /// Whether it keeps its `min`: only what has a share of the calls does.
+    pub(crate) fn share(&mut self, shares: bool, at: Duration) {
+        let policy = self.autoscaler.policy();
+        if policy.reachable != shares {
+            let policy = ScalePolicy { reachable: shares, ..policy.clone() };
+            self.autoscaler.set_policy(policy, at);
+        }
+    }
+
+    /// Calls that others carry are about to come here: at least so many are wanted from now on.
+    pub(crate) fn expect(&mut self, at: Duration, count: u32) {
+        if count > 0 {
+            (self.ceiling, self.woken, self.rests) = (None, None, false);
+            self.decision = self.autoscaler.expect(at, count).or(self.decision);
+        }
+    }
+
+    /// Others take its calls over: what is there stays until they do. False when nothing is there.
+    pub(crate) fn hold_on(&mut self) -> bool {
+        self.kept = self.held();
+        self.kept > 0
+    }
+
+    /// They have: its own calls decide.
+    pub(crate) fn let_go(&mut self) {
+        self.kept = 0;
+    }
+
+    /// Tried, it works: grows to `count`, or waits for so many no longer than until then. Only the first time counts.
+    pub(crate) fn warm_up(&mut self, count: u32, until: Instant) {
+        self.warm.get_or_insert((count, until));
+    }
+
+    /// Whether it was seen that it works, and if so, whether it has had long enough to grow.
+    pub(crate) fn warmed(&self, now: Instant) -> Option<bool> {
+        self.warm.map(|(_, until)| now >= until)
+    }
+
+    /// What its calls ask for, in instances of its own: by the stable window, by the quick one, and by those that are there now. Nothing while
+    /// it is idle.
+    pub(crate) fn load(&self, at: Duration) -> [f64; 3] {
+        if !self.busy && self.left == 0 {
+            return [0.0; 3];
+        }
+        let average = |window| self.autoscaler.average(window, at).unwrap_or_default();
+        let policy = self.policy();
+        let now = if policy.metric == Metric::Concurrency { self.left as f64 } else { 0.0 };
+        [average(Which::Stable), average(Which::Panic), now].map(|load| load / policy.target_value)
     }
 
     /// Lets the autoscaler decide.
@@ -372,15 +453,25 @@ impl Live {
     pub(crate) fn goal(&self, role: Role) -> u32 {
         let policy = self.autoscaler.policy();
         match role {
-            Role::Trial { starting: true } => policy.min.max(policy.initial_scale).max(1).min(policy.max),
-            Role::Serving { parked: false } => {
+            Role::Trial { starting: true } => {
+                let grown = self.warm.map_or(0, |(count, _)| count);
+                policy.min.max(policy.initial_scale).max(grown).max(1).min(policy.max)
+            }
+            Role::Serving { parked: false, .. } => {
                 let bounds = [self.ceiling, self.woken].into_iter().flatten();
-                bounds.fold(self.autoscaler.want(), u32::min).max(policy.min).min(policy.max)
+                let kept = self.kept.min(self.held());
+                bounds.fold(self.autoscaler.want(), u32::min).max(self.min()).max(kept).min(policy.max)
             }
             Role::Old if self.waiting > 0 && !self.is_stray => self.held().max(1),
-            Role::Old => self.held().min(self.running),
-            Role::Trial { starting: false } | Role::Serving { parked: true } | Role::Gone => 0,
+            Role::Old => self.held().min(self.running.max(self.kept)),
+            Role::Trial { starting: false } | Role::Serving { parked: true, .. } | Role::Gone => 0,
         }
+    }
+
+    /// Instances that it keeps even when idle.
+    pub(crate) fn min(&self) -> u32 {
+        let policy = self.policy();
+        if policy.reachable { policy.min } else { 0 }
     }
 
     /// How many to order: as many as there should be, and beside them those that come to replace others.
@@ -424,8 +515,11 @@ impl Live {
         let is_still = self.rests && !self.busy && !self.applying && !self.owed && self.draining.is_empty();
         let is_right = goal > 0 && goal == self.count(role) && goal == self.held() && goal == self.ready_count();
         // Fewer than these there are only when it goes to zero, whatever its windows still hold.
-        let least = self.policy().min.max(self.policy().activation_scale).max(1);
-        let is_least = matches!(role, Role::Serving { .. }) && self.autoscaler.want() <= least && self.woken.is_none();
+        let least = self.min().max(self.policy().activation_scale).max(1);
+        let is_least = matches!(role, Role::Serving { .. })
+            && self.autoscaler.want() <= least
+            && self.woken.is_none()
+            && self.kept == 0;
         let is_well = self.backoff.words(now).is_none() && !self.is_scaled_by_cpu();
         (is_still && is_right && is_least && is_well).then(|| self.autoscaler.zero_at())
     }
@@ -464,10 +558,13 @@ impl Live {
         let trouble = failing.then(|| self.backoff.words(now)).flatten();
         let why = match role {
             Role::Trial { .. } => "a first start".into(),
-            Role::Serving { parked: true } => "set to 0 by hand, until the next call".into(),
+            Role::Serving { parked: true, .. } => "set to 0 by hand, until the next call".into(),
             Role::Serving { .. } if self.woken.is_some() => format!("woken by a call → {}", self.goal(role)),
             Role::Serving { .. } => self.decision.map_or_else(|| "min".into(), |d| d.to_string()),
-            Role::Old => "not the latest: ends with its calls".into(),
+            Role::Old if self.kept > 0 => {
+                format!("{} stay until others have taken its calls over", self.kept.min(self.held()))
+            }
+            Role::Old => "no calls go to it: ends with those that it has".into(),
             Role::Gone => "deleted: ends with its calls".into(),
         };
         let replaced = match (self.stale(role).len(), self.backoff.words(now)) {
@@ -488,5 +585,45 @@ impl Live {
     /// The fault's cause of an instance that died: the provider says it in words only.
     pub(crate) fn cause_of_death(why: &str) -> Cause {
         if why.contains("out of memory") { Cause::OutOfMemory } else { Cause::Died }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use taper_model::{FunctionName, FunctionSpec, RevisionId};
+    use taper_provider::{Provider, fake::Fake};
+    use tokio::time::sleep;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_taken_out_of_service_is_not_taken_back_when_the_provider_begins_anew() {
+        let revision = Arc::new(Revision {
+            id: RevisionId::new(FunctionName::parse("hello").unwrap(), 1),
+            spec: FunctionSpec::default(),
+            artifact: None,
+            labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
+            created_ms: 0,
+            by: String::new(),
+        });
+        let fake = Fake::echo();
+        fake.apply(&revision, 2, &[]).await.unwrap();
+        sleep(Duration::from_secs(1)).await;
+        let (ready, now) = (fake.ready(), Instant::now());
+        let mut live = Live::new(revision, &Config::default(), Duration::ZERO, now);
+        live.order(2, now);
+        ready.iter().for_each(|instance| live.ready(instance.clone(), now));
+        // The dispatcher sends it no more calls; that it should be stopped did not get through.
+        live.draining(&ready[0].id);
+        live.reset(ready.clone(), now);
+        assert_eq!((live.ready_count(), live.spare()), (1, vec![ready[0].id.clone()]));
+        live.applying = false;
+        assert_eq!(live.differs(1, now), Some(1), "the provider is told again");
+        // Once it is gone nothing of it is remembered.
+        live.reset(ready[1..].to_vec(), now);
+        assert_eq!((live.ready_count(), live.spare()), (1, Vec::new()));
     }
 }

@@ -13,6 +13,7 @@ use futures_util::{StreamExt, stream::FuturesUnordered};
 use taper_model::{
     BoxFuture, BoxStream, Cause, Demand, Fault, Function, FunctionName, InstanceId, Revision, RevisionId,
     RevisionState, Stage,
+    traffic::{Share, WHOLE},
 };
 use taper_provider::{Error as ProviderError, Event, Instance};
 use taper_store::Snapshot;
@@ -23,15 +24,20 @@ use tokio::{
 
 use crate::{
     Nudge, Shared,
+    handover::Handover,
     keep::Keeping,
     live::{Live, Role},
     policy,
+    rollout::Watch,
     trial::{Trial, Verdict},
 };
 
 /// From a knock beside instances that are all busy to the look whether it is a burst: calls of one burst come one after another, and
 /// where calls are short a slot may be free again by then.
 const GATHER: Duration = Duration::from_millis(20);
+
+/// Between two looks for revisions that are too many or too old.
+const COLLECT: Duration = Duration::from_secs(3600);
 
 /// The control plane at work.
 pub struct Service {
@@ -51,6 +57,8 @@ impl Service {
             trials: BTreeMap::new(),
             verdicts: BTreeMap::new(),
             parked: BTreeSet::new(),
+            handovers: BTreeMap::new(),
+            rollouts: BTreeMap::new(),
             bursts: BTreeMap::new(),
             keeping: Keeping::default(),
             awake: BTreeSet::new(),
@@ -77,6 +85,7 @@ impl Service {
             ticks
         };
         let (mut sample, mut tick) = (ticking(shared.config.sample.0), ticking(shared.config.tick.0));
+        let mut collect = ticking(COLLECT);
         tokio::pin!(shutdown);
         let first = Arc::clone(&snapshots.borrow_and_update());
         reconcile.adopt(first);
@@ -99,11 +108,13 @@ impl Service {
                 () = until(reconcile.keeping.next().map(|at| reconcile.started + at)) => reconcile.ahead(),
                 _ = sample.tick() => {
                     reconcile.sample();
+                    reconcile.roll_out();
                     reconcile.tidy();
                     // A provider that stopped telling is asked again, from its beginning.
                     events.get_or_insert_with(|| shared.parts.provider.watch());
                 }
                 _ = tick.tick() => reconcile.decide(),
+                _ = collect.tick() => reconcile.collect(),
             }
         }
         let drained = timeout(shared.config.drain.0, reconcile.stop(events)).await;
@@ -137,6 +148,10 @@ pub(crate) enum Done {
     Settled(RevisionId, Result<(), taper_store::Error>),
     /// The store knows that a function is no longer held at 0.
     Unparked(FunctionName, Result<(), taper_store::Error>),
+    /// What was decided of a rollout was written, or could not be.
+    Directed(FunctionName, Result<(), taper_store::Error>),
+    /// The store let old revisions go, and how many; or could not.
+    Collected(Result<usize, taper_store::Error>),
 }
 
 /// The loop's state.
@@ -153,6 +168,10 @@ pub(crate) struct Reconcile {
     pub(crate) verdicts: BTreeMap<RevisionId, Verdict>,
     /// Functions that somebody set to 0, and that nobody called since.
     pub(crate) parked: BTreeSet<FunctionName>,
+    /// Functions whose calls move from some revisions to others.
+    pub(crate) handovers: BTreeMap<FunctionName, Handover>,
+    /// Functions of which a new revision takes over step by step.
+    pub(crate) rollouts: BTreeMap<FunctionName, Watch>,
     /// When to look at revisions whose calls wait beside busy instances.
     bursts: BTreeMap<RevisionId, Instant>,
     /// How long what is idle stays, and what starts ahead of a call.
@@ -181,12 +200,12 @@ impl Reconcile {
                     let scale = before.function(&name).and_then(|b| b.scale);
                     if function.scale != scale {
                         if function.scale == Some(0) {
-                            self.parked.insert(name)
+                            self.parked.insert(name.clone())
                         } else {
                             self.parked.remove(&name)
                         };
                     }
-                    self.changed(&function);
+                    self.changed(&function, before.function(&name));
                 }
                 None => self.deleted(&name),
             }
@@ -209,7 +228,7 @@ impl Reconcile {
     }
 
     /// A function is new, or not what it was.
-    pub(crate) fn changed(&mut self, function: &Arc<Function>) {
+    pub(crate) fn changed(&mut self, function: &Arc<Function>, before: Option<&Arc<Function>>) {
         let now = Instant::now();
         let name = &function.name;
         let mine = self.revisions_of(name);
@@ -224,15 +243,19 @@ impl Reconcile {
             return;
         }
         self.take_up(function);
-        if let Some(serving) = function.latest_ready()
-            && policy::of(serving).min > 0
-            && !self.parked.contains(name)
-        {
-            self.enliven(&serving.id, now);
+        for share in function.targets().shares {
+            if policy::of(&share.revision).min > 0 && !self.parked.contains(name) {
+                self.enliven(&share.revision.id, now);
+            }
         }
+        if let Some(before) = before {
+            self.hand_over(before, function, now);
+        }
+        self.watch_rollout(function, now);
         for id in self.revisions_of(name) {
             self.converge(&id, now);
         }
+        self.taken_over(name, now);
     }
 
     /// A function is gone, whatever may have come in its place.
@@ -240,6 +263,9 @@ impl Reconcile {
         let now = Instant::now();
         self.trials.remove(name);
         self.parked.remove(name);
+        self.handovers.remove(name);
+        self.rollouts.remove(name);
+        self.shared.board.rollout(name, None);
         self.keeping.forget(name);
         self.verdicts.retain(|id, _| id.function() != name);
         self.prepared.retain(|id| id.function() != name);
@@ -265,9 +291,15 @@ impl Reconcile {
                 self.keeping.started(id.function(), phases.claim + phases.bind + phases.load);
                 self.with(&id, |live| live.ready(instance, now));
                 self.converge(&id, now);
+                self.taken_over(id.function(), now);
             }
             Event::Draining { id, revision } => {
                 self.with(&revision, |live| live.draining(&id));
+                self.converge(&revision, now);
+            }
+            Event::Unready { id, revision, why } => {
+                tracing::warn!(instance = %id, %revision, why, "not ready any more");
+                self.with(&revision, |live| live.unready(&id));
                 self.converge(&revision, now);
             }
             Event::Gone { id, revision, why: None } => {
@@ -292,12 +324,20 @@ impl Reconcile {
         for instance in ready {
             by_revision.entry(instance.revision.clone()).or_default().push(instance);
         }
+        let found: Vec<_> = by_revision.keys().filter(|id| !self.live.contains_key(*id)).cloned().collect();
         for revision in by_revision.keys() {
             self.acknowledge(revision, now);
         }
+        let at = self.at(now);
         for id in self.live.keys().cloned().collect::<Vec<_>>() {
             let ready = by_revision.remove(&id).unwrap_or_default();
-            self.with(&id, |live| live.reset(ready, now));
+            self.with(&id, |live| {
+                live.reset(ready, now);
+                if found.contains(&id) {
+                    // Made before this loop knew of it, for a load that it has not seen: what is there stays until it has.
+                    live.serve(at);
+                }
+            });
             self.converge(&id, now);
         }
     }
@@ -310,7 +350,9 @@ impl Reconcile {
         let Some(live) = self.live.get_mut(id) else { return };
         let Some(age) = live.gone(instance, false, now) else { return self.converge(id, now) };
         self.mourn(id, age, why, now);
-        if self.is_trial(id) {
+        // One death of something that works is an accident, before its verdict as well.
+        let accident = self.live.get(id).is_some_and(|live| live.warmed(now).is_some() && !live.backoff.waits(now));
+        if self.is_trial(id) && !accident {
             return self.judge(
                 id,
                 RevisionState::Failed(format!("it died {:.1} s after it was ready: {why}", age.as_secs_f64())),
@@ -333,8 +375,11 @@ impl Reconcile {
         tracing::warn!(revision = %id, why, "a start failed");
         let Some(live) = self.live.get_mut(id) else { return };
         live.backoff.failed(now, cause, why);
+        let works = live.warmed(now).is_some();
         if self.is_trial(id) {
-            return self.judge(id, RevisionState::Failed(why.trim().to_owned()));
+            // One that works is not refused because the host has no place for as many as its load asks for.
+            let state = if works { RevisionState::Ready } else { RevisionState::Failed(why.trim().to_owned()) };
+            return self.judge(id, state);
         }
         self.refuse_hopeless(id, now);
         self.converge(id, now);
@@ -362,7 +407,7 @@ impl Reconcile {
         for id in due {
             let Some(live) = self.live.get(&id) else { continue };
             let seen = self.shared.parts.load.glance(&id);
-            if seen.waiting > 0 && self.role(live) == (Role::Serving { parked: false }) {
+            if seen.waiting > 0 && self.role(live).is_scaled() {
                 self.with(&id, |live| live.burst(at, &seen));
                 self.converge(&id, now);
             }
@@ -373,16 +418,16 @@ impl Reconcile {
     fn called(&mut self, id: &RevisionId, now: Instant) {
         self.catch_up();
         let name = id.function();
-        let known = self.snapshot.function(name).and_then(|f| f.entry(id.number()).map(|e| (f, e)));
-        let Some((function, _)) = known.filter(|(_, e)| e.state == RevisionState::Ready) else {
+        let known = self.snapshot.function(name).and_then(|f| f.entry(id.number()));
+        if known.is_none_or(|e| e.state != RevisionState::Ready) {
             let fault = Fault::new(Stage::Route, Cause::NotFound, format!("revision {id} is not there any more"));
             return self.shared.parts.load.refuse(id, &fault);
-        };
-        let serving = function.latest_ready().is_some_and(|r| r.id == *id);
+        }
+        self.enliven(id, now);
+        let serving = self.live.get(id).is_some_and(|live| matches!(self.role(live), Role::Serving { .. }));
         if serving && self.parked.remove(name) {
             self.unpark(name.clone());
         }
-        self.enliven(id, now);
         let at = self.at(now);
         if serving {
             self.used(id, 0, at);
@@ -412,20 +457,7 @@ impl Reconcile {
         let now = Instant::now();
         match nudge {
             Nudge::Scale { function, count, done } => {
-                let serving = self.snapshot.function(&function).and_then(|f| f.latest_ready()).map(|r| r.id.clone());
-                if count == 0 {
-                    self.parked.insert(function)
-                } else {
-                    self.parked.remove(&function)
-                };
-                if let Some(id) = serving {
-                    if count > 0 {
-                        self.enliven(&id, now);
-                    }
-                    let at = self.at(now);
-                    self.with(&id, |live| live.set(at, count));
-                    self.converge(&id, now);
-                }
+                self.set_by_hand(&function, count, now);
                 let _ = done.send(());
             }
             Nudge::Condemn { revision, instance } => {
@@ -436,6 +468,38 @@ impl Reconcile {
                 }
             }
         }
+    }
+
+    /// A person set the number of a function's instances: each revision gets as much of it as it has of the calls.
+    fn set_by_hand(&mut self, name: &FunctionName, count: u32, now: Instant) {
+        if count == 0 {
+            self.parked.insert(name.clone());
+            self.handovers.remove(name);
+        } else {
+            self.parked.remove(name);
+        }
+        let at = self.at(now);
+        let shares = self.snapshot.function(name).map(|f| f.targets().shares).unwrap_or_default();
+        for Share { revision, weight } in shares.iter().filter(|_| count > 0) {
+            self.enliven(&revision.id, now);
+            let part = (u64::from(count) * u64::from(*weight)).div_ceil(WHOLE.into());
+            self.with(&revision.id, |live| live.set(at, u32::try_from(part).unwrap_or(count)));
+        }
+        for id in self.revisions_of(name) {
+            self.with(&id, |live| {
+                live.let_go();
+                if count == 0 {
+                    live.set(at, 0);
+                }
+            });
+            self.converge(&id, now);
+        }
+    }
+
+    /// Has the store let old revisions go.
+    fn collect(&self) {
+        let shared = Arc::clone(&self.shared);
+        self.work.push(Box::pin(async move { Done::Collected(shared.parts.store.collect().await) }));
     }
 
     /// Something that ran beside the loop has ended.
@@ -468,6 +532,12 @@ impl Reconcile {
                 tracing::warn!(function = %name, %error, "the store still holds the function at 0; it does so again after a restart");
             }
             Done::Unparked(_, Ok(())) => {}
+            Done::Directed(name, result) => self.directed(&name, result),
+            Done::Collected(Ok(0)) => {}
+            Done::Collected(Ok(revisions)) => tracing::info!(revisions, "old revisions are let go"),
+            Done::Collected(Err(error)) => {
+                tracing::warn!(%error, "old revisions could not be let go; trying again in an hour");
+            }
         }
     }
 
@@ -509,6 +579,9 @@ impl Reconcile {
         let now = Instant::now();
         let stable = self.shared.config.stable_after.0;
         self.overdue(now);
+        for name in self.handovers.keys().cloned().collect::<Vec<_>>() {
+            self.taken_over(&name, now);
+        }
         for id in self.awake.iter().cloned().collect::<Vec<_>>() {
             self.with(&id, |live| live.forgive(stable, now));
             self.converge(&id, now);
@@ -537,7 +610,7 @@ impl Reconcile {
         for id in self.awake.iter().cloned().collect::<Vec<_>>() {
             let Some(live) = self.live.get(&id) else { continue };
             let role = self.role(live);
-            if role == (Role::Serving { parked: false }) {
+            if role.is_scaled() {
                 self.with(&id, |live| live.decide(at));
             }
             self.converge(&id, now);

@@ -14,6 +14,7 @@ use tokio_util::{
 use crate::{
     Shared,
     board::Step,
+    handover::TAKES_OVER_WITHIN,
     live::Role,
     reconcile::{Done, Reconcile},
 };
@@ -113,13 +114,26 @@ impl Reconcile {
         trial && !self.verdicts.contains_key(id)
     }
 
-    /// Judges a tried revision ready when all its first instances are.
-    pub(crate) fn try_judge_ready(&mut self, id: &RevisionId) {
+    /// Judges a tried revision ready when all its first instances are, and those that its part of the calls needs: so it is not given
+    /// what it cannot carry. These are waited for no longer than for any other that takes over.
+    pub(crate) fn try_judge_ready(&mut self, id: &RevisionId, now: Instant) {
         let Some(live) = self.live.get(id) else { return };
         let role = self.role(live);
-        let there = role == (Role::Trial { starting: true }) && live.ready_count() >= live.goal(role);
-        if there && !self.verdicts.contains_key(id) {
-            self.judge(id, RevisionState::Ready);
+        let there = live.ready_count() >= live.goal(role);
+        if role != (Role::Trial { starting: true }) || self.verdicts.contains_key(id) {
+            return;
+        }
+        if there && live.warmed(now).is_none() {
+            let needs = self.needs_of_trial(id, now);
+            self.with(id, |live| live.warm_up(needs, now + TAKES_OVER_WITHIN));
+        }
+        let Some(live) = self.live.get(id) else { return };
+        let goal = live.goal(role);
+        if live.ready_count() >= goal || live.warmed(now) == Some(true) {
+            return self.judge(id, RevisionState::Ready);
+        }
+        if let Some(count) = live.differs(goal, now) {
+            self.order(id, count);
         }
     }
 

@@ -3,7 +3,10 @@
 use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
 use taper_dispatch::{Config, Dispatcher};
-use taper_model::{BoxFuture, Call, Fault, FunctionName, InstanceId, Invoke, Reply, RevisionId, call::Start};
+use taper_model::{
+    BoxFuture, Call, Fault, FunctionName, InstanceId, Invoke, Reply, RevisionId,
+    call::{Start, Terms},
+};
 use taper_provider::{Event, Instance};
 use tokio::time::Instant;
 
@@ -57,7 +60,9 @@ fn cost(threads: usize, functions: &[RevisionId], instances: usize, slots: u32) 
                             let begun = Instant::now();
                             let deadline = begun + Duration::from_secs(600);
                             for _ in 0..ROUNDS {
-                                drop(std::hint::black_box(d.admit(&revision, deadline).await.expect("a slot")));
+                                drop(std::hint::black_box(
+                                    d.admit(&revision, deadline, Terms::default()).await.expect("a slot"),
+                                ));
                             }
                             begun.elapsed()
                         })
@@ -77,15 +82,20 @@ fn cost(threads: usize, functions: &[RevisionId], instances: usize, slots: u32) 
 fn main() {
     let one = [revision("hello")];
     let four = ["hello", "there", "dear", "reader"].map(revision);
+    // A number picks one of them, so that its instructions can be counted.
+    let only: Option<usize> = std::env::args().skip(1).find_map(|word| word.parse().ok());
     println!("admit + release, ns of one thread's time per call");
-    for (what, threads, functions, instances, slots) in [
+    let all = [
         ("1 thread, 1 instance of 100 slots", 1, &one[..], 1, 100),
         ("1 thread, 1,000 instances of 1 slot", 1, &one[..], 1000, 1),
         ("4 threads, one function, 1 instance of 100 slots", 4, &one[..], 1, 100),
         ("4 threads, one function, 1,000 instances of 1 slot", 4, &one[..], 1000, 1),
         ("4 threads, one function, 1 instance of 1 slot (queueing)", 4, &one[..], 1, 1),
         ("4 threads, a function each", 4, &four[..], 1, 100),
-    ] {
-        println!("{:>8.0}  {what}", cost(threads, functions, instances, slots));
+    ];
+    for (number, (what, threads, functions, instances, slots)) in all.into_iter().enumerate() {
+        if only.is_none_or(|only| only == number) {
+            println!("{:>8.0}  {what}", cost(threads, functions, instances, slots));
+        }
     }
 }

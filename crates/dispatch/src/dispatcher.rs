@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use taper_model::{BoxFuture, Call, Demand, Fault, InstanceId, Invoke, Load, Reply, RevisionId};
+use taper_model::{BoxFuture, Call, Demand, Fault, InstanceId, Invoke, Load, Reply, RevisionId, call::Terms};
 use taper_provider::{Event, Instance};
 use tokio::time::Instant;
 
@@ -26,8 +26,9 @@ const SHARDS: usize = 16;
 /// [`admit`](Dispatcher::admit) for who runs them otherwise); the control plane listens and decides through [`Load`] and replaces
 /// what [`condemned`](Dispatcher::condemned) names.
 ///
-/// *Guarantees.* An instance never runs more calls than it has slots. Calls of a revision are admitted in the order in which they came, and
-/// none waits while a slot is free. Every call that entered leaves with a permit, a fault, or by being dropped.
+/// *Guarantees.* An instance never runs more calls than it has slots. Calls of a revision are admitted in the order in which they came,
+/// but for those that nobody waits for ([`Terms::background`]): they stand behind the others, and get one of eight slots all the
+/// same. None waits while a slot is free. A call is sent twice at most, and only where it says that it may be. Every call that entered leaves with a permit, a fault, or by being dropped.
 ///
 /// *Assumptions.* Events of one provider are learnt in their order. An instance's `invoke` ends by the call's deadline.
 ///
@@ -72,7 +73,7 @@ pub struct Stats {
     pub running: u32,
     /// Instances that take calls.
     pub ready: u32,
-    /// Instances that take none any more and are not gone yet: draining, retired or condemned.
+    /// Instances that take none and are not gone yet: not ready now, draining, retired or condemned.
     pub leaving: u32,
     /// How long the first in the queue has waited; zero when nobody waits.
     pub longest_wait: Duration,
@@ -94,8 +95,8 @@ impl Dispatcher {
     ///
     /// # Cancel safety
     /// Cancel safe: dropping the future frees its place, and a slot that was granted to it already goes to the next who waits.
-    pub async fn admit(&self, revision: &RevisionId, deadline: Instant) -> Result<Permit, Fault> {
-        match self.enter(revision, deadline) {
+    pub async fn admit(&self, revision: &RevisionId, deadline: Instant, terms: Terms) -> Result<Permit, Fault> {
+        match self.enter(revision, deadline, terms) {
             Entry::Admitted(permit) => Ok(permit),
             Entry::Queued(place) => place.wait(deadline).await,
             Entry::Refused(fault) => Err(fault),
@@ -103,21 +104,21 @@ impl Dispatcher {
     }
 
     /// By the share that this lane has of the revision, and by the pool where it has none, or nothing in it.
-    fn enter(&self, revision: &RevisionId, deadline: Instant) -> Entry {
+    fn enter(&self, revision: &RevisionId, deadline: Instant, terms: Terms) -> Entry {
         let lane = share::lane();
         let known = self.inner.lanes[lane].lock().find(revision);
         if let Some(share) = known {
-            if let Some(permit) = share.seat(Instant::now(), deadline) {
+            if let Some(permit) = share.seat(Instant::now(), deadline, terms.background) {
                 return Entry::Admitted(permit);
             }
-            if let Some(entry) = share.pool().and_then(|pool| pool.enter(&share, deadline)) {
+            if let Some(entry) = share.pool().and_then(|pool| pool.enter(&share, deadline, terms)) {
                 return entry;
             }
         }
         loop {
             let pool = self.pool(revision);
             let share = pool.share(lane);
-            if let Some(entry) = pool.enter(share, deadline) {
+            if let Some(entry) = pool.enter(share, deadline, terms) {
                 self.inner.lanes[lane].lock().learn(revision, share);
                 return entry;
             }
@@ -125,7 +126,7 @@ impl Dispatcher {
     }
 
     /// What a provider reported. `Ready` admits as many waiting calls as the instance has slots; `Draining` and `Gone` take an instance
-    /// out of service; `Reset` does either for everything, and instances that stay keep their running calls. `Failed`
+    /// out of service, `Unready` until it is `Ready` again; `Reset` does either for everything, and instances that stay keep their running calls. `Failed`
     /// changes nothing here: whoever decides whether to try again says so by [`Load::refuse`].
     pub fn learn(&self, event: Event) {
         match event {
@@ -137,6 +138,11 @@ impl Dispatcher {
             Event::Draining { id, revision } => {
                 if let Some(pool) = self.known(&revision) {
                     pool.drain(&id);
+                }
+            }
+            Event::Unready { id, revision, .. } => {
+                if let Some(pool) = self.known(&revision) {
+                    pool.pause(&id);
                 }
             }
             Event::Gone { id, revision, .. } => {
@@ -175,19 +181,24 @@ impl Dispatcher {
         self.inner.signals.drainer().until(|| self.pools().iter().all(|pool| pool.is_empty())).await;
     }
 
-    /// A call came back from its instance with nothing sent: it is tried on others, until it was tried often enough, or its time is up.
+    /// A call came back from its instance: with nothing sent, and then it is tried on others until it was tried often enough; or
+    /// broken off, and then it is sent to another once. Its time bounds both.
     async fn again(&self, mut permit: Permit, mut fault: Fault, deadline: Instant) -> Result<Reply, Fault> {
-        let mut retries = self.inner.retries;
+        let (mut retries, mut repeated) = (self.inner.retries, false);
         loop {
             let Some(call) = fault.unsent.take() else { return Err(fault) };
+            let broke = call.terms.repeated && !repeated;
             let pool = permit.share.pool();
-            if let Some(pool) = &pool {
+            // Who breaks a connection may have other calls, and lives or is gone: whoever keeps the instances knows. Who could not be
+            // reached is of no use.
+            if let Some(pool) = pool.as_ref().filter(|_| !broke) {
                 pool.condemn(&permit, &fault);
             }
-            let Some(pool) = pool.filter(|_| retries > 0 && Instant::now() < deadline) else {
+            let Some(pool) = pool.filter(|_| (retries > 0 || broke) && Instant::now() < deadline) else {
                 return Err(give_back(fault, *call));
             };
-            retries -= 1;
+            retries -= u32::from(!broke);
+            repeated = call.terms.repeated;
             let lost = permit.since.elapsed();
             let another = match pool.reenter(permit, lost) {
                 Ok(permit) => Ok(permit),
@@ -200,10 +211,14 @@ impl Dispatcher {
                     return Err(give_back(last, *call));
                 }
             };
+            let before = fault.message;
             fault = match permit.slot().instance.run.invoke(*call).await {
-                Ok(reply) => return Ok(permit.ride(reply)),
+                Ok(reply) => return Ok(permit.ride(reply, repeated)),
                 Err(fault) => fault,
             };
+            if repeated {
+                fault.message = format!("{}; it was sent to another instance before: {before}", fault.message);
+            }
         }
     }
 
@@ -312,7 +327,8 @@ impl Invoke for Dispatcher {
         Box::pin(async move {
             // Boxed is what few calls come to: the future of all others is no larger for it.
             let deadline = call.deadline;
-            let entered = match self.enter(&call.revision, deadline) {
+            let (repeated, terms) = (call.terms.repeated, call.terms);
+            let entered = match self.enter(&call.revision, deadline, terms) {
                 Entry::Admitted(permit) => Ok(permit),
                 Entry::Queued(place) => Box::pin(place.wait(deadline)).await,
                 Entry::Refused(fault) => Err(fault),
@@ -322,7 +338,7 @@ impl Invoke for Dispatcher {
                 Err(fault) => return Err(give_back(fault, call)),
             };
             match permit.slot().instance.run.invoke(call).await {
-                Ok(reply) => Ok(permit.ride(reply)),
+                Ok(reply) => Ok(permit.ride(reply, repeated)),
                 Err(fault) if fault.unsent.is_none() => Err(fault),
                 Err(fault) => Box::pin(self.again(permit, fault, deadline)).await,
             }

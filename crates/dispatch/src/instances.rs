@@ -44,6 +44,8 @@ struct Entry {
 pub(crate) enum Service {
     /// It does.
     Serving,
+    /// Not now; it may be back.
+    Paused,
     /// It was retired or drains; it ends when its calls have ended.
     Leaving,
     /// A call could not be sent to it; it must be replaced.
@@ -73,10 +75,11 @@ impl Instances {
         self.keys.len()
     }
 
-    /// Adds a ready instance. One that is known already stays as it is, in service or not, with its running calls.
+    /// Adds a ready instance. One that is known already stays as it is, in service or not, with its running calls, but is back in
+    /// service when it was paused.
     pub(crate) fn add(&mut self, instance: Instance, born: u64) {
-        if self.keys.contains_key(&instance.id) {
-            return;
+        if let Some(key) = self.keys.get(&instance.id) {
+            return self.resume(*key);
         }
         let key = self.vacant.pop().unwrap_or_else(|| {
             self.entries.push(None);
@@ -124,9 +127,27 @@ impl Instances {
         self.link(key);
     }
 
-    /// Takes a slot's instance out of service for good. True when it was in service until now.
+    /// Takes a slot's instance out of service for good. True when it was in service until now, or was to be again.
     pub(crate) fn condemn(&mut self, slot: &Slot) -> bool {
         self.is_here(slot) && self.withdraw(slot.key, Service::Condemned)
+    }
+
+    /// Takes an instance out of service until it is added again.
+    pub(crate) fn pause(&mut self, id: &InstanceId) {
+        if let Some(key) = self.keys.get(id) {
+            self.withdraw(*key, Service::Paused);
+        }
+    }
+
+    fn resume(&mut self, key: u32) {
+        let entry = self.entry(key);
+        if entry.service == Service::Paused {
+            entry.service = Service::Serving;
+            let wide = entry.instance.slots.get() > 1;
+            self.ready += 1;
+            self.wide += u32::from(wide);
+            self.link(key);
+        }
     }
 
     /// Takes an instance out of service.
@@ -177,8 +198,14 @@ impl Instances {
     }
 
     fn withdraw(&mut self, key: u32, to: Service) -> bool {
-        if self.entry(key).service != Service::Serving {
-            return false;
+        match self.entry(key).service {
+            Service::Serving => {}
+            // It is out of service already, and from now on for good.
+            Service::Paused => {
+                self.entry(key).service = to;
+                return to == Service::Condemned;
+            }
+            Service::Leaving | Service::Condemned => return false,
         }
         self.unlink(key);
         let entry = self.entry(key);

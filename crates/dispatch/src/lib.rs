@@ -7,7 +7,9 @@
 //!
 //! [`Dispatcher`] finds the revision's pool in a sharded map and enters it. A pool is one short mutex around three things: the
 //! instances, the calls that wait, and the meter of these. Under that mutex one rule always holds: **nobody waits while a slot is free**.
-//! So a newcomer either finds the queue empty and takes a slot at once, or stands behind everybody who waits.
+//! So a newcomer either finds the queue empty and takes a slot at once, or stands behind everybody who waits: a call for which somebody
+//! waits before those for which nobody does ([`Terms::background`](taper_model::call::Terms::background)), of which one gets its turn
+//! whenever seven others have had theirs.
 //!
 //! A slot is a value, the [`Permit`]. Dropping it frees the slot and, in the same critical section, hands it to the first
 //! who waits. A waiting call holds the receiving end of a one-shot channel and the grant that is sent to it *is* the permit: a
@@ -58,7 +60,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Config {
-    /// Calls that may wait per revision; the next one is refused with 503. Default 10,000; 0 counts as 1, because a revision at
+    /// Calls that may wait per revision, and as many again in the background; the next one is refused with 503. Default 10,000; 0 counts as 1, because a revision at
     /// zero starts only when a call waits for it.
     pub queue: usize,
     /// How often a call that could not be sent is tried on another instance. Default 3.

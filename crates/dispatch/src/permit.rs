@@ -31,6 +31,8 @@ pub struct Permit {
     pub(crate) generation: u64,
     pub(crate) ticket: Ticket,
     pub(crate) start: Start,
+    /// Whether nobody waits for the call's answer.
+    pub(crate) background: bool,
     /// How long the call waited, and for what.
     pub(crate) timing: Timing,
     /// Since when the call may run.
@@ -58,10 +60,10 @@ impl Permit {
     }
 
     /// Lets the slot ride in a reply: until its body ends, breaks or is dropped.
-    pub(crate) fn ride(self, mut reply: Reply) -> Reply {
+    pub(crate) fn ride(self, mut reply: Reply, repeated: bool) -> Reply {
         let (start, timing) = (self.start, Timing { invoke: self.since.elapsed(), ..self.timing });
         let phases = (start != Start::Warm).then_some(self.slot().instance.phases);
-        reply.extensions_mut().insert(Served { start, timing, phases });
+        reply.extensions_mut().insert(Served { start, timing, phases, repeated });
         if !http_body::Body::is_end_stream(reply.body()) {
             return reply.map(|body| Body::new(Riding { body, permit: Some(self) }));
         }

@@ -9,7 +9,7 @@ use std::{
 
 use taper_model::{
     Cause, Demand, Fault, InstanceId, RevisionId, Stage,
-    call::{Start, Timing},
+    call::{Start, Terms, Timing},
 };
 use taper_provider::Instance;
 use tokio::{
@@ -25,6 +25,9 @@ use crate::{
     signals::Signals,
 };
 
+/// Of so many slots that calls wait for, one at least goes to a call in the background, if any waits.
+const TURNS: u32 = 8;
+
 /// One revision's activator.
 pub(crate) struct Pool {
     revision: RevisionId,
@@ -36,8 +39,12 @@ pub(crate) struct Pool {
 
 struct State {
     instances: Instances,
-    /// Who waits, by ticket: in the order of arrival, and removable from the middle.
-    waiting: BTreeMap<Ticket, Waiter>,
+    /// Who waits: first those for whom somebody does, each in the order of arrival, and removable from the middle.
+    waiting: BTreeMap<Standing, Waiter>,
+    /// Of these, those that nobody waits for.
+    background: usize,
+    /// Slots that others got, one after another, while one of these waited.
+    passed: u32,
     /// The next ticket.
     tickets: u64,
     /// The lanes whose shares are open, a bit each. None while anybody waits.
@@ -61,6 +68,9 @@ struct Knock {
     /// It lies in the mailbox and nobody has read it yet.
     unread: bool,
 }
+
+/// Where a call stands: whether it is in the background, and behind whom.
+type Standing = (bool, Ticket);
 
 struct Waiter {
     grant: oneshot::Sender<Result<Permit, Fault>>,
@@ -91,8 +101,8 @@ pub(crate) enum Entry {
 /// A call's place in the queue. Dropping it leaves the queue; a slot that was granted already goes to the next.
 pub(crate) struct Place {
     pool: Arc<Pool>,
-    ticket: Ticket,
-    /// Whether the pool may still list the ticket.
+    standing: Standing,
+    /// Whether the pool may still list it.
     listed: bool,
     grant: oneshot::Receiver<Result<Permit, Fault>>,
 }
@@ -104,6 +114,8 @@ impl Pool {
         let state = State {
             instances: Instances::default(),
             waiting: BTreeMap::new(),
+            background: 0,
+            passed: 0,
             tickets: 0,
             open: 0,
             generation: 0,
@@ -124,7 +136,7 @@ impl Pool {
     }
 
     /// A new call of a lane whose share has no slot for it. Nothing when the pool was forgotten in the meantime: look it up again.
-    pub(crate) fn enter(self: &Arc<Self>, share: &Arc<Share>, deadline: Instant) -> Option<Entry> {
+    pub(crate) fn enter(self: &Arc<Self>, share: &Arc<Share>, deadline: Instant, terms: Terms) -> Option<Entry> {
         let (mut guard, now) = self.lock();
         let state = &mut *guard;
         if state.forgotten {
@@ -140,43 +152,51 @@ impl Pool {
             drop(guard);
             return Some(Entry::Refused(self.late(stage)));
         }
-        let ticket = (state.tickets, 0);
+        let standing = (terms.background, (state.tickets, 0));
         state.tickets += 1;
         if state.waiting.is_empty()
-            && let Some(permit) = self.seat(state, share, ticket, Timing::default(), now)
+            && let Some(permit) = self.seat(state, share, standing, Timing::default(), now)
         {
             // The lane keeps the slot when this call is over.
             if state.instances.alike() {
-                share.open(ticket.0, state.generation);
+                share.open(standing.1.0, state.generation);
                 state.open |= 1 << share.lane;
             }
             return Some(Entry::Admitted(permit));
         }
-        if state.waiting.len() >= self.signals.queue {
+        // What nobody waits for keeps nobody out; so there are twice as many as the bound says at most.
+        let before = state.waiting.len() - if terms.background { 0 } else { state.background };
+        let bound = terms.queue.map_or(self.signals.queue, |bound| self.signals.queue.min(bound.max(1) as usize));
+        if before >= bound {
             drop(guard);
-            return Some(Entry::Refused(self.full()));
+            return Some(Entry::Refused(self.full(bound)));
         }
         let wait = Wait { since: now, cold: state.meter.cold(), before: Timing::default() };
-        Some(Entry::Queued(self.queue(guard, share, ticket, wait)))
+        Some(Entry::Queued(self.queue(guard, share, standing, wait)))
     }
 
-    /// A call that was admitted but could not be sent. It keeps its ticket, so it stands before everybody who came after it; and as
-    /// it had a slot, the queue's bound is not asked again (so the queue exceeds it by the running calls at most).
+    /// A call that was admitted and has to go to another instance. It keeps its ticket, so it stands before everybody who came after
+    /// it; and as it had a slot, the queue's bound is not asked again (so the queue exceeds it by the running calls at most).
     pub(crate) fn reenter(self: &Arc<Self>, mut permit: Permit, lost: Duration) -> Result<Permit, Place> {
         let (mut guard, now) = self.lock();
         let state = &mut *guard;
         permit.share.end(now);
+        let standing = (permit.background, permit.ticket);
+        let before = Timing { queue: permit.timing.queue + lost, ..permit.timing };
+        // Another slot first, because the choice falls on the one that was used last. Its own is the only one that can be free while
+        // others wait, and it had it before them.
+        let mut another = self.seat(state, &permit.share, standing, before, now);
         if let Some(slot) = permit.slot.take() {
             state.instances.free(&slot);
+            another = another.or_else(|| self.seat(state, &permit.share, standing, before, now));
         }
-        let before = Timing { queue: permit.timing.queue + lost, ..permit.timing };
-        if state.waiting.is_empty()
-            && let Some(another) = self.seat(state, &permit.share, permit.ticket, before, now)
-        {
-            return Ok(another);
+        match another {
+            Some(another) => Ok(another),
+            None => {
+                let wait = Wait { since: now, cold: state.meter.cold(), before };
+                Err(self.queue(guard, &permit.share, standing, wait))
+            }
         }
-        let wait = Wait { since: now, cold: state.meter.cold(), before };
-        Err(self.queue(guard, &permit.share, permit.ticket, wait))
     }
 
     /// Gives a slot back, or on to the first who waits.
@@ -233,8 +253,17 @@ impl Pool {
 
     /// An instance takes no new call.
     pub(crate) fn drain(&self, id: &InstanceId) {
+        self.leave_service(|instances| instances.drain(id));
+    }
+
+    /// An instance takes no new call until it is ready again.
+    pub(crate) fn pause(&self, id: &InstanceId) {
+        self.leave_service(|instances| instances.pause(id));
+    }
+
+    fn leave_service(&self, leave: impl FnOnce(&mut Instances)) {
         let mut state = self.lock_all();
-        state.instances.drain(id);
+        leave(&mut state.instances);
         let knock = state.must_knock();
         drop(state);
         self.knock(knock);
@@ -289,6 +318,7 @@ impl Pool {
     pub(crate) fn refuse(&self, fault: &Fault) {
         let (mut state, _) = self.lock();
         let waiting = std::mem::take(&mut state.waiting);
+        state.background = 0;
         // They are answered: the next call that finds nothing knocks anew.
         state.knock.cold = false;
         drop(state);
@@ -352,7 +382,12 @@ impl Pool {
             running: self.running(),
             ready: state.instances.ready(),
             leaving: state.instances.len() as u32 - state.instances.ready(),
-            longest_wait: state.waiting.values().next().map_or(Duration::ZERO, |w| now.duration_since(w.wait.since)),
+            longest_wait: [false, true]
+                .into_iter()
+                .filter_map(|background| state.first(background))
+                .map(|standing| now.duration_since(state.waiting[&standing].wait.since))
+                .max()
+                .unwrap_or_default(),
         }
     }
 
@@ -409,7 +444,7 @@ impl Pool {
         &self,
         state: &mut State,
         share: &Arc<Share>,
-        ticket: Ticket,
+        (background, ticket): Standing,
         timing: Timing,
         now: Instant,
     ) -> Option<Permit> {
@@ -422,15 +457,17 @@ impl Pool {
         let start = if ticket.0 < born { slot.instance.start } else { Start::Warm };
         share.begin(now);
         let (share, generation) = (share.clone(), state.generation);
-        Some(Permit { share, slot: Some(slot), generation, ticket, start, timing, since: now })
+        Some(Permit { share, slot: Some(slot), generation, ticket, start, background, timing, since: now })
     }
 
-    /// A slot for the first who waits, if there are both.
+    /// A slot for the next who waits, if there are both.
     fn next(self: &Arc<Self>, state: &mut State, now: Instant) -> Option<(Waiter, Permit)> {
-        let (&ticket, waiter) = state.waiting.first_key_value()?;
+        let standing = state.turn()?;
+        let waiter = &state.waiting[&standing];
         let (timing, share) = (waiter.wait.until(now, state.meter.cold()), waiter.share.clone());
-        let permit = self.seat(state, &share, ticket, timing, now)?;
-        let waiter = state.waiting.remove(&ticket).expect("it was the first just now");
+        let permit = self.seat(state, &share, standing, timing, now)?;
+        state.passed = if standing.0 || state.background == 0 { 0 } else { state.passed + 1 };
+        let waiter = state.remove(standing).expect("it was there just now");
         Some((waiter, permit))
     }
 
@@ -438,21 +475,22 @@ impl Pool {
         self: &Arc<Self>,
         mut state: MutexGuard<'_, State>,
         share: &Arc<Share>,
-        ticket: Ticket,
+        standing: Standing,
         wait: Wait,
     ) -> Place {
         let (tx, rx) = oneshot::channel();
-        state.waiting.insert(ticket, Waiter { grant: tx, share: share.clone(), wait });
+        state.waiting.insert(standing, Waiter { grant: tx, share: share.clone(), wait });
+        state.background += usize::from(standing.0);
         let knock = state.must_knock();
         drop(state);
         self.knock(knock);
-        Place { pool: self.clone(), ticket, listed: true, grant: rx }
+        Place { pool: self.clone(), standing, listed: true, grant: rx }
     }
 
     /// Takes a call out of the queue, and tells what it waited for; `None` when it was not in it any more.
-    fn leave(&self, ticket: Ticket) -> Option<Stage> {
+    fn leave(&self, standing: Standing) -> Option<Stage> {
         let (mut state, now) = self.lock();
-        let waiter = state.waiting.remove(&ticket);
+        let waiter = state.remove(standing);
         let nobody = state.waiting.is_empty();
         let cold = state.meter.cold();
         drop(state);
@@ -470,10 +508,10 @@ impl Pool {
         }
     }
 
-    fn full(&self) -> Fault {
-        let (name, queue) = (self.revision.name(), self.signals.queue);
-        let text =
-            format!("{queue} calls wait for {name} and its queue is full; try again later, or raise its `scale.max`");
+    fn full(&self, bound: usize) -> Fault {
+        let name = self.revision.name();
+        let mend = if bound < self.signals.queue { "`scale.max` or `limits.queue`" } else { "`scale.max`" };
+        let text = format!("{bound} calls wait for {name} and its queue is full; try again later, or raise its {mend}");
         Fault::new(Stage::Queue, Cause::QueueFull, text)
     }
 
@@ -494,6 +532,25 @@ impl Pool {
 }
 
 impl State {
+    /// Who has waited longest, in the background or not.
+    fn first(&self, background: bool) -> Option<Standing> {
+        let least = (background, (0, 0));
+        self.waiting.range(least..).next().map(|(standing, _)| *standing).filter(|(is, _)| *is == background)
+    }
+
+    /// Whose turn it is.
+    fn turn(&self) -> Option<Standing> {
+        let due = self.passed + 1 >= TURNS;
+        let background = if self.background > 0 && due { self.first(true) } else { None };
+        background.or_else(|| self.waiting.first_key_value().map(|(standing, _)| *standing))
+    }
+
+    fn remove(&mut self, standing: Standing) -> Option<Waiter> {
+        let waiter = self.waiting.remove(&standing)?;
+        self.background -= usize::from(standing.0);
+        Some(waiter)
+    }
+
     /// Whether a knock must go into the mailbox: calls wait, it was not said yet since the last sample, and none lies there. That all
     /// is taken is said again whenever twice as many wait: a burst is followed as it grows, with a dozen knocks at most.
     fn must_knock(&mut self) -> bool {
@@ -530,7 +587,7 @@ impl Place {
             }),
             Ok(Err(_)) => Err(Fault::new(Stage::Queue, Cause::Internal, "the call's place in the queue was lost")),
             // Not listed any more: a grant is on its way, too late; dropping the receiver passes it on.
-            Err(_) => Err(self.pool.late(self.pool.leave(self.ticket).unwrap_or(Stage::Queue))),
+            Err(_) => Err(self.pool.late(self.pool.leave(self.standing).unwrap_or(Stage::Queue))),
         }
     }
 }
@@ -538,7 +595,7 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         if self.listed {
-            self.pool.leave(self.ticket);
+            self.pool.leave(self.standing);
         }
     }
 }
@@ -571,7 +628,7 @@ mod tests {
         let revision = RevisionId::new(FunctionName::parse("hello").unwrap(), 1);
         let pool = Arc::new(Pool::new(revision.clone(), Arc::new(Signals::new(10))));
         let deadline = Instant::now() + Duration::from_secs(60);
-        let queued = || match pool.enter(pool.share(0), deadline) {
+        let queued = || match pool.enter(pool.share(0), deadline, Terms::default()) {
             Some(Entry::Queued(place)) => place,
             _ => panic!("nothing is ready, so it waits"),
         };

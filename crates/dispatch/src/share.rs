@@ -100,7 +100,7 @@ impl Share {
     }
 
     /// A slot of this lane's own, if it has one; the pool knows what to do where it has none.
-    pub(crate) fn seat(self: &Arc<Self>, now: Instant, deadline: Instant) -> Option<Permit> {
+    pub(crate) fn seat(self: &Arc<Self>, now: Instant, deadline: Instant, background: bool) -> Option<Permit> {
         let mut stash = self.lock();
         // Asked under the lock, as in the pool.
         if stash.idle.is_empty() || deadline <= now || self.signals.is_closed() {
@@ -114,7 +114,16 @@ impl Share {
         let (ticket, generation) = ((stash.opened, stash.served), stash.generation);
         drop(stash);
         let (start, timing) = (Start::Warm, Timing::default());
-        Some(Permit { share: self.clone(), slot: Some(slot), generation, ticket, start, timing, since: now })
+        Some(Permit {
+            share: self.clone(),
+            slot: Some(slot),
+            generation,
+            ticket,
+            start,
+            background,
+            timing,
+            since: now,
+        })
     }
 
     /// Takes a call's slot back: for this lane's next call, or to the pool.

@@ -49,12 +49,14 @@ pub(crate) fn check(context: &Context, request: &Request) -> Result<(), Fault> {
     let refuse = |cause, message: &str| Err(Fault::new(Stage::Accept, cause, message));
     // Once through all headers: to look each up costs more.
     let (mut size, mut hosts, mut codings) = (0, 0, 0);
-    let (mut host_spelt, mut chunked) = (true, true);
+    let (mut host_spelt, mut host_agrees, mut chunked) = (true, true, true);
+    let authority = request.uri().authority().map(|a| a.as_str().as_bytes());
     for (name, value) in request.headers() {
         size += name.as_str().len() + value.len() + 4;
         if name == header::HOST {
             hosts += 1;
             host_spelt &= value.as_bytes().iter().all(is_of_host);
+            host_agrees &= authority.is_none_or(|a| a.eq_ignore_ascii_case(value.as_bytes()));
         } else if name == header::TRANSFER_ENCODING {
             codings += 1;
             chunked &= value.as_bytes().eq_ignore_ascii_case(b"chunked");
@@ -65,13 +67,17 @@ pub(crate) fn check(context: &Context, request: &Request) -> Result<(), Fault> {
         let text = format!("the request's head is over the limit of {} bytes", context.config.max_headers);
         return refuse(Cause::HeadersTooLarge, &text);
     }
-    let named = request.uri().authority().is_some();
-    if hosts > 1 || (request.version() == Version::HTTP_11 && hosts == 0 && !named) {
+    if hosts > 1 || (request.version() == Version::HTTP_11 && hosts == 0 && authority.is_none()) {
         return refuse(Cause::Malformed, "a request must have exactly one Host header");
     }
-    let authority = request.uri().authority().map_or(&b""[..], |a| a.as_str().as_bytes());
-    if !host_spelt || !authority.iter().all(is_of_host) {
+    if !host_spelt || !authority.unwrap_or_default().iter().all(is_of_host) {
         return refuse(Cause::Malformed, "the Host header is not a host");
+    }
+    if !host_agrees {
+        return refuse(Cause::Malformed, "the request's target and its Host header name different hosts");
+    }
+    if codings > 0 && request.body().record.link().is_framed_twice() {
+        return refuse(Cause::Malformed, "a request must not have both Content-Length and Transfer-Encoding");
     }
     if codings > 1 || !chunked {
         return refuse(Cause::Malformed, "the only transfer coding that is served is `chunked`");

@@ -22,6 +22,7 @@ use crate::{
     guess::Guesses,
     reply,
     route::Door,
+    routes,
 };
 
 /// The name and the password that open the control plane.
@@ -103,8 +104,8 @@ impl<S> Authenticate<S> {
 impl Gate {
     /// Whether this request may pass, and if not, what it said.
     fn check(&self, request: &Request) -> Result<(), Said> {
-        let open = match Door::of(request.uri().path()) {
-            Door::Function | Door::Async | Door::Health | Door::Ready => true,
+        let open = match request.body().record.door() {
+            Door::Function | Door::Async | Door::Routed | Door::Health | Door::Ready => true,
             Door::Metrics => local(request),
             Door::System | Door::Other => false,
         };
@@ -153,11 +154,14 @@ where
     }
 
     fn call(&mut self, mut request: Request) -> Self::Future {
+        if let Err(refusal) = routes::decide(&mut request) {
+            return Either::Right(Box::pin(std::future::ready(Ok(refusal.answer(request)))));
+        }
         if let Err(said) = self.gate.check(&request) {
             let gate = self.gate.clone();
             return Either::Right(Box::pin(async move { Ok(gate.refuse(request, said).await) }));
         }
-        let calls = matches!(Door::of(request.uri().path()), Door::Function | Door::Async);
+        let calls = matches!(request.body().record.door(), Door::Function | Door::Async | Door::Routed);
         if calls && request.headers().contains_key(header::AUTHORIZATION) {
             self.gate.credentials.borrow().withhold(request.headers_mut());
         }

@@ -13,7 +13,7 @@ use taper_model::{
     quantity::{Memory, Span},
 };
 
-use crate::enqueue::HELD;
+use crate::{enqueue::HELD, host::Templates, tls::Tls};
 
 /// Limits and habits of the gateway. Sizes are written as `64Ki` or bytes, times as `10s` or seconds.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -50,6 +50,21 @@ pub struct Config {
     /// On shutdown, how long calls in flight may still run before they are cut. Default 10 s.
     #[serde(deserialize_with = "span")]
     pub drain: Duration,
+    /// When a successor takes over, how long calls, streams and tunnels that stay behind may still run before they are cut. Default 5 min.
+    #[serde(deserialize_with = "span")]
+    pub hand_over_drain: Duration,
+    /// Most copies of calls that are made for mirrors at a time; beyond it none are made, and they are counted. Each holds at most
+    /// 1 MiB of a body. Default 256.
+    pub mirrors: usize,
+    /// Functions are reached as hosts below this domain, by the template; none are when it is empty. Default `localhost`.
+    pub domain: String,
+    /// The host of a function: `{name}` and `{namespace}`, each a whole label, in any order, and `.{domain}` at the end.
+    /// Default `{name}.{namespace}.{domain}`.
+    pub host_template: String,
+    /// What stands in the place of the name where a tag is meant. Default `{tag}-{name}`.
+    pub tag_template: String,
+    /// Calls over TLS. Default none.
+    pub tls: Option<Tls>,
     /// A line per request. Default `off`.
     pub access_log: AccessLog,
 }
@@ -68,6 +83,12 @@ impl Default for Config {
             max_streams: 250,
             threads: 0,
             drain: Duration::from_secs(10),
+            mirrors: 256,
+            hand_over_drain: Duration::from_secs(300),
+            domain: "localhost".into(),
+            host_template: "{name}.{namespace}.{domain}".into(),
+            tag_template: "{tag}-{name}".into(),
+            tls: None,
             access_log: AccessLog::Off,
         }
     }
@@ -99,7 +120,13 @@ impl Config {
                 return refuse(field, &Span(value), "1ms to 24h");
             }
         }
-        Ok(())
+        self.tls.as_ref().map_or(Ok(()), Tls::validate)?;
+        self.templates().map(drop)
+    }
+
+    /// The hosts of functions.
+    pub(crate) fn templates(&self) -> Result<Templates, Invalid> {
+        Templates::new(&self.domain, &self.host_template, &self.tag_template)
     }
 }
 

@@ -1,13 +1,15 @@
 //! One connection: its socket, and what its task, the HTTP parser and its calls know of one another. It counts what is
-//! in flight, sees heads that dribble in, and puts our own words in the place of the parser's bare refusals.
+//! in flight, sees heads that dribble in, knows when nothing of a request is left, and puts our own words in the place of the
+//! parser's bare refusals.
 //! Never reads a header: a call's way begins in `accept`.
 
 use std::{
     io,
     net::SocketAddr,
+    os::fd::AsFd,
     pin::Pin,
     sync::{
-        Arc, Mutex,
+        Arc, LazyLock, Mutex,
         atomic::{
             AtomicBool, AtomicU8, AtomicU32, AtomicU64,
             Ordering::{AcqRel, Acquire, Relaxed, Release},
@@ -17,8 +19,9 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Buf, Bytes};
-use http::HeaderValue;
+use bytes::{Buf, Bytes, BytesMut};
+use http::{HeaderValue, Version};
+use memchr::memmem;
 use taper_model::clock;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -26,8 +29,9 @@ use tokio::{
     sync::OwnedSemaphorePermit,
     time::{Instant, Sleep, sleep},
 };
+use tokio_rustls::server::TlsStream;
 
-use crate::{config::Config, headers, timeout::Limit};
+use crate::{config::Config, headers, serve::Entrance, timeout::Limit};
 
 /// How long a refused client may go on sending before its connection is closed. Without it, the close would overtake
 /// our answer: a socket that is closed with unread bytes is reset.
@@ -35,6 +39,13 @@ pub(crate) const LINGER: Duration = Duration::from_secs(5);
 
 /// For how long the wall clock's last word is good enough.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// What HTTP/2 begins with; no HTTP/1 method that anybody serves begins so.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// A word that nearly no head has but those of chunked bodies: it is looked for in every one.
+static CHUNKED: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finder::new(b"hunked"));
+/// What is read at first: mostly a whole head.
+const FIRST: usize = 1024;
 
 /// Makes the answer to a request that the HTTP parser refused, from the parser's own.
 pub(crate) type Refuse = Box<dyn Fn(&[u8]) -> Bytes + Send + Sync>;
@@ -47,6 +58,8 @@ pub(crate) struct Link {
     pub(crate) peer: SocketAddr,
     /// The number of its lane.
     pub(crate) lane: usize,
+    /// Where it came in.
+    entrance: Entrance,
     /// The other end as `X-Forwarded-For` has it: written once, for all calls.
     pub(crate) forwarded_for: HeaderValue,
     /// The last host that was asked for, and `Forwarded` with it.
@@ -60,13 +73,13 @@ pub(crate) struct Link {
 struct State {
     /// The moments are counted from here.
     made: Instant,
-    /// No byte has come yet.
-    fresh: AtomicBool,
     http2: AtomicBool,
     /// Calls whose reply has not been handed over completely.
     replying: AtomicU32,
     /// Request bodies that are still wanted.
     receiving: AtomicU32,
+    /// The head that was read last says twice how long its body is.
+    framed_twice: AtomicBool,
     /// No reply is in flight and all that was written has left: what is written now is the parser's own.
     settled: AtomicBool,
     /// When the first byte came of the head that is now being read; before the first one, when the connection was made.
@@ -84,6 +97,10 @@ struct State {
     silence: Mutex<Limit>,
     /// No longer HTTP.
     upgraded: AtomicBool,
+    /// The parser has refused what came: the connection ends with that.
+    refused: AtomicBool,
+    /// Its next response is its last.
+    ends: AtomicBool,
     /// Cut in the middle of a reply: the client must not take it for a whole one.
     cut: AtomicBool,
 }
@@ -133,14 +150,20 @@ pub(crate) enum Due {
 }
 
 impl Link {
-    pub(crate) fn new(context: Arc<crate::Context>, peer: SocketAddr, lane: usize, refuse: Refuse) -> Arc<Self> {
+    pub(crate) fn new(
+        context: Arc<crate::Context>,
+        peer: SocketAddr,
+        lane: usize,
+        entrance: Entrance,
+        refuse: Refuse,
+    ) -> Arc<Self> {
         let made = Instant::now();
         let state = State {
             made,
-            fresh: AtomicBool::new(true),
             http2: AtomicBool::new(false),
             replying: AtomicU32::new(0),
             receiving: AtomicU32::new(0),
+            framed_twice: AtomicBool::new(false),
             settled: AtomicBool::new(true),
             head_since: Moment::default(),
             looked: Moment::default(),
@@ -151,12 +174,14 @@ impl Link {
             deadline: Moment::default(),
             silence: Mutex::new(Limit::None),
             upgraded: AtomicBool::new(false),
+            refused: AtomicBool::new(false),
+            ends: AtomicBool::new(false),
             cut: AtomicBool::new(false),
         };
         state.head_since.set(made, made);
         state.idle_since.set(made, made);
         let (forwarded_for, forwarded) = (headers::value(&peer.to_string()), Mutex::default());
-        Arc::new(Self { context, peer, lane, forwarded_for, forwarded, state, refuse })
+        Arc::new(Self { context, peer, lane, entrance, forwarded_for, forwarded, state, refuse })
     }
 
     /// The value of `Forwarded` (RFC 7239) for a call to this host. Hosts hardly ever change on a connection.
@@ -165,7 +190,7 @@ impl Link {
         match &*last {
             Some((known, value)) if known.as_ref() == host => value.clone(),
             _ => {
-                let value = headers::forwarded(self.peer, host);
+                let value = headers::forwarded(self.peer, self.is_secure(), host);
                 *last = Some((host.cloned(), value.clone()));
                 value
             }
@@ -233,20 +258,74 @@ impl Link {
         self.state.cut.store(true, Relaxed);
     }
 
+    /// Until when the first bytes are waited for. One that a predecessor has served waits for a next request, and not for a first one.
+    pub(crate) fn patience(&self, config: &Config) -> Instant {
+        let adopted = self.entrance == Entrance::Adopted;
+        self.state.made + if adopted { config.keep_alive } else { config.header_timeout }
+    }
+
+    /// Nothing of a request is left: all that was asked is answered, the answers have left, and of a next one no byte has been seen
+    /// since. What came before that and is still with the parser is not known here.
+    pub(crate) fn is_at_rest(&self) -> bool {
+        let state = &self.state;
+        state.replying.load(Acquire) == 0
+            && state.receiving.load(Acquire) == 0
+            && state.settled.load(Relaxed)
+            && state.head_since.is_none()
+            && !state.upgraded.load(Relaxed)
+            && !state.refused.load(Relaxed)
+    }
+
+    /// Whether it is inside TLS.
+    pub(crate) fn is_secure(&self) -> bool {
+        self.entrance == Entrance::Https
+    }
+
+    /// The next response is the last.
+    pub(crate) fn ends(&self) {
+        self.state.ends.store(true, Relaxed);
+    }
+
+    /// Whether the next response is its last.
+    pub(crate) fn is_last(&self) -> bool {
+        self.state.ends.load(Relaxed) && !self.state.http2.load(Relaxed)
+    }
+
+    /// The first bytes came, and they say this.
+    fn speaks(&self, http2: bool) {
+        self.state.http2.store(http2, Relaxed);
+    }
+
+    /// Bytes of a head are there.
+    fn heads(&self, bytes: &[u8]) {
+        let state = &self.state;
+        state.head_since.set(state.made, Instant::now());
+        self.frames(bytes);
+    }
+
+    /// Remembers whether a head says twice how long its body is. The parser serves such a request by its chunks and takes the length away
+    /// before anybody can see it. A head that comes in pieces may not be noticed, and is served so: safe, too, as nothing is read after it.
+    fn frames(&self, bytes: &[u8]) {
+        if CHUNKED.find(bytes).is_some() {
+            self.state.framed_twice.store(is_framed_twice(bytes), Relaxed);
+        }
+    }
+
+    /// Whether the head that was read last says twice how long its body is.
+    pub(crate) fn is_framed_twice(&self) -> bool {
+        self.state.framed_twice.load(Relaxed)
+    }
+
     /// Bytes came.
     fn read(&self, bytes: &[u8]) {
         let state = &self.state;
         if bytes.is_empty() || state.replying.load(Acquire) > 0 || state.receiving.load(Acquire) > 0 {
             return;
         }
-        if state.fresh.load(Relaxed) {
-            // The preface of HTTP/2; no HTTP/1 method that anybody serves begins so.
-            state.fresh.store(false, Relaxed);
-            state.http2.store(bytes.starts_with(b"PRI"), Relaxed);
-            state.head_since.clear();
-        }
         if state.head_since.is_none() {
-            state.head_since.set(state.made, Instant::now());
+            self.heads(bytes);
+        } else {
+            self.frames(bytes);
         }
     }
 
@@ -261,8 +340,21 @@ impl Link {
     fn refusal(&self, bytes: &[u8]) -> Option<Bytes> {
         let state = &self.state;
         let ours = state.settled.load(Relaxed) && !state.http2.load(Relaxed) && !state.upgraded.load(Relaxed);
-        (ours && bytes.starts_with(b"HTTP/1.")).then(|| (self.refuse)(bytes))
+        (ours && bytes.starts_with(b"HTTP/1.")).then(|| {
+            state.refused.store(true, Relaxed);
+            (self.refuse)(bytes)
+        })
     }
+}
+
+/// Whether both ways to say how long a body is are among the lines of the first head.
+fn is_framed_twice(bytes: &[u8]) -> bool {
+    let head = memmem::find(bytes, b"\r\n\r\n").map_or(bytes, |end| &bytes[..end]);
+    let has = |name: &[u8]| {
+        let mut lines = head.split(|b| *b == b'\n');
+        lines.any(|line| line.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name)))
+    };
+    has(b"content-length:") && has(b"transfer-encoding:")
 }
 
 impl State {
@@ -351,10 +443,62 @@ impl Drop for Receiving {
     }
 }
 
+/// What is spoken on.
+pub(crate) enum Stream {
+    Plain(TcpStream),
+    Secure(Box<TlsStream<TcpStream>>),
+}
+
+impl Stream {
+    fn tcp(&self) -> &TcpStream {
+        match self {
+            Self::Plain(stream) => stream,
+            Self::Secure(stream) => stream.get_ref().0,
+        }
+    }
+
+    fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Secure(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Secure(stream) => Pin::new(stream).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(&mut self, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Self::Secure(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Secure(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Secure(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
+
 /// The socket under the HTTP parser.
 pub(crate) struct Socket {
-    stream: TcpStream,
+    stream: Stream,
     link: Arc<Link>,
+    /// What was read ahead of the parser.
+    ahead: BytesMut,
     /// Our own answer to what the parser refused; nothing follows it.
     refusal: Option<Bytes>,
     linger: Option<Pin<Box<Sleep>>>,
@@ -363,8 +507,46 @@ pub(crate) struct Socket {
 }
 
 impl Socket {
-    pub(crate) fn new(stream: TcpStream, link: Arc<Link>, permit: OwnedSemaphorePermit) -> Self {
-        Self { stream, link, refusal: None, linger: None, _permit: permit }
+    pub(crate) fn new(stream: Stream, link: Arc<Link>, permit: OwnedSemaphorePermit) -> Self {
+        Self { stream, link, ahead: BytesMut::new(), refusal: None, linger: None, _permit: permit }
+    }
+
+    /// Reads until it is clear which HTTP is spoken. An error when the connection ends before that.
+    pub(crate) fn poll_begin(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Version>> {
+        let mut scrap = [0; FIRST];
+        loop {
+            let known = self.ahead.len().min(PREFACE.len());
+            if self.ahead[..known] != PREFACE[..known] || known == PREFACE.len() {
+                let http2 = known == PREFACE.len() && self.ahead.starts_with(PREFACE);
+                self.link.speaks(http2);
+                return Poll::Ready(Ok(if http2 { Version::HTTP_2 } else { Version::HTTP_11 }));
+            }
+            let mut buf = ReadBuf::new(&mut scrap);
+            ready!(self.stream.poll_read(cx, &mut buf))?;
+            if buf.filled().is_empty() {
+                return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+            }
+            if self.ahead.is_empty() {
+                self.link.heads(buf.filled());
+            }
+            self.ahead.extend_from_slice(buf.filled());
+        }
+    }
+
+    /// Not one byte has been read.
+    pub(crate) fn is_untouched(&self) -> bool {
+        self.ahead.is_empty()
+    }
+
+    /// A parser is to read these bytes first.
+    pub(crate) fn unread(&mut self, bytes: Bytes) {
+        self.ahead = bytes.into();
+        self.link.heads(&self.ahead);
+    }
+
+    /// The same socket under another descriptor.
+    pub(crate) fn duplicate(&self) -> io::Result<std::net::TcpStream> {
+        self.stream.tcp().as_fd().try_clone_to_owned().map(Into::into)
     }
 
     /// Puts our refusal in the place of the parser's.
@@ -380,15 +562,20 @@ impl Drop for Socket {
     fn drop(&mut self) {
         // A reset, because a plain end would look like the end of a reply without a length (HTTP/1.0).
         if self.link.state.cut.load(Relaxed) {
-            let _ = self.stream.set_zero_linger();
+            let _ = self.stream.tcp().set_zero_linger();
         }
     }
 }
 
 impl AsyncRead for Socket {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if !self.ahead.is_empty() {
+            let bytes = self.ahead.len().min(buf.remaining());
+            buf.put_slice(&self.ahead.split_to(bytes));
+            return Poll::Ready(Ok(()));
+        }
         let before = buf.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+        ready!(self.stream.poll_read(cx, buf))?;
         self.link.read(&buf.filled()[before..]);
         Poll::Ready(Ok(()))
     }
@@ -399,7 +586,7 @@ impl AsyncWrite for Socket {
         if self.replace(buf) {
             return Poll::Ready(Ok(buf.len()));
         }
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        self.stream.poll_write(cx, buf)
     }
 
     fn poll_write_vectored(
@@ -410,20 +597,20 @@ impl AsyncWrite for Socket {
         if bufs.first().is_some_and(|b| self.replace(b)) {
             return Poll::Ready(Ok(bufs.iter().map(|b| b.len()).sum()));
         }
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        self.stream.poll_write_vectored(cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        true
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         while let Some(text) = this.refusal.as_mut().filter(|text| !text.is_empty()) {
-            let n = ready!(Pin::new(&mut this.stream).poll_write(cx, text))?;
+            let n = ready!(this.stream.poll_write(cx, text))?;
             text.advance(n);
         }
-        ready!(Pin::new(&mut this.stream).poll_flush(cx))?;
+        ready!(this.stream.poll_flush(cx))?;
         this.link.flushed();
         Poll::Ready(Ok(()))
     }
@@ -431,7 +618,7 @@ impl AsyncWrite for Socket {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         if this.linger.is_none() {
-            ready!(Pin::new(&mut this.stream).poll_shutdown(cx))?;
+            ready!(this.stream.poll_shutdown(cx))?;
             if this.refusal.is_none() {
                 return Poll::Ready(Ok(()));
             }
@@ -440,7 +627,7 @@ impl AsyncWrite for Socket {
         let mut scrap = [0; 4096];
         while linger.as_mut().poll(cx).is_pending() {
             let mut buf = ReadBuf::new(&mut scrap);
-            match ready!(Pin::new(&mut this.stream).poll_read(cx, &mut buf)) {
+            match ready!(this.stream.poll_read(cx, &mut buf)) {
                 Ok(()) if !buf.filled().is_empty() => {}
                 _ => break,
             }

@@ -25,6 +25,8 @@ pub(crate) fn marked(api: axum::Router) -> axum::Router {
 
 /// Lets the control plane answer. It finds the call's id and the peer's address in the request's extensions.
 pub(crate) async fn answer(context: &Context, request: Request) -> Response {
+    // Until its head is there: what follows lasts as long as its reader, and changes nothing.
+    let _writes = context.writes.token();
     let (mut head, Arrival { upload, record }) = request.into_parts();
     let (method, path) = (head.method.clone(), head.uri.path().to_owned());
     head.extensions.insert(record.id().clone());

@@ -4,9 +4,9 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, Method, header, request};
+use http::{HeaderValue, Method, header, request};
 use http_body_util::BodyExt;
-use taper_model::{CallId, Cause, Fault, FunctionName, Stage};
+use taper_model::{CallId, Cause, Fault, Stage};
 use taper_queue::{Entry, Queue};
 use tokio::time::{Instant, timeout_at};
 
@@ -16,8 +16,8 @@ use crate::{
     forward, headers,
     record::Record,
     reply,
-    route::{self, Door},
-    routes,
+    route::Door,
+    routes::Found,
     timeout::{Broken, Transfer},
     upload::Upload,
 };
@@ -26,18 +26,20 @@ use crate::{
 pub(crate) const HELD: u64 = 256 << 20;
 
 /// Whether a request to `/function/…` asks not to wait.
-pub(crate) fn asked(headers: &HeaderMap) -> bool {
-    headers.get(headers::ASYNC).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"true"))
+pub(crate) fn asked(request: &Request) -> bool {
+    let says = || request.headers().get(headers::ASYNC);
+    request.body().record.seen().later && says().is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"true"))
 }
 
 /// Accepts a call for later, or cancels one.
 pub(crate) async fn answer(context: &Context, request: Request) -> Response {
+    let _writes = context.writes.token();
     let (head, Arrival { upload, mut record }) = request.into_parts();
     let Some(queue) = context.queue.as_deref() else {
         let text = "asynchronous calls are not served; use /function/NAME";
         return reply::fault(record, &Fault::new(Stage::Route, Cause::NotFound, text), false);
     };
-    let direct = Door::of(head.uri.path()) == Door::Async;
+    let direct = record.door() == Door::Async;
     if direct && head.method == Method::DELETE {
         return match cancel(queue, head.uri.path()).await {
             Ok(()) => reply::accepted(record, None),
@@ -58,7 +60,7 @@ async fn enqueue(
     upload: Upload,
     record: &mut Record,
 ) -> Result<String, Fault> {
-    let allowed = match Door::of(head.uri.path()) {
+    let allowed = match record.door() {
         Door::Async => &reply::ASYNC_METHODS[..],
         _ => &reply::METHODS[..],
     };
@@ -66,14 +68,25 @@ async fn enqueue(
         let text = format!("functions are not called asynchronously with {} here", head.method);
         return Err(Fault::new(Stage::Route, Cause::Method, text));
     }
-    let name = route::parse(head.uri.path())?.function;
-    let function = context.snapshot.borrow().function(&name).cloned().ok_or_else(|| routes::missing(&name))?;
+    let found = record.found().cloned().ok_or_else(forward::nowhere)?;
     let max = context.config.max_async_body;
     if upload.announced().is_some_and(|length| length > max) {
         return Err(forward::too_large(max));
     }
-    let deadline = record.arrived() + function.latest().revision.spec.timeout();
-    let mut entry = entry(&mut head, name, record)?;
+    let deadline = record.arrived() + found.function.latest().revision.spec.timeout();
+    let address = found.address(head.uri.path(), record.link().is_secure());
+    if let Some(choice) = &found.choice {
+        choice.accept(address)?;
+    }
+    let pin = address.tag.and_then(|tag| HeaderValue::from_str(tag.as_str()).ok());
+    let mut entry = entry(&mut head, &found, record)?;
+    if let Some(pin) = pin {
+        entry.headers.insert(headers::PIN, pin);
+    }
+    // It counts as one that comes; how many run at a time is decided when it does.
+    if let Some(gate) = &found.gate {
+        gate.accept()?;
+    }
     let held = Held { total: &context.held, bytes: 0 };
     let transfer = record.transfer().clone();
     let (body, held) = collect(upload, max, held, deadline, &transfer).await?;
@@ -92,9 +105,9 @@ async fn enqueue(
 }
 
 /// The call as the queue keeps it, still without its body.
-fn entry(head: &mut request::Parts, name: FunctionName, record: &Record) -> Result<Entry, Fault> {
+fn entry(head: &mut request::Parts, found: &Found, record: &Record) -> Result<Entry, Fault> {
     let given = head.headers.get(headers::CALL_ID).is_some_and(|v| v.as_bytes() == record.id().as_str().as_bytes());
-    headers::inward(head, record, headers::value(&name.to_string()));
+    headers::inward(head, record, found.host.clone());
     if !given {
         head.headers.remove(headers::CALL_ID);
     }
@@ -102,7 +115,7 @@ fn entry(head: &mut request::Parts, name: FunctionName, record: &Record) -> Resu
     for gone in [header::CONNECTION, header::UPGRADE, header::TE] {
         head.headers.remove(gone);
     }
-    let target = forward::target(&head.uri);
+    let (name, target) = (found.function.name.clone(), forward::seen(found, &head.uri));
     let (method, headers) = (head.method.clone(), std::mem::take(&mut head.headers));
     Entry::read(name, method, target, headers, Bytes::new())
         .map_err(|invalid| Fault::new(Stage::Accept, Cause::Malformed, invalid.to_string()))

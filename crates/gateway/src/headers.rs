@@ -4,10 +4,12 @@
 use std::{fmt::Write, net::SocketAddr};
 
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version,
+    HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version,
     header::{self, Entry},
     request, response,
 };
+
+use taper_model::Name;
 
 use crate::{record::Record, trace};
 
@@ -25,6 +27,20 @@ pub(crate) const FAULT: HeaderName = HeaderName::from_static("x-taper-fault");
 pub(crate) const FUNCTION_ERROR: HeaderName = HeaderName::from_static("x-taper-function-error");
 /// How the instance came to be there.
 pub(crate) const START: HeaderName = HeaderName::from_static("x-taper-start");
+/// The revision that the call was for.
+pub(crate) const REVISION: HeaderName = HeaderName::from_static("x-taper-revision");
+/// The tag of the revision that a caller wants.
+pub(crate) const TAG: HeaderName = HeaderName::from_static("x-taper-tag");
+/// The same in Knative's words; towards the function also the tag that the call's address names.
+pub(crate) const KNATIVE_TAG: HeaderName = HeaderName::from_static("knative-serving-tag");
+/// `true`, towards the function: the caller wants a tag that there is not.
+pub(crate) const DEFAULT_ROUTE: HeaderName = HeaderName::from_static("knative-serving-default-route");
+/// `true`, towards the function: a copy of a call, whose answer nobody reads.
+pub(crate) const MIRROR: HeaderName = HeaderName::from_static("x-taper-mirror");
+/// Of calls in the queue: the tag that the call's address named.
+pub(crate) const PIN: HeaderName = HeaderName::from_static("x-taper-pin");
+/// How often the call was sent to an instance, where that was more than once.
+pub(crate) const ATTEMPTS: HeaderName = HeaderName::from_static("x-taper-attempts");
 /// OpenFaaS's mark on errors of its own parts.
 pub(crate) const OPENFAAS_INTERNAL: HeaderName = HeaderName::from_static("x-openfaas-internal");
 /// `true`: the caller does not wait.
@@ -53,23 +69,79 @@ fn is_hop(name: &HeaderName) -> bool {
     )
 }
 
-/// What only the platform says of a call.
+/// What the names of headers with the parameters of a path begin with.
+pub(crate) const PARAMETER: &str = "x-taper-param-";
+
+/// What only the platform says of a call, to its caller.
 fn is_ours(name: &HeaderName) -> bool {
-    matches!(name.as_str(), "x-taper-fault" | "x-taper-function-error" | "x-taper-start")
+    matches!(
+        name.as_str(),
+        "x-taper-fault" | "x-taper-function-error" | "x-taper-start" | "x-taper-revision" | "x-taper-attempts"
+    )
+}
+
+/// The same, to a function.
+fn is_ours_inward(name: &HeaderName) -> bool {
+    matches!(name.as_str(), "x-taper-mirror" | "x-taper-pin" | "knative-serving-default-route")
+        || name.as_str().starts_with(PARAMETER)
+}
+
+/// The header of a tag, whichever of its names it has.
+fn is_tag(name: &HeaderName) -> bool {
+    matches!(name.as_str(), "x-taper-tag" | "knative-serving-tag")
 }
 
 const WEBSOCKET: HeaderValue = HeaderValue::from_static("websocket");
 
-/// Makes a caller's headers a function's, whose calls have this `Host`.
-pub(crate) fn inward(head: &mut request::Parts, record: &Record, own: HeaderValue) {
-    // What asks for a tunnel or for trailers concerns one connection only: mostly there is none of it.
-    let hops = head.headers.keys().any(is_hop);
+/// Which headers there are of those that something is done about; mostly none. They are looked through once, for to look each up
+/// costs more.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Seen {
+    /// What concerns one connection only.
+    hops: bool,
+    /// What only the platform says to a function.
+    ours: bool,
+    /// A tag.
+    tag: bool,
+    /// An identity.
+    pub(crate) id: bool,
+    /// A word on whether the caller waits.
+    pub(crate) later: bool,
+    /// A trace context, or a part of one.
+    trace: bool,
+}
+
+impl Seen {
+    pub(crate) fn among(headers: &HeaderMap) -> Self {
+        let mut seen = Self::default();
+        for name in headers.keys() {
+            seen.hops |= is_hop(name);
+            // Of most that come, the first letter says that they are none of the others.
+            if matches!(name.as_str().as_bytes(), [b'x' | b'k' | b't', ..]) {
+                seen.ours |= is_ours_inward(name);
+                seen.tag |= is_tag(name);
+                seen.id |= *name == CALL_ID;
+                seen.later |= *name == ASYNC;
+                seen.trace |= trace::is_part(name);
+            }
+        }
+        seen
+    }
+}
+
+/// Makes a caller's headers a function's, whose calls have this `Host`. Says whether they ask for a tag.
+pub(crate) fn inward(head: &mut request::Parts, record: &Record, own: HeaderValue) -> bool {
+    let Seen { hops, ours, tag, trace, .. } = record.seen();
+    // What asks for a tunnel or for trailers concerns one connection only.
     let tunnel = hops && wants_tunnel(head);
     let trailers = hops && tokens(&head.headers, &header::TE).any(|t| t.eq_ignore_ascii_case("trailers"));
-    let host = host(head);
+    let host = host(&head.uri, &head.headers);
     let headers = &mut head.headers;
     if hops {
         strip(headers);
+    }
+    if ours {
+        remove(headers, is_ours_inward);
     }
     headers.reserve(10);
     if tunnel {
@@ -89,16 +161,31 @@ pub(crate) fn inward(head: &mut request::Parts, record: &Record, own: HeaderValu
     if let (Entry::Vacant(place), Some(host)) = (headers.entry(FORWARDED_HOST), host) {
         place.insert(host);
     }
-    headers.entry(FORWARDED_PROTO).or_insert(HeaderValue::from_static("http"));
+    let proto = HeaderValue::from_static(if link.is_secure() { "https" } else { "http" });
+    headers.entry(FORWARDED_PROTO).or_insert(proto);
     headers.insert(header::HOST, own);
     headers.insert(CALL_ID, value(record.id().as_str()));
     headers.insert(START_TIME, record.start_time());
-    trace::pass_on(headers);
+    trace::pass_on(headers, trace);
+    if let Some(found) = record.found() {
+        found.tell(head.uri.path(), headers);
+    }
+    tag
+}
+
+/// Tells a function how its call was chosen by a tag: the one that its address names, or that what was asked for is not there.
+pub(crate) fn tell(headers: &mut HeaderMap, address: Option<&Name>, missed: bool) {
+    if let Some(value) = address.and_then(|tag| HeaderValue::from_str(tag.as_str()).ok()) {
+        headers.insert(KNATIVE_TAG, value);
+    }
+    if missed {
+        headers.insert(DEFAULT_ROUTE, HeaderValue::from_static("true"));
+    }
 }
 
 /// The value of `Forwarded` for calls of this client to this host.
-pub(crate) fn forwarded(peer: SocketAddr, host: Option<&HeaderValue>) -> HeaderValue {
-    let mut text = format!("for=\"{peer}\";proto=http");
+pub(crate) fn forwarded(peer: SocketAddr, secure: bool, host: Option<&HeaderValue>) -> HeaderValue {
+    let mut text = format!("for=\"{peer}\";proto=http{}", if secure { "s" } else { "" });
     if let Some(host) = host.and_then(|h| h.to_str().ok()) {
         let _ = write!(text, ";host=\"{host}\"");
     }
@@ -136,10 +223,10 @@ pub(crate) fn wants_tunnel(head: &request::Parts) -> bool {
 }
 
 /// The host a request was sent to: that of its target where it has one, else that of its header.
-pub(crate) fn host(head: &request::Parts) -> Option<HeaderValue> {
-    match head.uri.authority() {
+pub(crate) fn host(uri: &Uri, headers: &HeaderMap) -> Option<HeaderValue> {
+    match uri.authority() {
         Some(authority) => HeaderValue::from_str(authority.as_str()).ok(),
-        None => head.headers.get(header::HOST).cloned(),
+        None => headers.get(header::HOST).cloned(),
     }
 }
 
@@ -232,6 +319,7 @@ mod tests {
             &[
                 ("x-taper-fault", "queue"),
                 ("x-taper-start", "warm"),
+                ("x-taper-revision", "other-00001"),
                 ("x-taper-function-error", "exit"),
                 ("connection", "x-private, content-length, close"),
                 ("x-private", "1"),

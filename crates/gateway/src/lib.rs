@@ -1,8 +1,10 @@
 //! HTTP in and out: listen, authenticate, route, forward, reply.
 //!
-//! A request's way, by the names of the modules: `listen` takes the connection and `connection` watches it; `accept` gives the
+//! A request's way, by the names of the modules: `listen` takes the connection, `serve` keeps it to its end or gives it to a
+//! successor (`handover`), inside of TLS where that is wanted (`tls`), and `connection` watches it; `accept` gives the
 //! request its identity and refuses what is malformed; `authenticate` is one layer over everything behind it, and `guess`
-//! slows those who try passwords; `route` reads the path; `forward` makes the request a call and hands it to whoever dispatches, `enqueue` to the queue when its caller does
+//! slows those who try passwords; `routes` decides by host and path (`host`, `route`) where it goes, before all that, and `cors` speaks to browsers; `forward` makes the request a call and hands it to whoever dispatches,
+//! once `choose` has found its revision and `limit` has let it in, and `mirror` makes copies of it; `enqueue` hands it to the queue when its caller does
 //! not wait; `reply` turns what comes back,
 //! reply or fault, into a response, and is the only place that knows status codes; `upgrade` keeps tunnels. Beside the
 //! way stand `headers` and `trace` (what is changed), `upload` and `timeout` (the bodies and their limits), `record`,
@@ -13,23 +15,31 @@
 
 mod accept;
 mod authenticate;
+mod choose;
 mod config;
 mod connection;
 mod control;
+mod cors;
 mod enqueue;
 mod forward;
 mod guess;
+mod handover;
 mod headers;
 mod health;
+pub mod host;
 mod lanes;
+mod limit;
 mod listen;
 mod log;
 mod metrics;
+mod mirror;
 mod record;
 mod reply;
 pub mod route;
 mod routes;
+mod serve;
 mod timeout;
+mod tls;
 mod trace;
 mod upgrade;
 mod upload;
@@ -38,8 +48,9 @@ mod words;
 use std::{
     io,
     net::SocketAddr,
+    path::PathBuf,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64},
     },
 };
@@ -47,14 +58,20 @@ use std::{
 use taper_model::{Invalid, Invoke, Pooled};
 use taper_queue::Queue;
 use taper_store::Snapshot;
-use tokio::{runtime::Handle, sync::watch};
+use tokio::{
+    runtime::Handle,
+    sync::{mpsc, watch},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use authenticate::Credentials;
+pub use choose::choose;
 pub use config::{AccessLog, Config};
+pub use handover::{Adopt, End, Listeners};
 pub use listen::{Drained, Gateway};
 pub use metrics::{Gauges, Invocations, Starts};
 pub use reply::status;
+pub use tls::{Acme, Least, Pem, Tls};
 
 /// What the gateway stands on. The server makes these and gives them.
 pub struct Parts {
@@ -103,6 +120,22 @@ pub enum Error {
         /// The system's own words.
         source: io::Error,
     },
+    /// The address for TLS cannot be listened on.
+    #[error("cannot listen on {address} for TLS: {source}; set another address as gateway.tls.listen")]
+    SecureListen {
+        /// The address.
+        address: SocketAddr,
+        /// The system's own words.
+        source: io::Error,
+    },
+    /// A file that is needed for TLS cannot be used.
+    #[error("{}: {why}", file.display())]
+    Secure {
+        /// The file.
+        file: PathBuf,
+        /// Why, and the mend.
+        why: String,
+    },
     /// There is no thread for calls.
     #[error("cannot start the threads that carry calls: {0}; gateway.threads asks for fewer")]
     Lanes(#[source] io::Error),
@@ -114,7 +147,6 @@ pub enum Error {
 /// What every request finds.
 struct Context {
     config: Config,
-    snapshot: watch::Receiver<Arc<Snapshot>>,
     invoke: Arc<dyn Invoke>,
     queue: Option<Arc<dyn Queue>>,
     /// Bytes of bodies on their way to the queue.
@@ -122,29 +154,55 @@ struct Context {
     api: axum::Router,
     /// One for each lane, by its number.
     routes: Box<[routes::Routes]>,
+    /// The hosts of functions.
+    templates: host::Templates,
+    limits: limit::Limits,
+    mirrors: mirror::Mirrors,
     /// Where the control plane answers: not on the threads that carry calls.
     background: Handle,
     ready: Box<dyn Fn() -> bool + Send + Sync>,
     metrics: metrics::Metrics,
     log: log::Log,
+    /// What is needed to speak TLS, where it is spoken.
+    secure: Option<tls::Secure>,
+    /// The port at which callers find TLS.
+    secure_port: u16,
     /// The gateway is ending: what is in flight may end, nothing new begins.
     drain: CancellationToken,
     /// The same, to be asked for every call: the token would take a lock that all lanes share.
     draining: AtomicBool,
+    /// There is a successor, who listens from now on.
+    leave: CancellationToken,
+    successor: OnceLock<mpsc::UnboundedSender<handover::Passed>>,
+    /// Either of both, to be asked for every call.
+    ending: AtomicBool,
     /// The gateway has ended: what is still in flight is cut.
     cut: CancellationToken,
     /// Connections and tunnels.
     tasks: TaskTracker,
+    /// Requests on their way into the store or the queue.
+    writes: TaskTracker,
 }
 
 impl Context {
-    fn new(config: Config, parts: Parts, lanes: usize) -> Result<(Arc<Self>, watch::Receiver<Credentials>), Error> {
+    fn new(
+        config: Config,
+        parts: Parts,
+        lanes: usize,
+        secure: Option<(tls::Secure, u16)>,
+    ) -> Result<(Arc<Self>, watch::Receiver<Credentials>), Error> {
+        // Where it is not spoken here, somebody in front speaks it.
+        let (secure, secure_port) = secure.map_or((None, 443), |(secure, port)| (Some(secure), port));
         let context = Self {
+            secure,
+            secure_port,
             log: log::Log::start(config.access_log, parts.log).map_err(Error::Log)?,
             metrics: metrics::Metrics::new(parts.snapshot.clone(), parts.gauges, parts.pool, parts.queue.clone()),
+            templates: config.templates()?,
             config,
             routes: (0..lanes).map(|_| routes::Routes::new(parts.snapshot.clone())).collect(),
-            snapshot: parts.snapshot,
+            limits: limit::Limits::new(),
+            mirrors: mirror::Mirrors::default(),
             invoke: parts.invoke,
             queue: parts.queue,
             held: AtomicU64::new(0),
@@ -153,9 +211,18 @@ impl Context {
             ready: parts.ready,
             drain: CancellationToken::new(),
             draining: AtomicBool::new(false),
+            leave: CancellationToken::new(),
+            successor: OnceLock::new(),
+            ending: AtomicBool::new(false),
             cut: CancellationToken::new(),
             tasks: TaskTracker::new(),
+            writes: TaskTracker::new(),
         };
         Ok((Arc::new(context), parts.credentials))
+    }
+
+    /// The port at which callers find TLS.
+    fn secure_port(&self) -> u16 {
+        self.secure_port
     }
 }

@@ -1,50 +1,43 @@
-//! Connections: accepting them, no more than the bound; speaking HTTP/1.1 and HTTP/2 (prior knowledge) on them; ending those
-//! that are slow, idle or over their time; and at the end letting what is in flight finish, within a bound.
+//! Listening: accepting connections, no more than the bound, and taking those of a predecessor; at the end letting what is in flight
+//! finish, within a bound, or giving all to a successor. Never speaks on a connection: `serve` does.
 
 use std::{
     convert::Infallible,
-    future::{Ready, poll_fn},
+    future::Ready,
     io,
     net::SocketAddr,
-    pin::pin,
-    sync::{Arc, Mutex, PoisonError, atomic::Ordering::Relaxed},
-    task::{Context as Task, Poll, Waker, ready},
+    sync::{Arc, atomic::Ordering::Relaxed},
+    task::{Context as Task, Poll},
     time::Duration,
 };
 
-use bytes::Bytes;
 use futures_util::future::Either;
-use http::{Method, Version};
-use hyper::{body::Incoming, rt::Executor, service::service_fn};
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    server::conn::auto,
-};
-use taper_model::{CallId, Cause, Fault, Stage};
+use http::header;
+use taper_model::{Cause, Fault, Stage, route::Bound};
 use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
-    time::{Instant, sleep, sleep_until, timeout},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
+    time::{sleep, timeout},
 };
-use tokio_util::task::TaskTracker;
+use tokio_util::task::AbortOnDropHandle;
 use tower::Service;
 
 use crate::{
     Config, Context, Credentials, Error, Invocations, Parts,
-    accept::{self, Request, Response},
+    accept::{Request, Response},
     authenticate::Authenticate,
-    connection::{Due, Link, Socket},
-    control, enqueue, forward,
+    control, cors, enqueue, forward,
     guess::Guesses,
+    handover::{Adopt, End, Listeners, Passed},
     health,
     lanes::{Lanes, Place},
-    log::Entry,
     reply,
     route::Door,
+    routes::Found,
+    serve::{Caller, Entrance, FAREWELL, Way, serve},
+    tls::{Keep, Secure},
 };
 
-/// How long a client may take to close a connection that we have said to be at its end.
-const FAREWELL: Duration = Duration::from_secs(1);
 /// Connections that may wait to be taken; `net.core.somaxconn` may say fewer.
 const BACKLOG: u32 = 4096;
 /// How long to wait when the system has no descriptor left for a connection.
@@ -63,10 +56,14 @@ const METRICS_CONNECTIONS: usize = 256;
 pub struct Gateway {
     context: Arc<Context>,
     credentials: watch::Receiver<Credentials>,
-    listener: TcpListener,
+    listener: Arc<TcpListener>,
     address: SocketAddr,
+    /// For TLS, and what keeps its certificates.
+    secure: Option<(Arc<TcpListener>, SocketAddr, Keep)>,
     /// For metrics alone.
-    metrics: Option<(TcpListener, SocketAddr)>,
+    metrics: Option<(Arc<TcpListener>, SocketAddr)>,
+    adopt: Adopt,
+    passed: mpsc::UnboundedReceiver<Passed>,
     lanes: Lanes,
 }
 
@@ -78,27 +75,38 @@ pub struct Drained {
 }
 
 impl Gateway {
-    /// Listens. Cancel safe.
+    /// Listens: on the sockets that a predecessor gave, where they are bound to what the configuration says, and else on new ones. Cancel
+    /// safe.
     ///
     /// # Errors
     /// When the configuration contradicts itself, or the address is taken or not ours.
-    pub async fn bind(config: Config, parts: Parts) -> Result<Self, Error> {
-        config.validate()?;
-        let failed = |source| Error::Listen { address: config.listen, source };
-        let listener = bind(config.listen).map_err(failed)?;
-        let address = listener.local_addr().map_err(failed)?;
+    pub async fn bind(config: Config, parts: Parts, inherited: Listeners) -> Result<Self, Error> {
+        let Listeners { http, https, metrics } = inherited.complete(&config)?;
+        let (listener, address) = taken(http, |source| Error::Listen { address: config.listen, source })?;
         let metrics = match config.metrics_listen {
             None => None,
             Some(address) => {
-                let failed = |source| Error::MetricsListen { address, source };
-                let listener = bind(address).map_err(failed)?;
-                let bound = listener.local_addr().map_err(failed)?;
-                Some((listener, bound))
+                let (listener, bound) = taken(metrics, |source| Error::MetricsListen { address, source })?;
+                Some((Arc::new(listener), bound))
             }
         };
+        let (mut secure, mut parser) = (None, None);
+        if let Some(tls) = &config.tls {
+            let (built, keep) = Secure::build(tls, parts.snapshot.clone())?;
+            let (listener, bound) = taken(https, |source| Error::SecureListen { address: tls.listen, source })?;
+            parser = Some((built, bound.port()));
+            secure = Some((Arc::new(listener), bound, keep));
+        }
         let lanes = Lanes::start(config.threads).map_err(Error::Lanes)?;
-        let (context, credentials) = Context::new(config, parts, lanes.count())?;
-        Ok(Self { context, credentials, listener, address, metrics, lanes })
+        let (context, credentials) = Context::new(config, parts, lanes.count(), parser)?;
+        let listener = Arc::new(listener);
+        let (adopt, passed) = Adopt::new(
+            &listener,
+            secure.as_ref().map(|(listener, ..)| listener),
+            metrics.as_ref().map(|(listener, _)| listener),
+            context.writes.clone(),
+        );
+        Ok(Self { context, credentials, listener, address, secure, metrics, adopt, passed, lanes })
     }
 
     /// The address that was bound.
@@ -106,9 +114,27 @@ impl Gateway {
         self.address
     }
 
+    /// The address that was bound for TLS, if one was asked for.
+    pub fn secure_addr(&self) -> Option<SocketAddr> {
+        self.secure.as_ref().map(|(_, address, _)| *address)
+    }
+
     /// The address that was bound for metrics, if one was asked for.
     pub fn metrics_addr(&self) -> Option<SocketAddr> {
         self.metrics.as_ref().map(|(_, address)| *address)
+    }
+
+    /// What a predecessor's connections are given to, and a successor's sockets come from; also while the gateway runs.
+    pub fn adopt(&self) -> Adopt {
+        self.adopt.clone()
+    }
+
+    /// Clones of the sockets that are listened on, for a successor; [`Adopt::listeners`] gives them while the gateway runs.
+    ///
+    /// # Errors
+    /// When the system has no descriptor left.
+    pub fn listeners(&self) -> io::Result<Listeners> {
+        self.adopt.listeners()
     }
 
     /// How often functions were called, now and later.
@@ -116,34 +142,52 @@ impl Gateway {
         self.context.metrics.invocations()
     }
 
-    /// Serves until `shutdown` is done; then no connection is accepted any more, new calls on open ones are answered with
-    /// 503, and those in flight may end within [`Config::drain`], after which they are cut.
+    /// Serves until `shutdown` is done; then no connection is accepted any more.
+    ///
+    /// [`End::Drain`]: new calls on open connections are answered with 503, and those in flight may end within [`Config::drain`],
+    /// after which they are cut.
+    ///
+    /// [`End::HandOver`]: the successor, who holds clones of our sockets, accepts; whoever waits in a backlog waits for it.
+    /// It is given every plain HTTP/1 connection as soon as it is between two requests, with not one byte of the next one read. What
+    /// stays is served on: an HTTP/2 connection hears GOAWAY and has its streams answered, an HTTP/1 connection that cannot
+    /// leave has `Connection: close` on its next response, tunnels live; within [`Config::hand_over_drain`], after which it is as with
+    /// `Drain`. What [`Adopt::take`] gets meanwhile goes to the successor as well.
     ///
     /// # Cancel safety
     /// Dropping the future stops accepting; connections go on until they end by themselves.
-    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Drained {
-        let Self { context, credentials, listener, metrics, lanes, .. } = self;
+    pub async fn run(self, shutdown: impl Future<Output = End>) -> Drained {
+        let Self { context, credentials, listener, secure, metrics, adopt: _adopt, mut passed, lanes, .. } = self;
         let router = tower::service_fn(route);
         let guesses = Guesses::new(context.drain.clone(), context.tasks.clone());
         let service = Authenticate::new(credentials, guesses, router);
+        let here = At::new(&context, service, context.config.max_connections, Some(&lanes));
+        let (secure, keep) = secure.map(|(listener, _, keep)| (listener, keep)).unzip();
+        // Not beside the accepting: it reads files.
+        let keeping = keep.map(|keep| AbortOnDropHandle::new(context.background.spawn(keep.run())));
         let beside = async {
-            match &metrics {
-                Some((listener, _)) => {
-                    accept(&context, &Bare(context.clone()), listener, METRICS_CONNECTIONS, None).await;
-                }
-                None => std::future::pending().await,
-            }
+            let Some((listener, _)) = &metrics else { return std::future::pending().await };
+            let there = At::new(&context, Bare(context.clone()), METRICS_CONNECTIONS, None);
+            accept(&there, listener, Entrance::Metrics, None).await;
         };
-        tokio::select! {
-            () = shutdown => {}
-            () = accept(&context, &service, &listener, context.config.max_connections, Some(&lanes)) => {}
-            () = beside => {}
-        }
-        drop((listener, metrics));
-        context.draining.store(true, Relaxed);
-        context.drain.cancel();
+        let end = tokio::select! {
+            end = shutdown => end,
+            () = accept(&here, &listener, Entrance::Http, secure.as_deref()) => End::Drain,
+            () = adopt(&here, &mut passed) => End::Drain,
+            () = beside => End::Drain,
+        };
+        drop((listener, secure, keeping, metrics));
         context.tasks.close();
-        let ended = timeout(context.config.drain, context.tasks.wait()).await;
+        let mut bound = context.config.drain;
+        if let End::HandOver(successor) = end {
+            hand_over(&context, successor, &mut passed).await;
+            // Calls have had their time.
+            bound = FAREWELL;
+        }
+        drop(passed);
+        context.draining.store(true, Relaxed);
+        context.ending.store(true, Relaxed);
+        context.drain.cancel();
+        let ended = timeout(bound, context.tasks.wait()).await;
         let cut = if ended.is_ok() { 0 } else { context.tasks.len() };
         context.cut.cancel();
         let _ = timeout(FAREWELL, context.tasks.wait()).await;
@@ -152,16 +196,63 @@ impl Gateway {
     }
 }
 
+/// Gives the successor what can be given, until nothing is left here or its time is over.
+async fn hand_over(
+    context: &Context,
+    successor: mpsc::UnboundedSender<Passed>,
+    passed: &mut mpsc::UnboundedReceiver<Passed>,
+) {
+    let _ = context.successor.set(successor.clone());
+    context.ending.store(true, Relaxed);
+    context.leave.cancel();
+    let passing = async {
+        while let Some(connection) = passed.recv().await {
+            let _ = successor.send(connection);
+        }
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        () = passing => {}
+        _ = timeout(context.config.hand_over_drain, context.tasks.wait()) => {}
+    }
+}
+
 /// The way that a request takes behind authentication.
-async fn route(request: Request) -> Result<Response, Infallible> {
+fn route(request: Request) -> impl Future<Output = Result<Response, Infallible>> {
+    let ours = |rule: &Bound| rule.redirect || rule.cors.is_some();
+    let ruled = request.body().record.found().filter(|found| found.rule().is_some_and(ours)).cloned();
+    // Boxed, so that the way of every call is no longer for it; and no future in another, which would hold the request twice.
+    match ruled {
+        Some(found) => Either::Left(Box::pin(by_rule(found, request))),
+        None => Either::Right(through(request)),
+    }
+}
+
+/// The same where the rule lets the gateway say something itself.
+async fn by_rule(found: Arc<Found>, request: Request) -> Result<Response, Infallible> {
+    let Some(rule) = found.rule() else { return through(request).await };
+    let request = match cors::first(rule, request) {
+        Ok(request) => request,
+        Err(response) => return Ok(*response),
+    };
+    let origin = request.headers().get(header::ORIGIN).cloned();
+    let mut response = through(request).await?;
+    if let Some(cors) = &rule.cors {
+        cors::mark(cors, origin.as_ref(), response.headers_mut());
+    }
+    Ok(response)
+}
+
+/// Through its door.
+async fn through(request: Request) -> Result<Response, Infallible> {
     let link = request.body().record.link().clone();
     let context = &link.context;
-    let door = Door::of(request.uri().path());
+    let door = request.body().record.door();
     Ok(match door {
         // Boxed, so that the way of every call is no longer for it.
-        Door::Function if enqueue::asked(request.headers()) => Box::pin(enqueue::answer(context, request)).await,
+        Door::Function | Door::Routed if enqueue::asked(&request) => Box::pin(enqueue::answer(context, request)).await,
         Door::Async => Box::pin(enqueue::answer(context, request)).await,
-        Door::Function => forward::forward(context, request).await,
+        Door::Function | Door::Routed => forward::forward(context, request).await,
         Door::Health | Door::Ready | Door::Metrics => health::answer(context, request, door),
         Door::System | Door::Other => control::answer(context, request).await,
     })
@@ -192,38 +283,75 @@ impl Service<Request> for Bare {
     }
 }
 
+impl Listeners {
+    /// What the configuration asks for: these sockets where they are bound to the right address, and else new ones. Reads the
+    /// certificates as well: where this has gone well, [`Gateway::bind`] with its outcome hardly fails.
+    ///
+    /// # Errors
+    /// As [`Gateway::bind`]. Must be called within a tokio runtime with I/O.
+    pub fn complete(self, config: &Config) -> Result<Self, Error> {
+        config.validate()?;
+        let http = bind(config.listen, self.http).map_err(|source| Error::Listen { address: config.listen, source })?;
+        let metrics = config
+            .metrics_listen
+            .map(|address| bind(address, self.metrics).map_err(|source| Error::MetricsListen { address, source }));
+        let https = config.tls.as_ref().map(|tls| {
+            Secure::build(tls, watch::channel(Arc::default()).1)?;
+            bind(tls.listen, self.https).map_err(|source| Error::SecureListen { address: tls.listen, source })
+        });
+        Ok(Self { http: Some(http), https: https.transpose()?, metrics: metrics.transpose()? })
+    }
+}
+
+/// A socket of [`Listeners::complete`] and the address that it has.
+fn taken(
+    listener: Option<std::net::TcpListener>,
+    failed: impl Fn(io::Error) -> Error,
+) -> Result<(TcpListener, SocketAddr), Error> {
+    let listener = listener.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
+    let bound = listener.local_addr().map_err(&failed)?;
+    Ok((TcpListener::from_std(listener).map_err(&failed)?, bound))
+}
+
 /// Listens with room for a burst. Where that is full the kernel falls back on cookies, and some callers see a reset.
-fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+fn bind(address: SocketAddr, inherited: Option<std::net::TcpListener>) -> io::Result<std::net::TcpListener> {
+    if let Some(listener) = inherited.filter(|listener| is_at(listener, address)) {
+        listener.set_nonblocking(true)?;
+        return Ok(listener);
+    }
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     // A port that was let go a moment ago is free.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
-    socket.listen(BACKLOG)
+    socket.listen(BACKLOG)?.into_std()
+}
+
+/// Whether a socket is bound to this address; port 0 is any.
+fn is_at(listener: &std::net::TcpListener, address: SocketAddr) -> bool {
+    listener
+        .local_addr()
+        .is_ok_and(|bound| bound.ip() == address.ip() && (address.port() == 0 || bound.port() == address.port()))
 }
 
 /// Accepts connections for ever, and has them served on lanes, or here where there are none. Further ones than the bound wait in
 /// the kernel's backlog.
-async fn accept<S: Way>(
-    context: &Arc<Context>,
-    service: &S,
-    listener: &TcpListener,
-    bound: usize,
-    lanes: Option<&Lanes>,
-) {
-    let permits = Arc::new(Semaphore::new(bound.min(Semaphore::MAX_PERMITS)));
+async fn accept<S: Way>(at: &At<'_, S>, listener: &TcpListener, entrance: Entrance, secure: Option<&TcpListener>) {
+    // Those who have not agreed on TLS yet take no more than their part of all connections.
+    let shakes = Arc::new(Semaphore::new(shakes(&at.context.config)));
     loop {
-        let permit = permits.clone().acquire_owned().await.expect("the semaphore is never closed");
-        match listener.accept().await {
-            Ok((stream, peer)) => {
-                let (context, service) = (context.clone(), service.clone());
-                let tasks = context.tasks.clone();
-                match lanes.map(Lanes::place) {
-                    Some((lane, place)) => {
-                        lane.spawn(tasks.track_future(carry(context, service, (stream, peer), permit, place)));
-                    }
-                    None => drop(tasks.spawn(serve(context, service, (stream, peer), permit, 0))),
-                }
-            }
+        // One for all listeners: none of them keeps it from the others.
+        let permit = at.permit().await;
+        let inside = async {
+            let Some(listener) = secure else { return std::future::pending().await };
+            let shaking = shakes.clone().acquire_owned().await.expect("the semaphore is never closed");
+            (listener.accept().await, shaking)
+        };
+        let (accepted, entrance, shaking) = tokio::select! {
+            accepted = listener.accept() => (accepted, entrance, None),
+            (accepted, shaking) = inside => (accepted, Entrance::Https, Some(shaking)),
+        };
+        match accepted {
+            Ok((stream, peer)) => at.serve(Caller { stream, peer, entrance, shaking }, permit),
             // The connection is gone before we took it, or there is no descriptor or memory for it: the listener is well.
             Err(e) => {
                 tracing::warn!("cannot accept a connection: {e}");
@@ -233,176 +361,59 @@ async fn accept<S: Way>(
     }
 }
 
-/// What answers requests: everything behind authentication, or what stands beside it.
-trait Way: Service<Request, Response = Response, Error = Infallible, Future: Send> + Clone + Send + 'static {}
-impl<S> Way for S where
-    S: Service<Request, Response = Response, Error = Infallible, Future: Send> + Clone + Send + 'static
-{
+/// How many connections may be about to agree on TLS.
+fn shakes(config: &Config) -> usize {
+    (config.max_connections / 4).clamp(1, 1024)
+}
+
+/// Goes on with a predecessor's connections, for ever.
+async fn adopt<S: Way>(at: &At<'_, S>, passed: &mut mpsc::UnboundedReceiver<Passed>) {
+    while let Some((stream, peer)) = passed.recv().await {
+        let permit = at.permit().await;
+        match stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) {
+            Ok(stream) => {
+                at.serve(Caller { stream, peer, entrance: Entrance::Adopted, shaking: None }, permit);
+            }
+            Err(e) => tracing::warn!("cannot go on with a connection of the predecessor: {e}"),
+        }
+    }
+    std::future::pending::<()>().await;
+}
+
+/// Where connections are served, and how many.
+struct At<'a, S> {
+    context: &'a Arc<Context>,
+    service: S,
+    permits: Arc<Semaphore>,
+    lanes: Option<&'a Lanes>,
+}
+
+impl<'a, S: Way> At<'a, S> {
+    fn new(context: &'a Arc<Context>, service: S, bound: usize, lanes: Option<&'a Lanes>) -> Self {
+        let permits = Arc::new(Semaphore::new(bound.min(Semaphore::MAX_PERMITS)));
+        Self { context, service, permits, lanes }
+    }
+
+    async fn permit(&self) -> OwnedSemaphorePermit {
+        self.permits.clone().acquire_owned().await.expect("the semaphore is never closed")
+    }
+
+    fn serve(&self, caller: Caller, permit: OwnedSemaphorePermit) {
+        let (context, service) = (self.context.clone(), self.service.clone());
+        let tasks = context.tasks.clone();
+        match self.lanes.map(Lanes::place) {
+            Some((lane, place)) => {
+                lane.spawn(tasks.track_future(carry(context, service, caller, permit, place)));
+            }
+            None => drop(tasks.spawn(serve(context, service, caller, permit, 0))),
+        }
+    }
 }
 
 /// Brings a connection to the event loop of its lane, and serves it there.
-async fn carry<S: Way>(
-    context: Arc<Context>,
-    service: S,
-    (stream, peer): (TcpStream, SocketAddr),
-    permit: OwnedSemaphorePermit,
-    place: Place,
-) {
-    match stream.into_std().and_then(TcpStream::from_std) {
-        Ok(stream) => serve(context, service, (stream, peer), permit, place.lane).await,
+async fn carry<S: Way>(context: Arc<Context>, service: S, caller: Caller, permit: OwnedSemaphorePermit, place: Place) {
+    match caller.stream.into_std().and_then(TcpStream::from_std) {
+        Ok(stream) => serve(context, service, Caller { stream, ..caller }, permit, place.lane).await,
         Err(e) => tracing::warn!("cannot take a connection: {e}"),
     }
-}
-
-/// Serves one connection to its end.
-async fn serve<S: Way>(
-    context: Arc<Context>,
-    service: S,
-    (stream, peer): (TcpStream, SocketAddr),
-    permit: OwnedSemaphorePermit,
-    lane: usize,
-) {
-    // long because: a connection's end has six causes, and all look at the same four pinned futures.
-    let _ = stream.set_nodelay(true);
-    let link = {
-        let own = context.clone();
-        Link::new(context.clone(), peer, lane, Box::new(move |bare| refuse(&own, peer, bare)))
-    };
-    let io = TokioIo::new(Socket::new(stream, link.clone(), permit));
-    let answer = service_fn({
-        let (context, link) = (context.clone(), link.clone());
-        // Its own, and no copy for each call, which all lanes would count.
-        let service = Mutex::new(service);
-        move |request| {
-            let mut service = service.lock().unwrap_or_else(PoisonError::into_inner);
-            answer(&context, &link, &mut *service, request)
-        }
-    });
-    let builder = builder(&context);
-    let mut connection = pin!(builder.serve_connection_with_upgrades(io, answer));
-    let mut timer = pin!(sleep_until(Instant::now() + context.config.header_timeout));
-    let mut drain = pin!(context.drain.cancelled());
-    let mut cut = pin!(context.cut.cancelled());
-    // Who is woken by the timer and by the drain. Asking them anew at each poll would cost every call two locks, one of which
-    // all connections share.
-    let mut woken: Option<Waker> = None;
-    // When a connection that was idle, and has been told to end, is closed whatever the client does.
-    let mut farewell: Option<Instant> = None;
-    let mut draining = false;
-    poll_fn(|cx| {
-        let known = woken.as_ref().is_some_and(|waker| waker.will_wake(cx.waker()));
-        if !known {
-            woken = Some(cx.waker().clone());
-        }
-        if !draining && (!known || context.draining.load(Relaxed)) && drain.as_mut().poll(cx).is_ready() {
-            draining = true;
-            connection.as_mut().graceful_shutdown();
-        }
-        // Nothing is cut before all has been told to end.
-        if draining && cut.as_mut().poll(cx).is_ready() {
-            link.cut();
-            return Poll::Ready(());
-        }
-        let mut armed = known;
-        loop {
-            if connection.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(());
-            }
-            let due = match (farewell, link.due(&context.config)) {
-                // Nothing has come in the meantime.
-                (Some(at), Some((_, Due::Idle))) => Some((at, Due::Slow)),
-                (_, due) => due,
-            };
-            if let Some((at, _)) = due.filter(|(at, _)| *at < timer.deadline()) {
-                timer.as_mut().reset(at);
-                armed = false;
-            }
-            if armed && !timer.is_elapsed() {
-                return Poll::Pending;
-            }
-            ready!(timer.as_mut().poll(cx));
-            armed = false;
-            let now = Instant::now();
-            match due {
-                Some((at, Due::Idle)) if at <= now => {
-                    connection.as_mut().graceful_shutdown();
-                    farewell = Some(now + FAREWELL);
-                    timer.as_mut().reset(now + FAREWELL);
-                }
-                Some((at, Due::Wake)) if at <= now => link.woken(),
-                Some((at, why)) if at <= now => {
-                    if why == Due::Overdue {
-                        link.cut();
-                    }
-                    return Poll::Ready(());
-                }
-                Some((at, _)) => timer.as_mut().reset(at),
-                None => timer.as_mut().reset(now + context.config.keep_alive),
-            }
-        }
-    })
-    .await;
-}
-
-/// Starts HTTP/2 calls as tasks that the end waits for.
-#[derive(Clone)]
-struct Tracked(TaskTracker);
-
-impl<F: Future<Output: Send> + Send + 'static> Executor<F> for Tracked {
-    fn execute(&self, future: F) {
-        self.0.spawn(future);
-    }
-}
-
-fn builder(context: &Context) -> auto::Builder<Tracked> {
-    let config = &context.config;
-    let mut builder = auto::Builder::new(Tracked(context.tasks.clone()));
-    // Heads up to the limit are judged in `accept`; the parser's own bounds lie a little above.
-    let room = config.max_headers + (64 << 10);
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(room);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(config.max_streams)
-        .max_header_list_size(u32::try_from(room).unwrap_or(u32::MAX))
-        .keep_alive_interval(config.keep_alive)
-        .keep_alive_timeout(config.header_timeout);
-    builder
-}
-
-/// One request's way.
-fn answer<S: Way>(
-    context: &Arc<Context>,
-    link: &Arc<Link>,
-    service: &mut S,
-    request: http::Request<Incoming>,
-) -> impl Future<Output = Result<Response, Infallible>> + use<S> {
-    let request = accept::arrive(context, link, request);
-    match accept::check(context, &request) {
-        Ok(()) => Either::Left(service.call(request)),
-        Err(fault) => Either::Right(std::future::ready(Ok(reply::refuse(request, &fault)))),
-    }
-}
-
-/// The answer to what the HTTP parser refused, and its line in the log.
-fn refuse(context: &Context, peer: SocketAddr, bare: &[u8]) -> Bytes {
-    let id = CallId::random();
-    let (text, status, fault) = reply::refusal(bare, &id);
-    context.metrics.fault(fault.stage);
-    context.log.line(&Entry {
-        peer,
-        method: &Method::default(),
-        path: "-",
-        version: Version::HTTP_11,
-        status,
-        id: &id,
-        function: None,
-        fault: Some((fault.stage.as_str(), reply::code(fault.cause))),
-        served: None,
-        head: Duration::ZERO,
-        total: Duration::ZERO,
-        received: 0,
-        sent: text.len() as u64,
-    });
-    text.into()
 }

@@ -289,6 +289,7 @@ mod tests {
                 start: Start::Pool,
                 timing: Timing { queue: Duration::from_micros(1500), ..Timing::default() },
                 phases: Some(Phases { bind: Duration::from_micros(250), ..Phases::default() }),
+                repeated: false,
             }),
             head: Duration::from_millis(2),
             total: Duration::from_micros(2001),

@@ -1,6 +1,7 @@
 //! What Prometheus is told: OpenFaaS's series under their own names, and ours. Counting is a few atomic additions; text
 //! is made only when somebody asks. Never makes a label of a name that a caller thought up: functions count when they exist.
 
+mod ends;
 mod expose;
 mod histogram;
 mod shares;
@@ -19,13 +20,15 @@ use std::{
 use http::StatusCode;
 use prometheus_client::{encoding::text, registry::Registry};
 use taper_model::{
-    FunctionName, Pooled, Stage,
+    Function, FunctionName, Pooled, RevisionId, Stage,
     call::{Served, Start},
+    demand::Outcomes,
 };
 use taper_queue::Queue;
 use taper_store::Snapshot;
 use tokio::sync::watch;
 
+pub(crate) use ends::{Ends, Mirrored};
 pub(crate) use histogram::Histogram;
 use shares::Shares;
 pub use starts::Starts;
@@ -86,6 +89,13 @@ impl Invocations {
         functions.get(function).map_or(0, |series| series.calls())
     }
 
+    /// How calls of a revision ended, whichever way they came.
+    pub fn outcomes(&self, revision: &RevisionId) -> Outcomes {
+        let functions = self.0.functions.read().expect("counting does not panic");
+        let ends = functions.get(revision.function()).and_then(|series| series.known(revision.number()));
+        ends.map_or_else(Outcomes::default, |ends| ends.outcomes())
+    }
+
     /// Its calls that waited for an instance to start.
     pub fn starts(&self, function: &FunctionName) -> Starts {
         let functions = self.0.functions.read().expect("counting does not panic");
@@ -114,6 +124,14 @@ impl Invocations {
             series.ended(status, took);
         }
     }
+
+    /// A call of a revision that did not come through the gateway's door was answered; `failed`: with a status of 500 or above, or it
+    /// broke half way.
+    pub fn answered(&self, revision: &RevisionId, failed: bool) {
+        if let Some(series) = self.0.existing(revision.function()) {
+            series.revision(revision.number()).ended(failed);
+        }
+    }
 }
 
 /// What is counted of one function.
@@ -123,6 +141,8 @@ pub(crate) struct Series {
     recent: Recent,
     /// By status; 0 stands for all that came when there were too many.
     codes: Mutex<BTreeMap<u16, Arc<Histogram>>>,
+    /// By number.
+    revisions: Mutex<BTreeMap<u32, Arc<Ends>>>,
 }
 
 /// How many calls began, and how many of them reached an instance that came to be there so.
@@ -141,6 +161,7 @@ impl Series {
             wait: Histogram::new(STAGE),
             recent: Recent::default(),
             codes: Mutex::new(BTreeMap::new()),
+            revisions: Mutex::new(BTreeMap::new()),
         }
     }
 
@@ -184,6 +205,27 @@ impl Series {
         let known = codes.len() < CODES || codes.contains_key(&status.as_u16());
         let code = if known { status.as_u16() } else { 0 };
         codes.entry(code).or_insert_with(|| Arc::new(Histogram::new(CALL))).clone()
+    }
+
+    /// What is counted of a revision. Only for revisions that exist.
+    pub(crate) fn revision(&self, number: u32) -> Arc<Ends> {
+        self.revisions.lock().expect("counting does not panic").entry(number).or_default().clone()
+    }
+
+    /// The same, if anything was counted.
+    fn known(&self, number: u32) -> Option<Arc<Ends>> {
+        self.revisions.lock().expect("counting does not panic").get(&number).cloned()
+    }
+
+    /// What is counted of every revision that the function still has; of those that it had nothing is kept.
+    pub(crate) fn revisions(&self, function: &Function) -> Vec<(RevisionId, Arc<Ends>)> {
+        let mut revisions = self.revisions.lock().expect("counting does not panic");
+        // Whoever looks may know less than others: what is newer than all he knows is not gone.
+        let newest = function.latest().revision.id.number();
+        revisions.retain(|number, _| *number > newest || function.entry(*number).is_some());
+        let named =
+            |(number, ends): (&u32, &Arc<Ends>)| (RevisionId::new(function.name.clone(), *number), ends.clone());
+        revisions.iter().map(named).collect()
     }
 }
 
@@ -290,6 +332,7 @@ mod tests {
         let functions = names.iter().map(|n| {
             let name = FunctionName::parse(n).unwrap();
             let revision = Revision {
+                by: String::new(),
                 id: RevisionId::new(name.clone(), 1),
                 spec: FunctionSpec {
                     scale: Scale { target: n.starts_with("idle").then_some(7.5), ..Scale::default() },
@@ -301,7 +344,18 @@ mod tests {
                 created_ms: 0,
             };
             let entry = Entry { revision: Arc::new(revision), state: RevisionState::Ready };
-            (name.clone(), Arc::new(Function { name, revisions: vec![entry], scale: None, created_ms: 0 }))
+            (
+                name.clone(),
+                Arc::new(Function {
+                    held: None,
+                    routing: Default::default(),
+                    shift: None,
+                    name,
+                    revisions: vec![entry],
+                    scale: None,
+                    created_ms: 0,
+                }),
+            )
         });
         Arc::new(Snapshot { version: 1, functions: functions.collect(), ..Snapshot::default() })
     }
@@ -309,7 +363,12 @@ mod tests {
     fn cold() -> Served {
         let ms = Duration::from_millis;
         let timing = Timing { activate: ms(20), invoke: ms(1), ..Timing::default() };
-        Served { start: Start::Cold, timing, phases: Some(Phases { claim: ms(1), bind: ms(4), load: ms(14) }) }
+        Served {
+            start: Start::Cold,
+            timing,
+            phases: Some(Phases { claim: ms(1), bind: ms(4), load: ms(14) }),
+            repeated: false,
+        }
     }
 
     #[test]

@@ -3,16 +3,19 @@
 
 use std::{future::poll_fn, net::SocketAddr, sync::Arc, task::Poll, time::Duration};
 
-use http::{HeaderValue, Method, StatusCode, Uri, Version, request, response};
+use http::{HeaderValue, Method, StatusCode, Uri, Version, header, request, response};
 use taper_model::{CallId, Cause, Fault, Stage, call::Served};
 use tokio::time::{Instant, sleep_until};
 
 use crate::{
     Context,
+    choose::Target,
     connection::{Link, Replying},
-    headers,
+    headers::{self, Seen},
+    limit::Inside,
     log::Entry,
     reply,
+    route::Door,
     routes::Found,
     timeout::{Limit, Transfer},
     words::Words,
@@ -29,6 +32,7 @@ struct Facts {
     method: Method,
     uri: Uri,
     version: Version,
+    seen: Seen,
     transfer: Arc<Transfer>,
     /// The first byte came.
     arrived: Instant,
@@ -36,7 +40,20 @@ struct Facts {
     start_time: u64,
     /// The revision was chosen.
     routed: Option<Instant>,
+    /// Where it goes, once that is decided.
+    door: Option<Door>,
+    /// The function that it leads to, if it leads to one. It is called once the revision is chosen.
     function: Option<Arc<Found>>,
+    /// Which of the function's targets it went to.
+    target: Option<usize>,
+    /// What the caller is to be known by.
+    cookie: Option<HeaderValue>,
+    /// It counts for the limits on calls at a time.
+    inside: Option<Inside>,
+    /// The reply lives as long as bytes flow.
+    streams: bool,
+    /// The reply broke half way, and not by the caller.
+    broke: bool,
     /// What was answered, and how long after the first byte.
     answer: Option<(StatusCode, Duration)>,
     served: Option<Served>,
@@ -48,7 +65,8 @@ struct Facts {
 impl Record {
     pub(crate) fn open(context: &Arc<Context>, link: &Arc<Link>, head: &request::Parts) -> Self {
         let (replying, arrived) = link.begin(head.version);
-        let given = head.headers.get(headers::CALL_ID).and_then(|v| v.to_str().ok());
+        let seen = Seen::among(&head.headers);
+        let given = seen.id.then(|| head.headers.get(headers::CALL_ID)).flatten().and_then(|v| v.to_str().ok());
         let now = Instant::now();
         context.metrics.stage(Stage::Accept, now - arrived);
         Self(Box::new(Facts {
@@ -56,11 +74,18 @@ impl Record {
             method: head.method.clone(),
             uri: head.uri.clone(),
             version: head.version,
+            seen,
             transfer: Arc::new(Transfer::new(now)),
             arrived,
             start_time: link.on_the_wall(arrived),
             routed: None,
+            door: None,
             function: None,
+            target: None,
+            cookie: None,
+            inside: None,
+            streams: false,
+            broke: false,
             answer: None,
             served: None,
             fault: None,
@@ -80,6 +105,11 @@ impl Record {
     /// Its connection.
     pub(crate) fn link(&self) -> &Arc<Link> {
         self.0.replying.link()
+    }
+
+    /// Which headers its request came with.
+    pub(crate) fn seen(&self) -> Seen {
+        self.0.seen
     }
 
     pub(crate) fn id(&self) -> &CallId {
@@ -117,13 +147,52 @@ impl Record {
         self.0.version == Version::HTTP_2
     }
 
-    /// The call is one to this function.
-    pub(crate) fn calls(&mut self, function: Arc<Found>) {
-        function.series().started();
+    /// It was decided where the request goes.
+    pub(crate) fn leads(&mut self, door: Door, function: Option<Arc<Found>>) {
+        self.0.door = Some(door);
+        self.0.function = function;
+    }
+
+    /// Where the request goes; by its path alone as long as nothing was decided.
+    pub(crate) fn door(&self) -> Door {
+        self.0.door.unwrap_or_else(|| Door::of(self.path()))
+    }
+
+    /// The function that the request leads to.
+    pub(crate) fn found(&self) -> Option<&Arc<Found>> {
+        self.0.function.as_ref()
+    }
+
+    /// The function that the request leads to is called.
+    pub(crate) fn calls(&mut self) {
+        if let Some(function) = &self.0.function {
+            function.series().started();
+        }
         let now = Instant::now();
         self.context().metrics.stage(Stage::Route, now.saturating_duration_since(self.0.transfer.began()));
         self.0.routed = Some(now);
-        self.0.function = Some(function);
+    }
+
+    /// It has passed the limits on calls at a time.
+    pub(crate) fn enters(&mut self, inside: Inside) {
+        self.0.inside = Some(inside);
+    }
+
+    /// It goes to this one of its function's targets, and the caller is to have this cookie.
+    pub(crate) fn goes_to(&mut self, target: usize, cookie: Option<HeaderValue>) {
+        self.0.target = Some(target);
+        self.0.cookie = cookie;
+    }
+
+    /// The revision that it goes to.
+    fn target(&self) -> Option<&Target> {
+        let choice = self.0.function.as_ref()?.choice.as_ref()?;
+        self.0.target.map(|at| choice.target(at))
+    }
+
+    /// The reply may last, as long as bytes flow.
+    pub(crate) fn streams(&mut self) {
+        self.0.streams = true;
     }
 
     /// The function answers: its reply tells how it got the call.
@@ -158,14 +227,26 @@ impl Record {
         let took = self.0.arrived.elapsed();
         self.0.answer = Some((head.status, took));
         let headers = &mut head.headers;
-        headers.reserve(6);
+        headers.reserve(7);
+        if self.0.replying.link().is_last() && head.status != StatusCode::SWITCHING_PROTOCOLS {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
         headers.insert(headers::CALL_ID, headers::value(self.0.id.as_str()));
         headers.insert(headers::SERVED_BY, SERVED_BY);
         headers.insert(headers::START_TIME, self.0.start_time.into());
         let function = self.0.served.map_or(took, |s| s.timing.invoke);
         headers.insert(headers::DURATION, Words::new().seconds(function).value());
+        if let Some(target) = self.target() {
+            headers.insert(headers::REVISION, target.name.clone());
+        }
+        if let Some(cookie) = self.0.cookie.take() {
+            headers.append(header::SET_COOKIE, cookie);
+        }
         if let Some(served) = &self.0.served {
             headers.insert(headers::START, HeaderValue::from_static(served.start.as_str()));
+            if served.repeated {
+                headers.insert(headers::ATTEMPTS, HeaderValue::from_static("2"));
+            }
             headers.append(headers::SERVER_TIMING, server_timing(served));
         }
     }
@@ -185,7 +266,8 @@ impl Record {
     }
 
     /// The connection is a tunnel from now on.
-    pub(crate) fn tunnels(&self) {
+    pub(crate) fn tunnels(&mut self) {
+        self.0.streams = true;
         self.0.replying.tunnels();
     }
 
@@ -204,6 +286,8 @@ impl Record {
     /// The response, already begun, has no end.
     pub(crate) fn breaks(&mut self, cause: Cause) {
         if self.0.fault.is_none() {
+            // Silence is nobody's failure, and what the platform or the caller ends is none of the function's.
+            self.0.broke = cause == Cause::Died || (cause == Cause::Deadline && !self.0.streams);
             self.0.fault = Some((Stage::Respond, reply::code(cause)));
             self.context().metrics.fault(Stage::Respond);
             tracing::debug!(call = %self.0.id, path = self.path(), "the reply broke off: {}", reply::code(cause));
@@ -236,8 +320,13 @@ impl Drop for Record {
         if self.0.answer.is_none() && self.0.fault.is_none() {
             self.0.fault = Some((Stage::Respond, reply::code(Cause::CallerLeft)));
         }
-        if let Some(function) = &self.0.function {
+        let called = self.0.function.as_ref().filter(|_| self.0.routed.is_some());
+        if let Some(function) = called {
             function.ended(status, total);
+            // A call that its caller has left was not answered.
+            if let Some(target) = self.target().filter(|_| self.0.answer.is_some()) {
+                target.ends.ended(self.0.broke || status.as_u16() >= 500);
+            }
             self.context().metrics.stage(Stage::Respond, total - head);
         }
         self.context().log.line(&Entry {
@@ -247,7 +336,7 @@ impl Drop for Record {
             version: self.0.version,
             status,
             id: &self.0.id,
-            function: self.0.function.as_ref().map(|found| &found.function.name),
+            function: called.map(|found| &found.function.name),
             fault: self.0.fault.map(|(stage, code)| (stage.as_str(), code)),
             served: self.0.served,
             head,

@@ -1,6 +1,6 @@
 //! The last stage: a reply, or a fault, becomes a response. This is the only place that knows status codes.
 
-use http::{HeaderValue, Method, StatusCode, header, response};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header, response};
 use http_body::Body as _;
 use hyper::upgrade::OnUpgrade;
 use serde::Serialize;
@@ -81,7 +81,7 @@ pub(crate) fn refuse(request: Request, fault: &Fault) -> Response {
 
 /// Turns a fault into a response. `debug`: the caller may see the fault's detail.
 pub(crate) fn fault(mut record: Record, fault: &Fault, debug: bool) -> Response {
-    let door = Door::of(record.path());
+    let door = record.door();
     note(&record, fault);
     record.fails(fault);
     let (body, kind) = match (door, fault.cause) {
@@ -97,13 +97,13 @@ pub(crate) fn fault(mut record: Record, fault: &Fault, debug: bool) -> Response 
     }
     if fault.cause == Cause::Method {
         let allowed = match door {
-            Door::Function => METHODS.each_ref().map(Method::as_str).join(", "),
+            Door::Function | Door::Routed => METHODS.each_ref().map(Method::as_str).join(", "),
             Door::Async => ASYNC_METHODS.each_ref().map(Method::as_str).join(", "),
             _ => "GET, HEAD".to_owned(),
         };
         head.headers.insert(header::ALLOW, headers::value(&allowed));
     }
-    if let (Door::Function | Door::Async, Some(part)) = (door, openfaas(fault)) {
+    if let (Door::Function | Door::Async | Door::Routed, Some(part)) = (door, openfaas(fault)) {
         head.headers.insert(headers::OPENFAAS_INTERNAL, HeaderValue::from_static(part));
     }
     platform(record, head, call::full(body))
@@ -122,6 +122,21 @@ pub(crate) fn accepted(record: Record, location: Option<&str>) -> Response {
     if let Some(location) = location {
         head.headers.insert(header::LOCATION, headers::value(location));
     }
+    platform(record, head, call::empty())
+}
+
+/// The answer that is nothing but these headers.
+pub(crate) fn nothing(record: Record, headers: HeaderMap) -> Response {
+    let mut head = http::Response::new(()).into_parts().0;
+    (head.status, head.headers) = (StatusCode::NO_CONTENT, headers);
+    platform(record, head, call::empty())
+}
+
+/// Sends the caller to another address of the same thing, with the same method and body.
+pub(crate) fn elsewhere(record: Record, location: HeaderValue) -> Response {
+    let mut head = http::Response::new(()).into_parts().0;
+    head.status = StatusCode::PERMANENT_REDIRECT;
+    head.headers.insert(header::LOCATION, location);
     platform(record, head, call::empty())
 }
 
@@ -150,6 +165,7 @@ pub(crate) fn function(
         head.headers.entry(header::CONTENT_TYPE).or_insert(default);
     }
     let limit = if is_event_stream(&head) {
+        record.streams();
         Limit::silence(record.transfer(), spec.idle_timeout())
     } else {
         Limit::Deadline(record.arrived() + spec.timeout())

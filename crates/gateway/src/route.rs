@@ -1,4 +1,5 @@
-//! Which way a request goes, by its path alone: to a function, to the platform's health, or to the control plane.
+//! Which way a request goes on the platform's own hosts, by its path alone: to a function, to the platform's health, or to the control
+//! plane. On other hosts `routes` decides.
 //! The path is compared byte by byte as the client wrote it; nothing is decoded and no `..` is resolved, so that whoever
 //! authenticates and whoever serves can never see two different paths.
 
@@ -11,6 +12,8 @@ pub enum Door {
     Function,
     /// `/async-function/…`: a call whose caller does not.
     Async,
+    /// A host or a rule leads to a function, whatever the path: a call whose caller waits.
+    Routed,
     /// `/healthz`: whether the process lives.
     Health,
     /// `/readyz`: whether it takes calls.
@@ -24,7 +27,7 @@ pub enum Door {
 }
 
 impl Door {
-    /// Where this path leads. Total: every text leads somewhere.
+    /// Where this path leads on a host of the platform's own. Total: every text leads somewhere.
     pub fn of(path: &str) -> Self {
         let below = |root: &str| path.strip_prefix(root).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
         match path {

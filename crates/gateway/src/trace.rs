@@ -10,8 +10,17 @@ const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 /// W3C Trace Context, section 3.3.
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
-/// Keeps a valid trace context, and puts a new one in the place of none or of a broken one.
-pub(crate) fn pass_on(headers: &mut HeaderMap) {
+/// Whether a header is one of the context.
+pub(crate) fn is_part(name: &HeaderName) -> bool {
+    *name == TRACEPARENT || *name == TRACESTATE
+}
+
+/// Keeps a valid trace context, and puts a new one in the place of none or of a broken one. `any`: whether there is a part of one.
+pub(crate) fn pass_on(headers: &mut HeaderMap, any: bool) {
+    if !any {
+        headers.insert(TRACEPARENT, fresh());
+        return;
+    }
     let mut given = headers.get_all(&TRACEPARENT).iter();
     let valid = matches!((given.next(), given.next()), (Some(one), None) if well_formed(one.as_bytes()));
     if !valid {
@@ -77,14 +86,17 @@ mod tests {
             pairs.iter().map(|(n, v)| (n.clone(), HeaderValue::from_static(v))).collect()
         };
         let mut kept = headers(&[(TRACEPARENT, GOOD), (TRACESTATE, "a=1")]);
-        pass_on(&mut kept);
+        pass_on(&mut kept, true);
         assert_eq!((kept[&TRACEPARENT].as_bytes(), kept[&TRACESTATE].as_bytes()), (GOOD.as_bytes(), &b"a=1"[..]));
+        let mut new = headers(&[]);
+        pass_on(&mut new, false);
+        assert!(well_formed(new[&TRACEPARENT].as_bytes()));
         for mut none in [
             headers(&[(TRACESTATE, "a=1")]),
             headers(&[(TRACEPARENT, "x")]),
             headers(&[(TRACEPARENT, GOOD), (TRACEPARENT, GOOD)]),
         ] {
-            pass_on(&mut none);
+            pass_on(&mut none, true);
             assert!(well_formed(none[&TRACEPARENT].as_bytes()) && none[&TRACEPARENT] != GOOD);
             assert_eq!((none.get_all(TRACEPARENT).iter().count(), none.get(&TRACESTATE)), (1, None));
         }

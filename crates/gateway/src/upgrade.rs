@@ -59,7 +59,7 @@ pub(crate) fn switch(
                 () = cut.cancelled() => record.breaks(Cause::ShuttingDown),
             }
         } else {
-            record.breaks(Cause::Died);
+            record.breaks(Cause::CallerLeft);
         }
         drop((body, beside));
     });
@@ -75,11 +75,13 @@ async fn tunnel(
 ) {
     let transfer = record.transfer().clone();
     let limit = Limit::silence(&transfer, silence);
-    let mut client = Counted { io: client, transfer, sent: 0 };
+    let mut client = Counted { io: client, transfer, sent: 0, broke: false };
     let ended = tokio::select! {
-        copied = copy_bidirectional(&mut client, &mut function) => copied.map_err(|_| Cause::Died).map(drop),
-        () = limit.wait() => Err(Cause::Deadline),
+        copied = copy_bidirectional(&mut client, &mut function) => copied.map(drop).map_err(|_| None),
+        () = limit.wait() => Err(Some(Cause::Deadline)),
     };
+    let side = if client.broke { Cause::CallerLeft } else { Cause::Died };
+    let ended = ended.map_err(|cause| cause.unwrap_or(side));
     record.sends(client.sent);
     if let Err(cause) = ended {
         record.breaks(cause);
@@ -91,12 +93,22 @@ struct Counted<T> {
     io: T,
     transfer: Arc<Transfer>,
     sent: usize,
+    /// It was this side that broke.
+    broke: bool,
+}
+
+impl<T> Counted<T> {
+    fn notes<R>(&mut self, done: io::Result<R>) -> io::Result<R> {
+        self.broke |= done.is_err();
+        done
+    }
 }
 
 impl<T: AsyncRead + Unpin> AsyncRead for Counted<T> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
+        let read = ready!(Pin::new(&mut self.io).poll_read(cx, buf));
+        self.notes(read)?;
         self.transfer.receive(buf.filled().len() - before);
         Poll::Ready(Ok(()))
     }
@@ -104,7 +116,8 @@ impl<T: AsyncRead + Unpin> AsyncRead for Counted<T> {
 
 impl<T: AsyncWrite + Unpin> AsyncWrite for Counted<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let n = ready!(Pin::new(&mut self.io).poll_write(cx, bytes))?;
+        let written = ready!(Pin::new(&mut self.io).poll_write(cx, bytes));
+        let n = self.notes(written)?;
         self.sent += n;
         self.transfer.touch();
         Poll::Ready(Ok(n))

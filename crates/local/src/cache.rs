@@ -10,13 +10,17 @@ use std::{
 
 use taper_provider::Error;
 
+use crate::Generation;
+
 /// Folders by key, below one folder.
 ///
 /// *Guarantees.* A folder appears under its final name whole or not at all; what a killed process left half made is
-/// removed at the next start. A [`Kept`] keeps its folder for as long as it lives, whatever the bound says.
+/// removed at the next start. A [`Kept`] keeps its folder for as long as it lives, whatever the bound says. Two platforms may
+/// use one cache: each finds what the other has made, and neither removes anything while the other is there.
 pub(crate) struct Cache {
     dir: PathBuf,
     bound: u64,
+    generation: Generation,
     state: Mutex<State>,
 }
 
@@ -45,6 +49,11 @@ impl Kept {
     /// Where the folder's content is.
     pub(crate) fn path(&self) -> PathBuf {
         self.0.join(CONTENT)
+    }
+
+    /// The key by which it is found.
+    pub(crate) fn key(&self) -> &str {
+        self.0.file_name().and_then(|name| name.to_str()).unwrap_or_default()
     }
 }
 
@@ -81,7 +90,7 @@ impl Cache {
     ///
     /// # Errors
     /// When the folder cannot be made or read.
-    pub(crate) fn open(dir: &Path, bound: u64, durable: bool) -> Result<Self, Error> {
+    pub(crate) fn open(dir: &Path, bound: u64, durable: bool, generation: &Generation) -> Result<Self, Error> {
         let host = |source| Error::Host { what: format!("open the cache in {}", dir.display()), source };
         fs::create_dir_all(dir).map_err(host)?;
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
@@ -93,9 +102,11 @@ impl Cache {
             if !found.file_type().map_err(host)?.is_dir() {
                 continue;
             }
-            let size = fs::read_to_string(found.path().join(SIZE)).ok().and_then(|text| text.parse::<u64>().ok());
             let name = found.file_name().into_string().unwrap_or_default();
-            match size.filter(|_| trusted && !name.starts_with(DRAFT)) {
+            if maker(&name).is_some_and(|number| number != generation.number() && generation.lives(number)) {
+                continue;
+            }
+            match size(&found.path()).filter(|_| trusted && !name.starts_with(DRAFT)) {
                 Some(bytes) => {
                     let made = found.metadata().and_then(|m| m.modified()).map_err(host)?;
                     entries.push((made, name, Arc::from(found.path()), bytes));
@@ -115,7 +126,7 @@ impl Cache {
             state.bytes += bytes;
             state.entries.insert(name, Entry { folder, bytes, used: state.tick });
         }
-        let cache = Self { dir: dir.into(), bound, state: Mutex::new(state) };
+        let cache = Self { dir: dir.into(), bound, generation: generation.clone(), state: Mutex::new(state) };
         // The bound may be another than it was.
         cache.shrink();
         Ok(cache)
@@ -139,7 +150,7 @@ impl Cache {
         }
         let turn = self.lock().making.entry(key.to_owned()).or_default().clone();
         let _turn = Turn { guard: Some(turn.lock_owned().await), key, cache: self };
-        if let Some(kept) = self.find(key) {
+        if let Some(kept) = self.find(key).or_else(|| self.discover(key)) {
             return Ok(kept);
         }
         let draft = Arc::new(self.draft()?);
@@ -155,7 +166,8 @@ impl Cache {
         self.lock().bytes
     }
 
-    fn find(&self, key: &str) -> Option<Kept> {
+    /// The folder of a key, if it is there.
+    pub(crate) fn find(&self, key: &str) -> Option<Kept> {
         let mut state = self.lock();
         state.tick += 1;
         let tick = state.tick;
@@ -164,14 +176,29 @@ impl Cache {
         Some(Kept(entry.folder.clone()))
     }
 
+    /// The folder of a key that another platform has made meanwhile.
+    fn discover(&self, key: &str) -> Option<Kept> {
+        let folder = self.dir.join(key);
+        Some(self.insert(key, folder.clone(), size(&folder)?))
+    }
+
+    fn insert(&self, key: &str, folder: PathBuf, bytes: u64) -> Kept {
+        let folder: Arc<Path> = folder.into();
+        let mut state = self.lock();
+        state.tick += 1;
+        let used = state.tick;
+        state.bytes += bytes;
+        state.entries.insert(key.to_owned(), Entry { folder: folder.clone(), bytes, used });
+        Kept(folder)
+    }
+
     fn draft(&self) -> Result<Draft, Error> {
         let number = {
             let mut state = self.lock();
             state.made += 1;
             state.made
         };
-        let path = self.dir.join(format!("{DRAFT}{number}"));
-        let draft = Draft(path);
+        let draft = Draft(self.away(number));
         fs::create_dir_all(draft.content())
             .map_err(|source| Error::Host { what: "make a folder in the cache".into(), source })?;
         Ok(draft)
@@ -182,25 +209,30 @@ impl Cache {
         let bytes = weigh(&draft.content()).map_err(host)?;
         fs::write(draft.0.join(SIZE), bytes.to_string()).map_err(host)?;
         let folder = self.dir.join(key);
-        fs::rename(&draft.0, &folder).map_err(host)?;
-        let folder: Arc<Path> = folder.into();
-        let mut state = self.lock();
-        state.tick += 1;
-        let used = state.tick;
-        state.bytes += bytes;
-        state.entries.insert(key.to_owned(), Entry { folder: folder.clone(), bytes, used });
-        Ok(Kept(folder))
+        match fs::rename(&draft.0, &folder) {
+            Ok(()) => Ok(self.insert(key, folder, bytes)),
+            // Another platform was sooner; what it made is as good.
+            Err(why) => self.discover(key).ok_or_else(|| host(why)),
+        }
+    }
+
+    /// The name of something that is not in the cache, or not any more.
+    fn away(&self, number: u64) -> PathBuf {
+        self.dir.join(format!("{DRAFT}{}-{number}", self.generation.number()))
     }
 
     /// Removes unused folders, least recently used first, until the bound holds. To be called now and then, for what was in use when
-    /// the last one was made.
+    /// the last one was made, or when another platform was there that might use them.
     pub(crate) fn shrink(&self) {
+        if self.lock().bytes > self.bound {
+            self.generation.alone(|| self.evict());
+        }
+    }
+
+    fn evict(&self) {
         let mut out = Vec::new();
         {
             let mut state = self.lock();
-            if state.bytes <= self.bound {
-                return;
-            }
             // The cache's own handle is one; a second one is a use.
             let idle = state.entries.iter().filter(|(_, e)| Arc::strong_count(&e.folder) == 1);
             let mut idle: Vec<_> = idle.map(|(key, e)| (e.used, key.clone())).collect();
@@ -213,7 +245,7 @@ impl Cache {
                 state.bytes -= entry.bytes;
                 // Renamed under the lock, so that the key can be made again at once.
                 state.made += 1;
-                let away = self.dir.join(format!("{DRAFT}{}", state.made));
+                let away = self.away(state.made);
                 if fs::rename(&entry.folder, &away).is_ok() {
                     out.push(Draft(away));
                 }
@@ -247,6 +279,16 @@ impl Drop for Turn<'_> {
     }
 }
 
+/// What a whole folder of a cache says it takes.
+fn size(folder: &Path) -> Option<u64> {
+    fs::read_to_string(folder.join(SIZE)).ok()?.parse().ok()
+}
+
+/// The number of the platform whose draft has this name.
+fn maker(name: &str) -> Option<u8> {
+    name.strip_prefix(DRAFT)?.split_once('-')?.0.parse().ok()
+}
+
 /// The bytes that a tree's regular files take, without following links.
 fn weigh(tree: &Path) -> io::Result<u64> {
     let mut total = 0;
@@ -277,6 +319,15 @@ mod tests {
         Ok(())
     }
 
+    /// A data directory, and the one life over it. The cache is a folder in it.
+    fn begin() -> (tempfile::TempDir, Generation, PathBuf) {
+        let data = tempfile::tempdir().unwrap();
+        let generation = Generation::begin(data.path()).unwrap();
+        generation.settled();
+        let dir = data.path().join("cache");
+        (data, generation, dir)
+    }
+
     fn names(dir: &Path) -> Vec<String> {
         let mut all: Vec<_> = fs::read_dir(dir)
             .unwrap()
@@ -290,8 +341,8 @@ mod tests {
 
     #[tokio::test]
     async fn made_once_and_found_after_a_restart() {
-        let dir = tempfile::tempdir().unwrap();
-        let cache = Cache::open(dir.path(), 1 << 20, false).unwrap();
+        let (_data, life, dir) = begin();
+        let cache = Cache::open(&dir, 1 << 20, false, &life).unwrap();
         let count = AtomicUsize::new(0);
         let make = || {
             cache.get("a", |draft| async {
@@ -306,27 +357,27 @@ mod tests {
             assert_eq!(fs::read(kept.unwrap().path().join("file")).unwrap().len(), 1000);
         }
         assert!(cache.lock().making.is_empty(), "no lock is left behind");
-        fs::create_dir_all(dir.path().join(".draft-77/content")).unwrap();
-        let again = Cache::open(dir.path(), 1 << 20, false).unwrap();
+        fs::create_dir_all(dir.join(".draft-77/content")).unwrap();
+        let again = Cache::open(&dir, 1 << 20, false, &life).unwrap();
         assert_eq!(again.bytes(), 1000);
-        assert_eq!(names(dir.path()), ["a"], "what was half made is removed");
+        assert_eq!(names(&dir), ["a"], "what was half made is removed");
     }
 
     #[tokio::test]
     async fn a_restarted_machine_trusts_only_what_is_durable() {
-        let dir = tempfile::tempdir().unwrap();
-        let cache = Cache::open(dir.path(), 1 << 20, true).unwrap();
+        let (_data, life, dir) = begin();
+        let cache = Cache::open(&dir, 1 << 20, true, &life).unwrap();
         cache.get("a", |draft| fill(draft, 10)).await.unwrap();
-        fs::write(dir.path().join("boot"), "another boot").unwrap();
-        assert!(Cache::open(dir.path(), 1 << 20, true).unwrap().bytes() > 0);
-        fs::write(dir.path().join("boot"), "another boot").unwrap();
-        assert_eq!(Cache::open(dir.path(), 1 << 20, false).unwrap().bytes(), 0);
+        fs::write(dir.join("boot"), "another boot").unwrap();
+        assert!(Cache::open(&dir, 1 << 20, true, &life).unwrap().bytes() > 0);
+        fs::write(dir.join("boot"), "another boot").unwrap();
+        assert_eq!(Cache::open(&dir, 1 << 20, false, &life).unwrap().bytes(), 0);
     }
 
     #[tokio::test]
     async fn failures_and_dropped_calls_leave_nothing() {
-        let dir = tempfile::tempdir().unwrap();
-        let cache = Cache::open(dir.path(), 1 << 20, false).unwrap();
+        let (_data, life, dir) = begin();
+        let cache = Cache::open(&dir, 1 << 20, false, &life).unwrap();
         let failed = cache
             .get("a", |draft| async move {
                 fill(draft, 10).await?;
@@ -334,7 +385,7 @@ mod tests {
             })
             .await;
         assert_eq!(failed.unwrap_err().to_string(), "no");
-        assert!(names(dir.path()).is_empty());
+        assert!(names(&dir).is_empty());
         {
             let never = cache.get("a", |draft| async move {
                 fill(draft, 10).await?;
@@ -342,16 +393,16 @@ mod tests {
             });
             tokio::pin!(never);
             assert!(futures_util::poll!(never.as_mut()).is_pending());
-            assert_eq!(names(dir.path()).len(), 1);
+            assert_eq!(names(&dir).len(), 1);
         }
-        assert!(names(dir.path()).is_empty());
+        assert!(names(&dir).is_empty());
         cache.get("a", |draft| fill(draft, 10)).await.unwrap();
     }
 
     #[tokio::test]
     async fn the_bound_spares_what_is_in_use() {
-        let dir = tempfile::tempdir().unwrap();
-        let cache = Cache::open(dir.path(), 2500, false).unwrap();
+        let (_data, life, dir) = begin();
+        let cache = Cache::open(&dir, 2500, false, &life).unwrap();
         let a = cache.get("a", |draft| fill(draft, 1000)).await.unwrap();
         drop(cache.get("b", |draft| fill(draft, 1000)).await.unwrap());
         drop(cache.get("c", |draft| fill(draft, 1000)).await.unwrap());
@@ -372,6 +423,38 @@ mod tests {
         assert_eq!(cache.bytes(), 2000, "what was in use then goes now");
         assert!(cache.find("d").is_none() && a.path().join("file").exists());
         drop((a, cache));
-        assert_eq!(Cache::open(dir.path(), 1500, false).unwrap().bytes(), 1000, "another bound holds at once");
+        assert_eq!(Cache::open(&dir, 1500, false, &life).unwrap().bytes(), 1000, "another bound holds at once");
+    }
+
+    #[tokio::test]
+    async fn two_platforms_share_what_they_make_and_remove_nothing_of_each_other() {
+        let (data, first, dir) = begin();
+        let one = Cache::open(&dir, 1500, false, &first).unwrap();
+        drop(one.get("a", |draft| fill(draft, 1000)).await.unwrap());
+        let half = one.draft().unwrap();
+        let second = Generation::begin(data.path()).unwrap();
+        let two = Cache::open(&dir, 1500, false, &second).unwrap();
+        second.settled();
+        assert!(half.content().exists(), "what the other is making");
+        // Both make the same, and one of them more: each has all, over the bound.
+        let (b, again) = tokio::join!(
+            one.get("b", |draft| fill(draft, 1000)),
+            two.get("b", |draft| async {
+                drop(one.get("b", |draft| fill(draft, 1000)).await.unwrap());
+                fill(draft, 1000).await
+            })
+        );
+        assert_eq!(b.unwrap().path(), again.unwrap().path());
+        two.get("c", |draft| fill(draft, 1000)).await.unwrap();
+        let nothing = async |_| -> Result<(), Error> { panic!("it is there") };
+        assert!(one.get("c", nothing).await.unwrap().path().join("file").exists());
+        one.shrink();
+        assert_eq!((one.bytes(), two.bytes()), (3000, 3000));
+        assert_eq!(names(&dir), [".draft-1-2", "a", "b", "c"].map(String::from));
+        drop((two, second));
+        drop(half);
+        one.shrink();
+        assert_eq!(one.bytes(), 1000);
+        assert!(one.find("c").is_some() && one.find("a").is_none());
     }
 }

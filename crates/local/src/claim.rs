@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use taper_model::{
     FunctionSpec, InstanceId, Mode, Revision, Runtime,
-    function::{Convention, Network as Wanted},
+    function::{Convention, Network as Wanted, Probe},
 };
 use taper_provider::Error;
 use taper_watchdog::control::Claim;
@@ -88,6 +88,8 @@ pub(crate) fn claim(
         Mode::Classic | Mode::Http => spec.command.clone(),
     };
     let http = mode == Mode::Http;
+    // An older revision may have one that would be refused today.
+    let can_be_asked = |probe: &Probe| http || !probe.exec.is_empty();
     Ok(Claim {
         instance: instance.as_str().into(),
         function: id.function().name.to_string(),
@@ -101,8 +103,9 @@ pub(crate) fn claim(
         concurrency: spec.concurrency(),
         port: http.then(|| upstream(spec).unwrap_or_else(|| port(spec.network(), layout))),
         socket: http.then(|| layout.temporary.join("taper.sock").display().to_string()),
-        readiness: spec.readiness.clone().filter(|_| http),
-        liveness: spec.liveness.clone().filter(|_| http),
+        startup: spec.startup.clone().filter(can_be_asked),
+        readiness: spec.readiness.clone().filter(can_be_asked),
+        liveness: spec.liveness.clone().filter(can_be_asked),
         start_timeout_ms: u64::try_from(spec.start_timeout().as_millis()).unwrap_or(u64::MAX),
         max_reply_hold: REPLY_HOLD,
         max_early_hold: (spec.memory() / 2).clamp(REPLY_HOLD, EARLY_HOLD),
@@ -176,6 +179,7 @@ mod tests {
 
     fn revision(spec: FunctionSpec) -> Revision {
         Revision {
+            by: String::new(),
             id: RevisionId::new(FunctionName::parse("hello.team").unwrap(), 3),
             spec,
             artifact: None,

@@ -29,6 +29,9 @@ pub struct Config {
     pub pool: Pool,
     /// Time from a function's SIGTERM to its SIGKILL, after its last call has ended. Default 5 s.
     pub grace: Span,
+    /// How long instances live on when the platform has died without having asked for their end, so that the next start over
+    /// the same folder may adopt them; 0: not at all. Default 10 s.
+    pub adopt: Span,
     /// What one artifact may unpack to. Default 1 GiB.
     pub max_code: Memory,
     /// Unpacked code that is kept although nothing uses it now. Default 2 GiB.
@@ -50,7 +53,8 @@ pub struct Config {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Pool {
-    /// For each kind in use (language, network, size of `/tmp`) at least so many. Default 2.
+    /// For each kind in use (language, network, size of `/tmp`) at least so many; where that is more than 1 and a burst is larger
+    /// than what is there, the last is left to a revision's first start. Default 2.
     pub floor: usize,
     /// The most of all kinds together; 0 keeps none. Default 64. Between floor and ceiling there are as many of a kind as
     /// the largest burst of its starts within five minutes took.
@@ -96,6 +100,7 @@ impl Default for Config {
             starts: 0,
             pool: Pool::default(),
             grace: Span(Duration::from_secs(5)),
+            adopt: Span(Duration::from_secs(10)),
             max_code: Memory(1 << 30),
             code_cache: Memory(2 << 30),
             dependency_cache: Memory(4 << 30),

@@ -5,6 +5,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     fs::{self, File},
     io::{self, Read},
+    os::unix::fs::MetadataExt,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -18,17 +19,20 @@ use tokio::{
 };
 
 use crate::{
+    Generation,
     cache::{Cache, Kept},
     code::{self, Bounds},
     compile,
     config::Config,
+    generation::Turn,
     install,
+    instance::Record,
     language::Languages,
     logs::Logs,
     network::{self, Lease, Network, Policy},
     pool::{Kind, Pool, Sandbox},
     sandbox::{Isolation, Life, Limits, ParkSpec},
-    spawner::{self, Spawner},
+    spawner::{self, Heir, Spawner},
 };
 
 /// Files, folders and links that one artifact may have.
@@ -45,6 +49,7 @@ pub(crate) struct Host {
     pub(crate) logs: Logs,
     pub(crate) supply: Arc<dyn Supply>,
     pub(crate) runtime: Handle,
+    generation: Generation,
     /// Replaced when it has died.
     spawner: watch::Sender<Spawner>,
     network: Network,
@@ -73,43 +78,82 @@ struct Plan {
 }
 
 impl Host {
-    /// Opens everything below the configured folder, sweeps what a killed platform left, and starts the spawner.
+    /// Opens everything below the configured folder, sweeps what a killed platform left, and starts the spawner; or takes over that
+    /// of one that died a moment ago, with the instances that have outlived it.
     ///
     /// # Errors
     /// When nothing can be isolated here, or the folder cannot be used.
-    pub(crate) async fn start(config: Config, supply: Arc<dyn Supply>) -> Result<Self, crate::Error> {
+    // long because: the order in which things are opened is the content
+    pub(crate) async fn start(config: Config, supply: Arc<dyn Supply>) -> Result<(Self, Vec<Heir>), crate::Error> {
         let blocking = config.clone();
-        let (languages, logs, code, dependencies) = tokio::task::spawn_blocking(move || {
+        let (generation, estate, languages, logs, code, dependencies) = tokio::task::spawn_blocking(move || {
             let dir = &blocking.dir;
             fs::create_dir_all(dir)
                 .map_err(|source| Error::Host { what: format!("make the folder {}", dir.display()), source })?;
-            Ok::<_, Error>((
-                Languages::find(&dir.join("runtime"), &blocking.search)?,
-                Logs::start(&dir.join("logs"), blocking.logs.clone())?,
-                Cache::open(&dir.join("code"), blocking.code_cache.0, false)?,
-                Cache::open(&dir.join("deps"), blocking.dependency_cache.0, true)?,
-            ))
+            let failed = |why| Error::Host { what: "begin".to_owned(), source: io::Error::other(why) };
+            let turn = Turn::take(dir).map_err(failed)?;
+            let languages = Languages::find(&dir.join("runtime"), &blocking.search)?;
+            let identity = identity(&blocking, &languages);
+            let (generation, estate) = turn.begin(Some(&identity)).map_err(failed)?;
+            generation.alone(|| languages.remove_others());
+            let logs = Logs::start(&dir.join("logs"), blocking.logs.clone())?;
+            let code = Cache::open(&dir.join("code"), blocking.code_cache.0, false, &generation)?;
+            let dependencies = Cache::open(&dir.join("deps"), blocking.dependency_cache.0, true, &generation)?;
+            Ok::<_, Error>((generation, estate, languages, logs, code, dependencies))
         })
         .await
         .map_err(io::Error::other)
         .and_then(|opened| opened.map_err(io::Error::other))
         .map_err(|source| crate::Error::File { path: config.dir.clone(), source })?;
-        let network = Network::start(&network::Config::new(&config.dir)).await;
-        let spawner = launch(&config, &languages).await?;
-        Ok(Self {
+        let (spawner, heirs) = match estate {
+            Some(estate) => Spawner::adopt(&wanted(&config, &languages, &generation), &generation, estate).await?,
+            None => (launch(&config, &languages, &generation).await?, Vec::new()),
+        };
+        let leases = heirs.iter().filter_map(|heir| Record::read(&heir.record).ok()).map(|record| record.lease);
+        let network = network::Config {
+            generation: Some(generation.clone()),
+            keeper: Some(spawner.pid()),
+            kept: leases.collect(),
+            ..network::Config::new(&config.dir)
+        };
+        let network = Network::start(&network).await;
+        generation.settled();
+        let host = Self {
             pool: Pool::new(config.pool.clone()),
             config,
             languages,
             logs,
             supply,
             runtime: Handle::current(),
+            generation,
             spawner: watch::Sender::new(spawner),
             network,
             code,
             dependencies,
             plans: Mutex::default(),
             installs: Semaphore::new(INSTALLS),
-        })
+        };
+        Ok((host, heirs))
+    }
+
+    /// What an instance of another platform has of code and dependencies, by their keys.
+    pub(crate) fn prepared_before(&self, code: Option<&str>, dependencies: Option<&str>) -> Prepared {
+        let (code, dependencies) =
+            (code.and_then(|key| self.code.find(key)), dependencies.and_then(|key| self.dependencies.find(key)));
+        Prepared { code, dependencies }
+    }
+
+    /// Takes over the place on the network of an instance of another platform.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub(crate) async fn lease(&self, kept: &network::Kept) -> Result<Lease, crate::Error> {
+        self.network.adopt(kept).await
+    }
+
+    /// The number of this life of the platform.
+    pub(crate) fn life(&self) -> u8 {
+        self.generation.number()
     }
 
     /// The spawner.
@@ -129,7 +173,8 @@ impl Host {
     /// # Errors
     /// As [`Spawner::start`].
     pub(crate) async fn restart(&self) -> Result<(), crate::Error> {
-        let spawner = launch(&self.config, &self.languages).await?;
+        let spawner = launch(&self.config, &self.languages, &self.generation).await?;
+        self.network.kept_by(spawner.pid()).await;
         self.spawner.send_replace(spawner);
         Ok(())
     }
@@ -154,8 +199,13 @@ impl Host {
     ///
     /// # Errors
     /// When none can be made.
-    pub(crate) async fn sandbox(&self, kind: &Kind, limits: &Limits) -> Result<(Sandbox, Start), crate::Error> {
-        if let Some(taken) = self.pool.take(kind) {
+    pub(crate) async fn sandbox(
+        &self,
+        kind: &Kind,
+        limits: &Limits,
+        first: bool,
+    ) -> Result<(Sandbox, Start), crate::Error> {
+        if let Some(taken) = self.pool.take(kind, first) {
             return Ok(taken);
         }
         let (network, temporary) = (kind.network, kind.temporary);
@@ -186,6 +236,7 @@ impl Host {
         if let Err(e) = self.network.clone().remove().await {
             tracing::warn!(error = %e, "the network of instances could not be taken down; the next start does it");
         }
+        self.generation.remove();
     }
 
     /// Brings a revision's code and dependencies near. Fast when they are.
@@ -267,15 +318,38 @@ fn put_beside(code: &Kept, dependencies: &Kept, mount: &str) -> Result<(), Error
     }
 }
 
-async fn launch(config: &Config, languages: &Languages) -> Result<Spawner, crate::Error> {
-    let mut wanted = spawner::Config::new(&config.dir);
-    wanted.isolation = config.isolation.wanted();
-    wanted.interpreters = languages.folders();
-    wanted.runtime = Some(languages.folder().to_owned());
+async fn launch(config: &Config, languages: &Languages, generation: &Generation) -> Result<Spawner, crate::Error> {
+    let wanted = wanted(config, languages, generation);
     match &config.program {
         Some(program) => Spawner::start_with(&wanted, program, &[]).await,
         None => Spawner::start(&wanted).await,
     }
+}
+
+fn wanted(config: &Config, languages: &Languages, generation: &Generation) -> spawner::Config {
+    spawner::Config {
+        generation: Some(generation.clone()),
+        isolation: config.isolation.wanted(),
+        interpreters: languages.folders(),
+        runtime: Some(languages.folder().to_owned()),
+        adopt: config.adopt.0,
+        identity: identity(config, languages),
+        ..spawner::Config::new(&config.dir)
+    }
+}
+
+/// What two platforms must have in common for one to adopt the instances of the other: the program, and all that the spawner was
+/// told. A program that runs cannot be written to, and its number is not another file's: where both are the same, so is
+/// what is in it.
+fn identity(config: &Config, languages: &Languages) -> String {
+    let file = |path: &Path| {
+        let found = fs::metadata(path).ok();
+        found.map(|found| (found.dev(), found.ino(), found.size(), found.mtime(), found.mtime_nsec()))
+    };
+    let own = Path::new("/proc/self/exe");
+    let programs = [own, config.program.as_deref().unwrap_or(own)].map(file);
+    let version = env!("CARGO_PKG_VERSION");
+    format!("{version} {programs:?} {:?} {:?} {:?}", config.isolation, languages.folders(), languages.folder())
 }
 
 /// Runs something that blocks off the runtime's threads.

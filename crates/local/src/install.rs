@@ -146,6 +146,7 @@ pub(crate) async fn run(host: &Host, function: &FunctionName, job: Job<'_>, prog
     let way = Way::Framed(Framed::new(connect, fate, host.runtime.clone()));
     let run = Run { way, slots: Arc::new(Semaphore::new(1)), calls: None };
     let call = Call {
+        terms: Default::default(),
         id: CallId::given(ID).map_err(failed)?,
         revision: RevisionId::new(function.clone(), 0),
         deadline: Instant::now() + job.timeout.0,
@@ -232,6 +233,7 @@ pub(crate) fn plain_claim(
         concurrency: 1,
         port: None,
         socket: None,
+        startup: None,
         readiness: None,
         liveness: None,
         start_timeout_ms: 10_000,

@@ -6,9 +6,10 @@ use std::{
     io,
     num::NonZeroU32,
     os::fd::{AsFd, OwnedFd},
+    path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -16,18 +17,22 @@ use std::{
 use taper_model::{
     Cause, InstanceId, Mode, Name, Revision, Runtime,
     call::{Phases, Start},
+    clock,
     quantity::Memory,
 };
 use taper_provider::{Error, Usage};
 use taper_watchdog::control::{Channel, FailedKind, Order, Report};
 use tokio::{
     net::UnixStream,
-    sync::{Semaphore, oneshot},
+    sync::{Semaphore, mpsc, oneshot},
     task::JoinHandle,
     time::{Instant, error::Elapsed, sleep, timeout},
     try_join,
 };
 use tokio_util::sync::CancellationToken;
+
+pub(crate) use adopt::adopt;
+pub(crate) use record::Record;
 
 use crate::{
     cache::Kept,
@@ -40,10 +45,16 @@ use crate::{
     sandbox::{Binding, Exit, Life, Parked, Secret},
 };
 
+mod adopt;
+mod orphans;
+mod record;
+
 /// How long beyond its own limit a watchdog is waited for before it counts as lost.
 const MARGIN: Duration = Duration::from_secs(5);
 /// How long the last lines of an ended instance are waited for.
 const LAST_LINES: Duration = Duration::from_secs(1);
+/// How long the spawner may take to be told what it is to keep.
+const LEAVE: Duration = Duration::from_secs(1);
 /// How long the connection by which a server was seen to listen is kept for its first call. A server may be one that
 /// does nothing else while a connection is open.
 const FIRST: Duration = Duration::from_millis(100);
@@ -56,9 +67,24 @@ pub(crate) struct Instance {
     pub(crate) phases: Phases,
     pub(crate) run: Arc<Run>,
     life: Arc<Life>,
+    /// How many of its processes the kernel had killed for want of memory before this platform had it.
+    kills: u64,
     slots: u32,
     secrets: BTreeMap<Name, u64>,
+    /// It is to have no calls for now: its readiness probe says so.
+    rests: AtomicBool,
     stop: CancellationToken,
+}
+
+/// What an instance's probes say of it, once it is ready.
+#[derive(Debug)]
+pub(crate) enum Probed {
+    /// Its liveness probe has failed for good: why.
+    Unwell(String),
+    /// Its readiness probe fails: why.
+    Unready(String),
+    /// Its readiness probe passes again.
+    Ready,
 }
 
 /// Whoever sees an instance to its end.
@@ -69,12 +95,33 @@ pub(crate) struct Keeper {
     channel: Arc<Channel>,
     /// Ends with the control channel; gives the watchdog's last word.
     reports: JoinHandle<Option<Report>>,
-    /// Why its liveness probe has failed for good.
-    unwell: oneshot::Receiver<String>,
+    /// What its probes say.
+    probed: mpsc::UnboundedReceiver<Probed>,
     collector: Collector,
-    _lease: Lease,
+    lease: Lease,
     /// Code and dependencies stay while the instance lives.
-    _prepared: Prepared,
+    prepared: Prepared,
+    /// What is yet to be left with the spawner: holds on the control socket, standard output and standard error.
+    held: Option<[OwnedFd; 3]>,
+}
+
+/// An instance whose function is ready, in its parts.
+struct Made {
+    id: InstanceId,
+    revision: Arc<Revision>,
+    start: Start,
+    phases: Phases,
+    secrets: BTreeMap<Name, u64>,
+    life: Life,
+    listener: PathBuf,
+    channel: Arc<Channel>,
+    /// A connection that is open already, in mode `http`.
+    first: Option<OwnedFd>,
+    calls: Arc<Calls>,
+    collector: Collector,
+    lease: Lease,
+    prepared: Prepared,
+    held: Option<[OwnedFd; 3]>,
 }
 
 /// Why an instance did not become ready. Nothing of it is left.
@@ -107,7 +154,7 @@ impl Failure {
     }
 }
 
-/// Makes an instance and waits until its function is ready.
+/// Makes an instance and waits until its function is ready. `first`: its revision has no other.
 ///
 /// *Flow.* A sandbox with its network, kept ready or made now; limits, code and secrets; the claim; the watchdog's word.
 ///
@@ -121,6 +168,7 @@ pub(crate) async fn start(
     host: &Arc<Host>,
     revision: &Arc<Revision>,
     id: InstanceId,
+    first: bool,
 ) -> Result<(Arc<Instance>, Keeper), Failure> {
     let (begun, function) = (Instant::now(), revision.id.function());
     let prepared = host.prepared(revision, &taper_provider::Progress::silent()).await?;
@@ -133,9 +181,12 @@ pub(crate) async fn start(
     }
 
     let limits = claim::limits(revision);
-    let (sandbox, start) = host.sandbox(&claim::kind(revision, &host.languages), &limits).await?;
+    let (sandbox, start) = host.sandbox(&claim::kind(revision, &host.languages), &limits, first).await?;
     let Sandbox { parked, lease } = sandbox;
     let Parked { control, listener, stdout, stderr, layout, life } = parked;
+    // A second hold, for the spawner. Without it the instance ends with this process, as anything that cannot be left.
+    let second = || Some([control.try_clone().ok()?, stdout.try_clone().ok()?, stderr.try_clone().ok()?]);
+    let held = if host.config.adopt.0.is_zero() { None } else { second() };
     let claim = claim::claim(revision, &id, &layout, &host.languages, prepared.dependencies.is_some())?;
     let spawner = host.spawner();
     let tree = async |kept: &Option<Kept>| match kept {
@@ -177,12 +228,39 @@ pub(crate) async fn start(
     };
     tracing::debug!(instance = %id, start = start.as_str(), ?phases, "ready");
 
-    let life = Arc::new(life);
-    let witness = life.clone();
-    let kills = move || witness.memory_kills();
-    let fate = Arc::new(Fate::new(Memory(limits.memory), processes(revision), kills));
+    let revision = revision.clone();
+    let secrets = versions;
+    Ok(assemble(
+        host,
+        Made {
+            id,
+            revision,
+            start,
+            phases,
+            secrets,
+            life,
+            listener,
+            channel,
+            first,
+            calls,
+            collector,
+            lease,
+            prepared,
+            held,
+        },
+    ))
+}
+
+/// Makes, of an instance whose function is ready, one that takes calls.
+fn assemble(host: &Arc<Host>, made: Made) -> (Arc<Instance>, Keeper) {
+    let Made { id, revision, start, phases, secrets, life, listener, channel, first, calls, .. } = made;
+    let (life, mode) = (Arc::new(life), revision.spec.mode());
+    let (witness, before) = (life.clone(), life.memory_kills());
+    let kills = move || witness.memory_kills().saturating_sub(before);
+    let memory = Memory(claim::limits(&revision).memory);
+    let fate = Arc::new(Fate::new(memory, processes(&revision), kills));
     let pending = Arc::new(Pending::default());
-    let (tell, unwell) = oneshot::channel();
+    let (tell, probed) = mpsc::unbounded_channel();
     let reports = tokio::spawn(listen(channel.clone(), pending.clone(), tell));
     let slots = revision.spec.concurrency();
     let way = match mode {
@@ -201,21 +279,13 @@ pub(crate) async fn start(
     // Only a runtime of ours writes lines of its calls among those of the function.
     let calls = (mode == Mode::Handler).then_some(calls);
     let run = Arc::new(Run { way, slots: Arc::new(Semaphore::new(slots as usize)), calls });
-    let stop = CancellationToken::new();
-    let instance =
-        Arc::new(Instance { id, revision: revision.clone(), start, phases, run, life, slots, secrets: versions, stop });
-    let keeper = Keeper {
-        instance: instance.clone(),
-        host: host.clone(),
-        fate,
-        channel,
-        reports,
-        unwell,
-        collector,
-        _lease: lease,
-        _prepared: prepared,
-    };
-    Ok((instance, keeper))
+    let (stop, rests, kills) = (CancellationToken::new(), AtomicBool::new(false), before);
+    let instance = Instance { id, revision, start, phases, run, life, kills, slots, secrets, rests, stop };
+    let (instance, host) = (Arc::new(instance), host.clone());
+    let Made { collector, lease, prepared, held, .. } = made;
+    let keeper =
+        Keeper { instance: instance.clone(), host, fate, channel, reports, probed, collector, lease, prepared, held };
+    (instance, keeper)
 }
 
 /// What the death of a process means to the calls of an instance of this revision.
@@ -272,8 +342,8 @@ async fn unready(word: Result<FirstWord, Elapsed>, life: Life, collector: &mut C
 }
 
 /// Reads the control channel to its end. Gives what the watchdog said of the runtime's end, if it said anything.
-async fn listen(channel: Arc<Channel>, pending: Arc<Pending>, unwell: oneshot::Sender<String>) -> Option<Report> {
-    let (mut last, mut unwell) = (None, Some(unwell));
+async fn listen(channel: Arc<Channel>, pending: Arc<Pending>, probed: mpsc::UnboundedSender<Probed>) -> Option<Report> {
+    let mut last = None;
     loop {
         match channel.receive::<Report>().await {
             Ok(Some((Report::Connected(tag), fds))) => {
@@ -285,7 +355,10 @@ async fn listen(channel: Arc<Channel>, pending: Arc<Pending>, unwell: oneshot::S
                 let kind = if refused { io::ErrorKind::ConnectionRefused } else { io::ErrorKind::TimedOut };
                 pending.answer(tag, Err(io::Error::new(kind, message)));
             }
-            Ok(Some((Report::Unwell(why), _))) => drop(unwell.take().map(|tell| tell.send(why))),
+            // Nobody listens any more once it is ending.
+            Ok(Some((Report::Unwell(why), _))) => drop(probed.send(Probed::Unwell(why))),
+            Ok(Some((Report::Unready(why), _))) => drop(probed.send(Probed::Unready(why))),
+            Ok(Some((Report::Well, _))) => drop(probed.send(Probed::Ready)),
             Ok(Some((report @ Report::Exited { .. }, _))) => last = Some(report),
             Ok(Some((other, _))) => tracing::warn!(?other, "an unexpected report of a watchdog"),
             Ok(None) => break,
@@ -309,7 +382,12 @@ struct Pending {
 
 impl Default for Pending {
     fn default() -> Self {
-        Self { next: AtomicU64::new(0), waiting: Mutex::new(Some(HashMap::new())), offered: Mutex::default() }
+        // No number that a platform before this one has given to the same watchdog.
+        Self {
+            next: AtomicU64::new(clock::unix_ms() << 20),
+            waiting: Mutex::new(Some(HashMap::new())),
+            offered: Mutex::default(),
+        }
     }
 }
 
@@ -401,12 +479,26 @@ impl Instance {
         self.life.kill();
     }
 
+    /// Whether it is to have no calls for now.
+    pub(crate) fn rests(&self) -> bool {
+        self.rests.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn rest(&self, rests: bool) {
+        self.rests.store(rests, Ordering::Relaxed);
+    }
+
+    /// How long its process gets to end: what its function says, else this.
+    pub(crate) fn grace(&self, otherwise: Duration) -> Duration {
+        self.revision.spec.grace.map_or(otherwise, |grace| grace.0)
+    }
+
     /// Calls that run on it now.
     pub(crate) fn busy(&self) -> usize {
         (self.slots as usize).saturating_sub(self.run.slots.available_permits())
     }
 
-    /// Begins its end: what runs may end, for as long as the function's timeout allows.
+    /// Begins its end: what runs may end, for as long as the function's timeout allows, or its grace where that is longer.
     pub(crate) fn stop(&self) {
         self.stop.cancel();
     }
@@ -423,25 +515,42 @@ impl Instance {
 }
 
 impl Keeper {
-    /// Sees the instance to its end, and says so before when it is to have no more calls although nobody asked for it. Why it
-    /// ended, when nobody asked for it. Nothing of it is left then.
-    pub(crate) async fn keep(mut self, leaving: impl FnOnce()) -> Option<String> {
+    /// Sees the instance to its end, and tells what its probes say until then. Why it ended, when nobody asked for it. Nothing of it
+    /// is left then.
+    pub(crate) async fn keep(mut self, mut tell: impl FnMut(Probed)) -> Option<String> {
         let stop = self.instance.stop.clone();
-        let (ending, asked) = tokio::select! {
-            last = &mut self.reports => (Ending::Died(last.ok().flatten()), false),
-            why = self.fate.condemned() => (Ending::Condemned(why), false),
-            () = stop.cancelled() => {
-                if self.instance.revision.spec.liveness.is_some() {
-                    // What ends need not be well. That it is gone is noticed below.
-                    let _ = self.channel.send(&Order::Rest, &[]).await;
+        self.leave().await;
+        let (ending, asked) = loop {
+            tokio::select! {
+                last = &mut self.reports => break (Ending::Died(last.ok().flatten()), false),
+                why = self.fate.condemned() => break (Ending::Condemned(why), false),
+                () = stop.cancelled() => {
+                    if self.instance.revision.spec.is_probed() {
+                        // What ends need not be well. That it is gone is noticed below.
+                        let _ = self.channel.send(&Order::Rest, &[]).await;
+                    }
+                    // What lives longer than any call has as long as the function's grace.
+                    let patience = self.instance.revision.spec.timeout().max(self.grace());
+                    break (self.drain(patience).await, true);
                 }
-                (self.drain(self.instance.revision.spec.timeout()).await, true)
-            }
-            Ok(why) = &mut self.unwell => {
-                leaving();
-                // Its calls get the time that a process gets to end: it does not look as if they would need it.
-                self.drain(self.host.config.grace.0).await;
-                (Ending::Condemned(format!("liveness probe failed: {why}")), false)
+                Some(probed) = self.probed.recv() => match probed {
+                    Probed::Unwell(why) => {
+                        let words = format!("liveness probe failed: {why}");
+                        tell(Probed::Unwell(why));
+                        // Its calls get the time that a process gets to end: it does not look as if they would need it.
+                        self.drain(self.grace()).await;
+                        break (Ending::Condemned(words), false);
+                    }
+                    other => {
+                        if let Probed::Unready(why) = &other {
+                            self.note(&format!("the instance gets no calls: readiness probe failed: {why}"));
+                        } else {
+                            self.note("the instance gets calls again: its readiness probe passes");
+                        }
+                        tell(other);
+                        self.leave().await;
+                    }
+                }
             }
         };
         self.fate.ending();
@@ -455,7 +564,8 @@ impl Keeper {
             Ending::Condemned(why) => (why, false),
             Ending::Died(report) => {
                 let (words, by_kill) = last_words(report.as_ref(), exit);
-                let out_of_memory = by_kill && self.fate.ended_by_memory(exit.memory_kills);
+                let out_of_memory =
+                    by_kill && self.fate.ended_by_memory(exit.memory_kills.saturating_sub(self.instance.kills));
                 (if out_of_memory { self.fate.out_of_memory() } else { words }, out_of_memory)
             }
         };
@@ -464,10 +574,33 @@ impl Keeper {
         if asked {
             return None;
         }
-        let instance = &self.instance;
-        let (id, text) = (&instance.revision.id, format!("the instance ended: {why}"));
-        self.host.logs.note(id.function(), &instance.id, &id.name(), &text);
+        self.note(&format!("the instance ended: {why}"));
         Some(why)
+    }
+
+    /// Leaves what is known of it with the spawner, for whoever comes after this platform.
+    async fn leave(&mut self) {
+        if self.host.config.adopt.0.is_zero() {
+            return;
+        }
+        let record = Record::of(&self.instance, &self.prepared, self.lease.kept()).write();
+        let held = self.held.take();
+        let spawner = self.host.spawner();
+        let left = timeout(LEAVE, spawner.keep(&self.instance.life, &record, held.as_ref())).await;
+        // A spawner that is gone has taken the instance with it. What else fails ends the instance with this platform.
+        if !matches!(left, Ok(Ok(()))) {
+            tracing::debug!(instance = %self.instance.id, ?left, "it cannot be left to another platform");
+        }
+    }
+
+    /// A line in the function's log.
+    fn note(&self, text: &str) {
+        let (instance, id) = (&self.instance, &self.instance.revision.id);
+        self.host.logs.note(id.function(), &instance.id, &id.name(), text);
+    }
+
+    fn grace(&self) -> Duration {
+        self.instance.grace(self.host.config.grace.0)
     }
 
     /// Lets what runs end, for as long as this, then asks the function to end.
@@ -481,7 +614,7 @@ impl Keeper {
             why = self.fate.condemned() => return Ending::Condemned(why),
         }
         slots.close();
-        let grace = self.host.config.grace.0;
+        let grace = self.grace();
         let ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
         if self.channel.send(&Order::Drain { ms }, &[]).await.is_ok() {
             let _ = timeout(grace + MARGIN, self.instance.life.gone()).await;

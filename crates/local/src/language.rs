@@ -35,16 +35,23 @@ pub(crate) struct Language {
 }
 
 impl Languages {
-    /// Looks for interpreters and writes the runtimes into `folder`. Blocks; the first time for an interpreter, as long
-    /// as it takes to compile the runtime.
+    /// Looks for interpreters and writes the runtimes into a folder below `all`, which is another one for other runtimes: a
+    /// platform that replaces this one must not change what its functions are started with. Blocks; the first time for an
+    /// interpreter, as long as it takes to compile the runtime.
     ///
     /// # Errors
     /// When the folder cannot be written. A missing interpreter is not an error before a function needs it.
-    pub(crate) fn find(folder: &Path, search: &[PathBuf]) -> Result<Self, Error> {
+    pub(crate) fn find(all: &Path, search: &[PathBuf]) -> Result<Self, Error> {
+        let texts =
+            [Runtime::Python3, Runtime::Node].map(|runtime| taper_runtimes::shim(runtime).map(|(_, text)| text));
+        let name = Digest::of(texts.map(Option::unwrap_or_default).concat().as_bytes()).hex();
+        let folder = &all.join(&name[..16]);
         let host =
             |source| Error::Host { what: format!("write the language runtimes into {}", folder.display()), source };
         fs::create_dir_all(folder).map_err(host)?;
-        fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).map_err(host)?;
+        for place in [all, folder] {
+            fs::set_permissions(place, fs::Permissions::from_mode(0o755)).map_err(host)?;
+        }
         let mut found = Vec::new();
         for runtime in [Runtime::Python3, Runtime::Node] {
             let Some((name, text)) = taper_runtimes::shim(runtime) else { continue };
@@ -61,6 +68,14 @@ impl Languages {
             found.push(Language { runtime, program, folder, shim, identity });
         }
         Ok(Self { folder: folder.into(), found })
+    }
+
+    /// Removes the runtimes of other platforms. To be called while there is none; what cannot be removed now can be later.
+    pub(crate) fn remove_others(&self) {
+        let all = self.folder.parent().map(fs::read_dir).into_iter().flatten().flatten().flatten();
+        for path in all.map(|entry| entry.path()).filter(|path| *path != self.folder) {
+            let _ = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        }
     }
 
     /// The folder that instances see as `/runtime`.
@@ -99,7 +114,7 @@ fn write(path: &Path, text: &str) -> io::Result<()> {
     if fs::read(path).is_ok_and(|there| there == text.as_bytes()) {
         return Ok(());
     }
-    let draft = path.with_extension("draft");
+    let draft = path.with_extension(format!("draft-{}", std::process::id()));
     fs::write(&draft, text)?;
     fs::set_permissions(&draft, fs::Permissions::from_mode(0o644))?;
     fs::rename(draft, path)
@@ -119,7 +134,7 @@ fn compiled(folder: &Path, program: &Path, shim: &str, what: &str) -> Option<Str
     if folder.join(&name).exists() {
         return Some(name);
     }
-    let draft = folder.join("shim.pyc.draft");
+    let draft = folder.join(format!("shim.pyc.draft-{}", std::process::id()));
     let words = taper_runtimes::python3::compile(program.to_str()?, folder.join(shim).to_str()?, draft.to_str()?);
     let (program, arguments) = words.split_first()?;
     let mut command = Command::new(program);
@@ -151,14 +166,18 @@ mod tests {
         assert!(languages.path().ends_with("/usr/bin:/bin"));
         assert!(languages.get(Runtime::Binary).is_err());
         let Ok(python) = languages.get(Runtime::Python3) else { return };
-        assert!(python.shim.ends_with(".pyc") && dir.path().join(&python.shim).exists());
-        let before = fs::metadata(dir.path().join(&python.shim)).unwrap().mtime_nsec();
+        assert!(python.shim.ends_with(".pyc") && languages.folder().join(&python.shim).exists());
+        let before = fs::metadata(languages.folder().join(&python.shim)).unwrap().mtime_nsec();
         let again = Languages::find(dir.path(), &[]).unwrap();
         assert_eq!(again.get(Runtime::Python3).unwrap().shim, python.shim);
-        assert_eq!(fs::metadata(dir.path().join(&python.shim)).unwrap().mtime_nsec(), before, "compiled once");
-        fs::write(dir.path().join("shim.py"), "damaged").unwrap();
-        Languages::find(dir.path(), &[]).unwrap();
-        assert_eq!(fs::read_to_string(dir.path().join("shim.py")).unwrap(), taper_runtimes::python3::SHIM);
+        assert_eq!(fs::metadata(languages.folder().join(&python.shim)).unwrap().mtime_nsec(), before, "compiled once");
+        let shim = languages.folder().join("shim.py");
+        fs::write(&shim, "damaged").unwrap();
+        let older = dir.path().join("older");
+        fs::create_dir(&older).unwrap();
+        Languages::find(dir.path(), &[]).unwrap().remove_others();
+        assert_eq!(fs::read_to_string(&shim).unwrap(), taper_runtimes::python3::SHIM);
+        assert!(!older.exists());
         let missing = Languages { folder: dir.path().into(), found: vec![] }.get(Runtime::Node).unwrap_err();
         assert!(missing.to_string().contains("apt-get install nodejs"), "{missing}");
     }

@@ -31,6 +31,7 @@ mod code;
 mod compile;
 mod config;
 mod error;
+mod generation;
 mod host;
 mod install;
 mod instance;
@@ -38,9 +39,11 @@ mod language;
 mod logs;
 mod pool;
 mod provider;
+mod turns;
 
 pub use config::{Config, Install, Isolation, Logs, Pool};
 pub use error::Error;
+pub use generation::Generation;
 pub use provider::Local;
 
 /// Unpacks a tar archive as uploaded code is, into an empty folder. For the fuzz target alone: everybody else's code comes in by

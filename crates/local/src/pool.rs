@@ -106,6 +106,9 @@ struct Stock {
     making: usize,
     wanted: usize,
     claims: Claims,
+    /// Claims that are expected and have not come, and since when.
+    due: usize,
+    asked: Instant,
     used: Instant,
     /// What one takes.
     cost: u64,
@@ -130,6 +133,11 @@ impl Claims {
         }
         self.0.iter().map(|(_, count)| *count).max().unwrap_or(0)
     }
+}
+
+/// How many of a kind a burst leaves to others' first starts, where there are at least so many.
+fn spare(floor: usize) -> usize {
+    usize::from(floor > 1)
 }
 
 /// How many of each stock there are to be, from what each would have, what one costs, and the bounds on all together.
@@ -160,18 +168,26 @@ impl Pool {
     pub(crate) fn expect(&self, kind: &Kind, count: usize) {
         let mut state = self.lock();
         if !state.closed {
-            state.stock(kind).claims.add(Instant::now(), count);
+            let now = Instant::now();
+            let stock = state.stock(kind);
+            // What was expected so long ago and did not come was called off.
+            let before = if stock.asked + BURST < now { 0 } else { stock.due };
+            (stock.due, stock.asked) = (before + count, now);
+            stock.claims.add(now, count);
         }
     }
 
-    /// A sandbox of this kind, or failing that one in which no runtime waits, if there is one.
-    pub(crate) fn take(&self, kind: &Kind) -> Option<(Sandbox, Start)> {
+    /// A sandbox of this kind, or failing that one in which no runtime waits, if there is one. Where there are not enough for all that
+    /// are expected, the last one is left to the first start of a revision: one function's burst is not another's cold start.
+    pub(crate) fn take(&self, kind: &Kind, first: bool) -> Option<(Sandbox, Start)> {
+        let left = if first { 0 } else { spare(self.config.floor) };
         let mut state = self.lock();
-        let taken = state.take(kind);
+        let short = state.due(kind);
+        let taken = state.take(kind, if short { left } else { 0 });
         let (hits, misses) = state.counts.entry(kind.name()).or_default();
         *(if taken.is_some() { hits } else { misses }) += 1;
         let bare = || Kind { ahead: None, ..kind.clone() };
-        let taken = taken.or_else(|| if kind.ahead.is_some() { state.take(&bare()) } else { None });
+        let taken = taken.or_else(|| if kind.ahead.is_some() { state.take(&bare(), left) } else { None });
         taken.map(|sandbox| (sandbox, Start::Pool))
     }
 
@@ -276,10 +292,20 @@ impl State {
         stock.is_some_and(|stock| stock.ready.len() + stock.making <= stock.wanted)
     }
 
-    fn take(&mut self, kind: &Kind) -> Option<Sandbox> {
+    /// One of those that are expected comes: whether there are not enough for all of them.
+    fn due(&mut self, kind: &Kind) -> bool {
+        let Some(stock) = self.stocks.iter_mut().find(|stock| stock.kind == *kind) else { return false };
+        let short = stock.due > stock.ready.len();
+        stock.due = stock.due.saturating_sub(1);
+        short
+    }
+
+    /// The oldest of this kind, when more than `left` are there.
+    fn take(&mut self, kind: &Kind, left: usize) -> Option<Sandbox> {
         let stock = self.stocks.iter_mut().find(|stock| stock.kind == *kind)?;
         // One that died in the meantime is dropped here.
-        std::iter::from_fn(|| stock.ready.pop_front()).find(Sandbox::is_alive)
+        std::iter::from_fn(|| if stock.ready.len() > left { stock.ready.pop_front() } else { None })
+            .find(Sandbox::is_alive)
     }
 }
 
@@ -287,7 +313,8 @@ impl Stock {
     fn new(kind: Kind) -> Self {
         let cost = kind.guess();
         let (ready, claims) = (VecDeque::new(), Claims::default());
-        Self { kind, ready, making: 0, wanted: 0, claims, used: Instant::now(), cost }
+        let now = Instant::now();
+        Self { kind, ready, making: 0, wanted: 0, claims, due: 0, asked: now, used: now, cost }
     }
 
     /// How many it would have, and what one costs. Forgets those that have died.
@@ -296,7 +323,7 @@ impl Stock {
         if let Some(memory) = self.ready.front().and_then(Sandbox::memory) {
             self.cost = memory.max(1 << 20);
         }
-        (self.claims.largest(now).max(floor), self.cost)
+        ((self.claims.largest(now) + spare(floor)).max(floor), self.cost)
     }
 }
 

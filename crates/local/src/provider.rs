@@ -7,12 +7,12 @@ use std::{
     time::Duration,
 };
 
-use futures_util::StreamExt;
+use futures_util::{StreamExt, future::join_all};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use taper_model::{BoxFuture, BoxStream, Cause, FunctionName, InstanceId, Pooled, Revision, RevisionId, clock};
 use taper_provider::{Error, Event, LogLine, LogQuery, Progress, Provider, Supply, Usage};
 use tokio::{
-    sync::{Semaphore, mpsc},
+    sync::mpsc,
     time::{Instant, sleep, timeout, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -21,10 +21,13 @@ use crate::{
     claim,
     config::Config,
     host::Host,
-    instance::{self, Failure, Instance, Keeper},
+    instance::{self, Failure, Instance, Keeper, Probed},
     sandbox::Isolation,
+    turns::Turns,
 };
 
+/// The numbers in the names of instances go round in these bits.
+const NAMES: u64 = 0xff_ffff;
 /// How long a start counts against the bound on starts. One that waits longer waits for something else than this
 /// machine.
 const START: Duration = Duration::from_secs(1);
@@ -48,7 +51,7 @@ struct Shared {
     host: Arc<Host>,
     state: Mutex<State>,
     /// Bounds the starts that are under way at once, host-wide.
-    starts: Arc<Semaphore>,
+    starts: Arc<Turns>,
     /// Starts and instances, to be waited for at the end.
     tasks: TaskTracker,
     stopping: CancellationToken,
@@ -72,7 +75,8 @@ struct Applied {
 
 impl Local {
     /// Opens what is kept below the configured folder, removes what a killed platform left on the host, and starts the
-    /// spawner.
+    /// spawner. Instances that have outlived a platform of the same build are adopted: [`watch`](Provider::watch) tells them.
+    /// Another platform may live over the same folder.
     ///
     /// # Errors
     /// When nothing can be isolated here and the configuration does not ask for that, or when the folder cannot be
@@ -83,17 +87,21 @@ impl Local {
             0 => 2 * std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
             starts => starts,
         };
-        let host = Arc::new(Host::start(config, supply).await?);
+        let (host, heirs) = Host::start(config, supply).await?;
+        let host = Arc::new(host);
         if host.spawner().isolation() == Isolation::None {
             tracing::warn!("functions are NOT isolated: they can read and change whatever this account can");
         }
+        let next = first_name(host.life());
         let shared = Arc::new(Shared {
             host,
-            state: Mutex::new(State { next: clock::unix_ms() / 1000, ..State::default() }),
-            starts: Arc::new(Semaphore::new(starts)),
+            state: Mutex::new(State { next, ..State::default() }),
+            starts: Turns::new(starts),
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
         });
+        let adopted = join_all(heirs.into_iter().map(|heir| instance::adopt(&shared.host, heir))).await;
+        adopted.into_iter().flatten().for_each(|(instance, keeper)| shared.adopt(instance, keeper));
         tokio::spawn(shared.clone().supervise());
         tokio::spawn(shared.clone().tend());
         Ok(Arc::new(Self { shared }))
@@ -131,7 +139,9 @@ impl Local {
         };
         all.iter().for_each(|instance| instance.stop());
         shared.tasks.close();
-        let _ = timeout(shared.host.config.grace.0 + MARGIN, shared.tasks.wait()).await;
+        let grace = shared.host.config.grace.0;
+        let grace = all.iter().map(|instance| instance.grace(grace)).max().unwrap_or(grace);
+        let _ = timeout(grace + MARGIN, shared.tasks.wait()).await;
         shared.host.stop().await;
         // The keepers of what was killed have the last word.
         let _ = timeout(MARGIN, shared.tasks.wait()).await;
@@ -161,6 +171,7 @@ impl Local {
 impl Drop for Local {
     fn drop(&mut self) {
         self.kill_all();
+        self.shared.host.spawner().leave();
     }
 }
 
@@ -172,6 +183,11 @@ fn raise_descriptors() {
     let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(most), maximum: limit.maximum });
 }
 
+/// Where the numbers in the names of instances begin: somewhere else for another platform over the same folder.
+fn first_name(life: u8) -> u64 {
+    clock::unix_ms() / 1000 + (u64::from(life) << 20)
+}
+
 fn draining(instance: &Instance) -> Event {
     Event::Draining { id: instance.id.clone(), revision: instance.revision.id.clone() }
 }
@@ -181,10 +197,20 @@ impl State {
         self.watchers.retain(|watcher| watcher.send(event.clone()).is_ok());
     }
 
+    /// Goes on behind the name of an instance that another run has made.
+    fn pass(&mut self, id: &InstanceId) {
+        let number = id.as_str().rsplit_once('-').and_then(|(_, number)| u64::from_str_radix(number, 16).ok());
+        let ahead = number.unwrap_or_default().wrapping_sub(self.next) & NAMES;
+        // What is further ahead than half of all names is behind.
+        if ahead < NAMES / 2 {
+            self.next += ahead;
+        }
+    }
+
     /// A name that no instance of this run has had, and none of a run before it that is still in the logs.
     fn name(&mut self, revision: &RevisionId) -> InstanceId {
         self.next += 1;
-        InstanceId::new(&format!("{}-{:06x}", revision.name(), self.next & 0xff_ffff))
+        InstanceId::new(&format!("{}-{:06x}", revision.name(), self.next & NAMES))
     }
 }
 
@@ -233,10 +259,10 @@ impl Shared {
     }
 
     /// One start, to its end in `ready`, a failure, or neither when it is no longer wanted.
-    async fn begin(self: Arc<Self>, revision: Arc<Revision>, id: InstanceId, cancel: CancellationToken) {
+    async fn begin(self: Arc<Self>, revision: Arc<Revision>, id: InstanceId, first: bool, cancel: CancellationToken) {
         let turn = async {
-            let Ok(permit) = self.starts.clone().acquire_owned().await else { return Err(stopping()) };
-            let start = self.start(&revision, &id);
+            let permit = self.starts.take(&revision.id, first).await;
+            let start = self.start(&revision, &id, first);
             tokio::pin!(start);
             match timeout(START, &mut start).await {
                 Ok(started) => started,
@@ -268,11 +294,16 @@ impl Shared {
     }
 
     /// A start that fails because the spawner has died waits for the next one, as long as that does not take too long.
-    async fn start(&self, revision: &Arc<Revision>, id: &InstanceId) -> Result<(Arc<Instance>, Keeper), Failure> {
+    async fn start(
+        &self,
+        revision: &Arc<Revision>,
+        id: &InstanceId,
+        first: bool,
+    ) -> Result<(Arc<Instance>, Keeper), Failure> {
         let until = Instant::now() + REVIVAL;
         loop {
             let spawner = self.host.spawner();
-            match instance::start(&self.host, revision, id.clone()).await {
+            match instance::start(&self.host, revision, id.clone(), first).await {
                 Err(failure) if failure.cause == Cause::Internal => {
                     let dead = timeout(NEWS, spawner.lost()).await.is_ok();
                     if !dead || timeout_at(until, self.host.another(&spawner)).await.is_err() {
@@ -298,17 +329,28 @@ impl Shared {
         }
         state.tell(&event);
         drop(state);
-        let (shared, instance) = (self.clone(), instance.clone());
+        self.see_off(instance.clone(), keeper);
+    }
+
+    /// Takes in an instance that another platform has made.
+    fn adopt(self: &Arc<Self>, instance: Arc<Instance>, keeper: Keeper) {
+        let mut state = self.lock();
+        state.pass(&instance.id);
+        let revision = instance.revision.clone();
+        let empty = Applied { revision: revision.clone(), want: 0, starting: Vec::new(), ready: Vec::new() };
+        let applied = state.revisions.entry(revision.id.clone()).or_insert(empty);
+        applied.want += 1;
+        applied.ready.push(instance.clone());
+        drop(state);
+        self.see_off(instance, keeper);
+    }
+
+    /// Follows an instance to its end, and tells what becomes of it.
+    fn see_off(self: &Arc<Self>, instance: Arc<Instance>, keeper: Keeper) {
+        let shared = self.clone();
         self.tasks.spawn(async move {
-            let leaving = || {
-                let mut state = shared.lock();
-                // Another may take its place while it ends.
-                if let Some(applied) = state.revisions.get_mut(&instance.revision.id) {
-                    applied.ready.retain(|other| other.id != instance.id);
-                }
-                state.tell(&draining(&instance));
-            };
-            let why = keeper.keep(leaving).await;
+            let tell = |news| shared.lock().hear(&instance, news);
+            let why = keeper.keep(tell).await;
             let mut state = shared.lock();
             let revision = instance.revision.id.clone();
             if let Some(applied) = state.revisions.get_mut(&revision) {
@@ -321,6 +363,31 @@ impl Shared {
 }
 
 impl State {
+    /// What an instance's probes say of it. One that is asked to end, or is gone, need not be well.
+    fn hear(&mut self, instance: &Arc<Instance>, news: Probed) {
+        let (id, revision) = (instance.id.clone(), instance.revision.id.clone());
+        let Some(applied) = self.revisions.get_mut(&revision) else { return };
+        if !applied.ready.iter().any(|other| other.id == id) {
+            return;
+        }
+        let event = match news {
+            Probed::Unwell(_) => {
+                // Another may take its place while it ends.
+                applied.ready.retain(|other| other.id != id);
+                draining(instance)
+            }
+            Probed::Unready(why) => {
+                instance.rest(true);
+                Event::Unready { id, revision, why }
+            }
+            Probed::Ready => {
+                instance.rest(false);
+                Event::Ready(instance.told())
+            }
+        };
+        self.tell(&event);
+    }
+
     /// Takes a start off the list of those under way. False when it is not on it any more: it was called off.
     fn began(&mut self, revision: &RevisionId, id: &InstanceId) -> bool {
         let Some(applied) = self.revisions.get_mut(revision) else { return false };
@@ -331,16 +398,17 @@ impl State {
         began
     }
 
+    /// Whether an instance of it is there or on its way.
+    fn has_any(&self, revision: &RevisionId) -> bool {
+        self.revisions.get(revision).is_some_and(|a| !a.starting.is_empty() || !a.ready.is_empty())
+    }
+
     fn forget_if_nothing(&mut self, revision: &RevisionId) {
         let nothing = |a: &Applied| a.want == 0 && a.starting.is_empty() && a.ready.is_empty();
         if self.revisions.get(revision).is_some_and(nothing) {
             self.revisions.remove(revision);
         }
     }
-}
-
-fn stopping() -> Failure {
-    Error::Stopping.into()
 }
 
 impl Provider for Local {
@@ -391,12 +459,13 @@ impl Provider for Local {
             if missing > 0 {
                 shared.host.pool().expect(&claim::kind(&revision, &shared.host.languages), missing);
             }
-            for _ in 0..missing {
+            let alone = missing > 0 && !state.has_any(&revision.id);
+            for number in 0..missing {
                 let (id, cancel) = (state.name(&revision.id), CancellationToken::new());
                 if let Some(applied) = state.revisions.get_mut(&revision.id) {
                     applied.starting.push((id.clone(), cancel.clone()));
                 }
-                shared.tasks.spawn(shared.clone().begin(revision.clone(), id, cancel));
+                shared.tasks.spawn(shared.clone().begin(revision.clone(), id, alone && number == 0, cancel));
             }
             state.forget_if_nothing(&revision.id);
             Ok(())
@@ -406,7 +475,8 @@ impl Provider for Local {
     fn watch(&self) -> BoxStream<'static, Event> {
         let (tx, mut rx) = mpsc::unbounded_channel();
         let mut state = self.shared.lock();
-        let ready = state.revisions.values().flat_map(|applied| &applied.ready).map(|i| i.told()).collect();
+        let ready = state.revisions.values().flat_map(|applied| &applied.ready);
+        let ready = ready.filter(|instance| !instance.rests()).map(|instance| instance.told()).collect();
         // Under the lock, so that nothing happens between the picture and the first event after it.
         let _ = tx.send(Event::Reset(ready));
         state.watchers.push(tx);
@@ -436,14 +506,14 @@ impl Provider for Local {
 }
 
 impl Applied {
-    /// Takes out the instances that are spare, and what is too much: starts, the youngest first, for nobody misses them; then the
-    /// instances with the fewest calls.
+    /// Takes out the instances that are spare, and what is too much: starts, the youngest first, for nobody misses them; then
+    /// instances that take no calls, and those with the fewest.
     fn shrink(&mut self, spare: &[InstanceId]) -> Vec<Arc<Instance>> {
         let mut out: Vec<_> = self.ready.extract_if(.., |instance| spare.contains(&instance.id)).collect();
         while self.ready.len() + self.starting.len() > self.want {
             if let Some((_, cancel)) = self.starting.pop() {
                 cancel.cancel();
-            } else if let Some((at, _)) = self.ready.iter().enumerate().min_by_key(|(_, instance)| instance.busy()) {
+            } else if let Some((at, _)) = self.ready.iter().enumerate().min_by_key(|(_, i)| (!i.rests(), i.busy())) {
                 out.push(self.ready.remove(at));
             }
         }

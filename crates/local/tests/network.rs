@@ -181,8 +181,8 @@ fn marked(data: &Data) -> Mark {
 /// The links and tables on this host that carry the mark of `data`.
 fn left(data: &Data) -> (usize, usize) {
     let mark = marked(data);
-    let links = succeed("ip", &["-o", "link"]).matches(&format!("tp{}", mark.as_str())).count();
-    let tables = succeed("nft", &["list", "tables"]).matches(&format!("taper_{}", mark.as_str())).count();
+    let links = succeed("ip", &["-o", "link"]).matches(&format!("tp{}", mark.directory())).count();
+    let tables = succeed("nft", &["list", "tables"]).matches(&format!("taper_{}", mark.directory())).count();
     (links, tables)
 }
 
@@ -236,7 +236,8 @@ async fn each_policy_reaches_what_it_says_and_nothing_is_left() {
     assert_eq!(as_host[..6], all);
 
     // Somebody flushes the ruleset: the way out is gone, and none into the host has opened.
-    succeed("nft", &["delete", "table", "inet", &format!("taper_{}", marked(&data).as_str())]);
+    let Outbound::Links { table, .. } = network.outbound() else { panic!("{:?}", network.outbound()) };
+    succeed("nft", &["delete", "table", "inet", table]);
     assert_eq!(heard(&spawner, &network, Policy::Open, &places[2..]).await, nothing);
 
     drop((neighbour, neighbours_lease));
@@ -388,7 +389,7 @@ async fn names_resolve_where_the_hosts_resolver_is_a_loopback_stub() {
     let file = data.folder.path().join("resolv.conf");
     fs::write(&file, format!("nameserver {address}\nsearch test.example\n")).expect("writes");
     let spawner = data.spawner().await;
-    let network = Network::start(&Config { data: data.folder.path().to_owned(), resolv_conf: file }).await;
+    let network = Network::start(&Config { resolv_conf: file, ..Config::new(data.folder.path()) }).await;
     let ask = "import socket; print(socket.gethostbyname('some.example'))";
     for (policy, answer) in [(Policy::Open, "192.0.2.99\n"), (Policy::Public, "192.0.2.99\n"), (Policy::None, "")] {
         let (parked, lease, binding) = parked(&spawner, &network, policy).await;

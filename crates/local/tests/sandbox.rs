@@ -381,10 +381,12 @@ fn instance_groups(data: &Data) -> usize {
         .count()
 }
 
-/// What is in the run folder besides the place of the root.
+/// What is in the folders of the platforms' lives besides what their spawners have there.
 fn run_folder(data: &Data) -> BTreeSet<String> {
-    let names = fs::read_dir(data.folder.path().join("run")).into_iter().flatten().flatten();
-    names.filter_map(|entry| entry.file_name().into_string().ok()).filter(|name| name != "root").collect()
+    let lives = fs::read_dir(data.folder.path().join("run")).into_iter().flatten().flatten();
+    let names = lives.flat_map(|life| fs::read_dir(life.path()).into_iter().flatten().flatten());
+    let names = names.filter_map(|entry| entry.file_name().into_string().ok());
+    names.filter(|name| name != "root" && name != "adopt.sock").collect()
 }
 
 const FAMILY: &str = "sleep 1000 & setsid sleep 1000 & (sleep 1000 &) ; wait";
@@ -489,9 +491,8 @@ async fn when_the_spawner_is_killed_every_instance_ends_and_is_cleared_up() {
     assert!(group_folders(&data).is_empty());
 }
 
-#[tokio::test]
-async fn when_the_platform_is_killed_every_instance_ends_and_the_next_start_clears_up() {
-    let data = Data::new();
+/// A platform in another process that holds three instances, its spawner, and every process of theirs.
+fn held(data: &Data) -> (std::process::Child, u32, Vec<OwnedFd>) {
     let mut platform = Command::new(STAND_IN)
         .arg("hold")
         .arg(data.folder.path())
@@ -500,25 +501,39 @@ async fn when_the_platform_is_killed_every_instance_ends_and_the_next_start_clea
         .spawn()
         .expect("starts");
     let mut line = String::new();
-    let mut output = BufReader::new(platform.stdout.take().expect("piped"));
-    output.read_line(&mut line).expect("reads");
+    BufReader::new(platform.stdout.take().expect("piped")).read_line(&mut line).expect("reads");
     let told: Value = serde_json::from_str(&line).unwrap_or_else(|why| panic!("{why}: {line}"));
     let pids: Vec<u32> = told["instances"].as_array().expect("a list").iter().map(pid).collect();
-    assert_eq!(pids.len(), 3);
-    let spawner = descriptor_of(parent(pids[0]));
     let family: Vec<_> = pids.iter().flat_map(|pid| members(*pid)).collect();
     assert!(family.len() >= 6, "{}", family.len());
+    (platform, parent(pids[0]), family)
+}
 
-    platform.kill().expect("kills");
-    platform.wait().expect("ends");
-    wait_for_end(spawner);
-    family.iter().for_each(wait_for_end);
-    assert!(!run_folder(&data).is_empty(), "there is nothing to sweep");
-
-    let spawner = data.spawner().await;
-    assert_eq!((run_folder(&data), instance_groups(&data)), (BTreeSet::new(), 0));
-    spawner.stop().await;
-    assert_eq!(fs::read_dir(data.folder.path()).expect("lists").count(), 0);
+#[tokio::test]
+async fn when_the_platform_is_killed_every_instance_ends_and_the_spawner_or_the_next_start_clears_up() {
+    let data = Data::new();
+    for spawner_too in [false, true] {
+        let (mut platform, spawner, family) = held(&data);
+        let gone = descriptor_of(spawner);
+        if spawner_too {
+            // Stopped first, so that it cannot clear up after its spawner itself.
+            for (pid, signal) in [(platform.id(), Signal::STOP), (spawner, Signal::KILL)] {
+                kill_process(Pid::from_raw(pid.cast_signed()).expect("a pid"), signal).expect("signals");
+            }
+        }
+        platform.kill().expect("kills");
+        platform.wait().expect("ends");
+        family.iter().for_each(wait_for_end);
+        wait_for_end(gone);
+        assert_eq!(run_folder(&data).is_empty(), !spawner_too);
+        if spawner_too {
+            let spawner = data.spawner().await;
+            assert_eq!((run_folder(&data), instance_groups(&data)), (BTreeSet::new(), 0));
+            spawner.stop().await;
+        }
+        assert_eq!(group_folders(&data), Vec::<std::path::PathBuf>::new());
+        assert_eq!(fs::read_dir(data.folder.path()).expect("lists").count(), 0);
+    }
 }
 
 fn pid(value: &Value) -> u32 {

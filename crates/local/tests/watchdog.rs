@@ -30,6 +30,7 @@ fn claim(parked: &Parked, command: &[&str], mode: Mode) -> Claim {
         concurrency: 4,
         port: (mode == Mode::Http).then_some(8080),
         socket: None,
+        startup: None,
         readiness: None,
         liveness: None,
         start_timeout_ms: 20_000,

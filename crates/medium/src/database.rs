@@ -13,9 +13,20 @@ use crate::Error;
 /// # Errors
 /// What the database says.
 pub fn connect(path: &Path, more: &[(&str, &str)]) -> Result<Connection, Error> {
+    open(path, OpenFlags::SQLITE_OPEN_READ_WRITE, more)
+}
+
+/// A connection to a file that is there, by which nothing in it can be changed. Whoever writes meanwhile is not held up.
+///
+/// # Errors
+/// What the database says.
+pub fn connect_to_read(path: &Path) -> Result<Connection, Error> {
+    open(path, OpenFlags::SQLITE_OPEN_READ_ONLY, &[])
+}
+
+fn open(path: &Path, access: OpenFlags, more: &[(&str, &str)]) -> Result<Connection, Error> {
     let sql = Error::sql(path);
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let db = Connection::open_with_flags(path, flags).map_err(&sql)?;
+    let db = Connection::open_with_flags(path, access | OpenFlags::SQLITE_OPEN_NO_MUTEX).map_err(&sql)?;
     db.busy_timeout(Duration::from_secs(5)).map_err(&sql)?;
     let ours = [
         ("synchronous", "FULL"),

@@ -5,6 +5,7 @@ use std::{
     io::{Read, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::Path,
+    time::Duration,
 };
 
 use crate::Error;
@@ -47,6 +48,10 @@ pub fn private_file(path: &Path) -> Result<File, Error> {
     Ok(file)
 }
 
+/// How often a lock that is held is tried again, and after how long each time.
+const TRIES: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(50);
+
 /// The directory is ours, until this is dropped.
 #[derive(Debug)]
 pub struct Lock(File);
@@ -65,7 +70,16 @@ impl Drop for Lock {
 pub fn lock(dir: &Path) -> Result<Lock, Error> {
     let path = dir.join("lock");
     let mut file = private_file(&path)?;
-    match file.try_lock() {
+    let mut held = file.try_lock();
+    for _ in 0..TRIES {
+        if !matches!(held, Err(TryLockError::WouldBlock)) {
+            break;
+        }
+        // Whoever was killed holds it until the system has taken him apart.
+        std::thread::sleep(PAUSE);
+        held = file.try_lock();
+    }
+    match held {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
             let mut text = String::new();

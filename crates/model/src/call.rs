@@ -30,7 +30,7 @@ pub trait Invoke: Send + Sync {
     /// Runs one call.
     ///
     /// # Errors
-    /// A [`Fault`] says where the call stopped; [`Fault::unsent`] gives the call back when nothing of it was sent.
+    /// A [`Fault`] says where the call stopped; [`Fault::unsent`] gives the call back when another instance may have it.
     ///
     /// # Cancel safety
     /// Dropping the future frees the slot and tells the instance that the caller left. Dropping the reply's body does the same.
@@ -46,8 +46,21 @@ pub struct Call {
     pub revision: RevisionId,
     /// When the last byte of the response must have left; see the function's `timeout`.
     pub deadline: Instant,
+    /// What it may ask for.
+    pub terms: Terms,
     /// The request. Its URI is what the function sees: path and query after the function's own prefix.
     pub request: http::Request<Body>,
+}
+
+/// What a call may ask of those who wait beside it, and of whoever carries it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Terms {
+    /// Nobody waits for its answer: those for whom somebody does come first.
+    pub background: bool,
+    /// Most calls of its function that may wait for a slot; none: as many as the platform allows.
+    pub queue: Option<u32>,
+    /// It was sent once before, and broke off before any of an answer came: whatever happens now, it is not sent again.
+    pub repeated: bool,
 }
 
 /// A call's identity: a caller's `X-Call-Id` where it sent a sane one, else a random UUID (RFC 9562, version 4).
@@ -164,6 +177,8 @@ pub struct Served {
     pub timing: Timing,
     /// How long its instance took to come to be; none where the call did not wait for it ([`Start::Warm`]).
     pub phases: Option<Phases>,
+    /// It was sent twice: the first time its instance broke off before any of an answer came. `X-Taper-Attempts: 2` on the wire.
+    pub repeated: bool,
 }
 
 /// Both directions of a connection, when the function has answered 101 and what follows is no HTTP any more. Rides in the reply's

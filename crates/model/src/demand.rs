@@ -19,6 +19,15 @@ pub struct Demand {
     pub ready: u32,
 }
 
+/// How calls of one revision ended since the platform started, for whoever decides whether it does well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Outcomes {
+    /// Calls that were answered, by the function or with a fault.
+    pub answered: u64,
+    /// Those of them with a status of 500 and above, or that broke half way.
+    pub failed: u64,
+}
+
 /// Where demand is measured and calls are held: the dispatcher, as the control plane sees it.
 ///
 /// *Flow.* The control plane awaits [`Load::knock`], samples each active revision on its tick, and decides. Before it lets a

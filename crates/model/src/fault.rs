@@ -115,7 +115,8 @@ pub struct Fault {
     pub message: String,
     /// More, such as a traceback: for the log, and for callers of functions in debug mode only.
     pub detail: Option<String>,
-    /// The call, given back untouched when nothing of it was sent, so that it can go to another instance.
+    /// The call, given back whole so that it can go to another instance: because nothing of it was sent, or because it may be sent
+    /// twice and broke off before any of an answer came ([`Terms::repeated`](crate::call::Terms::repeated) says so then).
     pub unsent: Option<Box<Call>>,
     /// What broke underneath, for the platform's log only.
     pub source: Option<BoxError>,
@@ -160,6 +161,14 @@ impl Fault {
     pub fn with_unsent(mut self, call: Call) -> Self {
         self.unsent = Some(Box::new(call));
         self.retry = Retry::Safe;
+        self
+    }
+
+    /// Gives back a call that was sent, may be sent twice, and broke off before any of an answer came: once, and never again.
+    #[must_use]
+    pub fn with_repeatable(mut self, mut call: Call) -> Self {
+        call.terms.repeated = true;
+        self.unsent = Some(Box::new(call));
         self
     }
 

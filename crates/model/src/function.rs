@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Digest, Invalid, Name,
     quantity::{Cpu, Memory, Span},
-    revision::Traffic,
+    route::Rule,
+    traffic::{Limits, Rollout, Routing, Sticky, Traffic},
 };
 
 /// What executes a function.
@@ -175,13 +176,23 @@ pub enum Convention {
     Openfaas,
 }
 
-/// How an instance in mode `http` is asked whether it is well. The words and defaults are those of Kubernetes' probes.
+/// How an instance is asked whether it is well. The words and defaults are those of Kubernetes' probes. Without a path and a command it
+/// is a TCP connection.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Probe {
     /// What is asked for with GET; 200 to 399 is well. When absent, a TCP connection is enough.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
+    /// The port, where it is not the one that calls go to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// Headers of the request, beside `path`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub headers: BTreeMap<String, String>,
+    /// A command that is run inside the instance, with its limits; exit status 0 is well. Any mode.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub exec: Vec<String>,
     /// From the start of the process to the first probe. Default 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub initial_delay: Option<Span>,
@@ -225,7 +236,8 @@ impl Probe {
         self.success_threshold.unwrap_or(1).max(1)
     }
 
-    fn validate(&self, field: &str) -> Result<(), Invalid> {
+    fn validate(&self, field: &str, mode: Mode) -> Result<(), Invalid> {
+        self.validate_kind(mode).map_err(|what| Invalid(format!("spec.{field}{what}")))?;
         if let Some(path) = self.path.as_ref().filter(|p| !p.starts_with('/') || p.contains([' ', '\r', '\n'])) {
             return Err(Invalid(format!(
                 "spec.{field}.path: `{}` must begin with / and hold no space",
@@ -247,6 +259,42 @@ impl Probe {
                 Span(least),
                 Span(most)
             ))),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Probe {
+    /// What contradicts itself, with the field.
+    fn validate_kind(&self, mode: Mode) -> Result<(), String> {
+        let over_network = self.path.is_some() || self.port.is_some() || !self.headers.is_empty();
+        if !self.exec.is_empty() {
+            let what = if over_network {
+                "a command is all there is to ask; leave out `path`, `port` and `headers`"
+            } else if self.exec[0].is_empty() || self.exec.iter().any(|word| word.contains('\0')) {
+                "the program and its arguments, without NUL bytes"
+            } else {
+                return Ok(());
+            };
+            return Err(format!(".exec: {what}"));
+        }
+        if mode != Mode::Http {
+            return Err(format!(
+                ": mode `{mode}` has no server of its own that could be asked; run a command with `exec: [cmd, …]`, or use mode `http`"
+            ));
+        }
+        if self.port == Some(0) {
+            return Err(".port: 0 is no port".into());
+        }
+        if !self.headers.is_empty() && self.path.is_none() {
+            return Err(".headers: only a request has headers; say its `path`".into());
+        }
+        let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+        let fits = |(name, value): &(&String, &String)| {
+            !name.is_empty() && name.bytes().all(token) && !value.bytes().any(|b| b.is_ascii_control())
+        };
+        match self.headers.iter().find(|header| !fits(header)) {
+            Some((name, _)) => Err(format!(".headers: `{}` is no header", name.escape_debug())),
             None => Ok(()),
         }
     }
@@ -298,6 +346,12 @@ pub struct FunctionSpec {
     /// For upgraded connections and event streams: longest silence in both directions. Default 5 min.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub idle_timeout: Option<Span>,
+    /// Longest time from the first byte of the request to the first of the response. Default: the timeout.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub response_start_timeout: Option<Span>,
+    /// How long the process gets to end when its instance is stopped, after its calls have ended. Default: the platform's `local.grace`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub grace: Option<Span>,
     /// Calls that one instance runs at a time; 0 means the bound of 1,000.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub concurrency: Option<u32>,
@@ -316,10 +370,14 @@ pub struct FunctionSpec {
     /// Where it may connect to. Default `open`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network: Option<Network>,
-    /// Mode `http`: when the server is ready for calls. A TCP connection is enough when absent.
+    /// Whether it has started, asked before the other two; one that fails this cannot start. Not asked when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub startup: Option<Probe>,
+    /// When an instance is ready for calls, and later whether it still is. When absent, a server is as soon as it accepts a connection, and
+    /// any other function as soon as it is loaded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub readiness: Option<Probe>,
-    /// Mode `http`: an instance that fails this is replaced. Not asked when absent.
+    /// An instance that fails this is replaced. Not asked when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub liveness: Option<Probe>,
     /// Longest time from start to ready. Default 30 s.
@@ -331,9 +389,43 @@ pub struct FunctionSpec {
     /// Failed calls are answered with the traceback. Default false.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub debug: bool,
-    /// Shares of the traffic. Everything to the latest ready revision when absent.
+    /// Shares of the traffic. As it was when absent; at first, everything to the latest ready revision. Of the function, not of a
+    /// revision, like the four fields that follow: changing them makes none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub traffic: Vec<Traffic>,
+    /// What keeps a caller with the revision that it was sent to first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sticky: Option<Sticky>,
+    /// How a new revision takes over; at once when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<Rollout>,
+    /// Hosts and paths that lead to it: one rule or several.
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "one_or_more")]
+    pub route: Vec<Rule>,
+    /// How many calls are let in.
+    #[serde(skip_serializing_if = "Limits::is_none")]
+    pub limits: Limits,
+}
+
+/// Reads one rule or a list of them.
+fn one_or_more<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Vec<Rule>, D::Error> {
+    struct Rules;
+    impl<'de> serde::de::Visitor<'de> for Rules {
+        type Value = Vec<Rule>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a rule such as `{host: …, path: …}`, or a list of them")
+        }
+
+        fn visit_map<A: serde::de::MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+            Rule::deserialize(serde::de::value::MapAccessDeserializer::new(map)).map(|rule| vec![rule])
+        }
+
+        fn visit_seq<A: serde::de::SeqAccess<'de>>(self, seq: A) -> Result<Self::Value, A::Error> {
+            Vec::deserialize(serde::de::value::SeqAccessDeserializer::new(seq))
+        }
+    }
+    d.deserialize_any(Rules)
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -346,6 +438,23 @@ pub const MAX_CONCURRENCY: u32 = 1000;
 pub const MAX_SCALE: u32 = 10_000;
 
 impl FunctionSpec {
+    /// Takes out what belongs to the function and not to a revision of it.
+    pub fn take_routing(&mut self) -> Routing {
+        Routing {
+            traffic: std::mem::take(&mut self.traffic),
+            sticky: self.sticky.take(),
+            rollout: self.rollout.take(),
+            route: std::mem::take(&mut self.route),
+            limits: std::mem::take(&mut self.limits),
+        }
+    }
+
+    /// Puts it back, to show both together.
+    pub fn put_routing(&mut self, routing: &Routing) {
+        let Routing { traffic, sticky, rollout, route, limits } = routing.clone();
+        (self.traffic, self.sticky, self.rollout, self.route, self.limits) = (traffic, sticky, rollout, route, limits);
+    }
+
     /// The runtime; `binary` when nothing was said or detected.
     pub fn runtime(&self) -> Runtime {
         self.runtime.unwrap_or(Runtime::Binary)
@@ -369,9 +478,19 @@ impl FunctionSpec {
         self.idle_timeout.map_or(Duration::from_secs(300), |s| s.0)
     }
 
+    /// The time until a response must have begun.
+    pub fn response_start_timeout(&self) -> Duration {
+        self.response_start_timeout.map_or(self.timeout(), |s| s.0.min(self.timeout()))
+    }
+
     /// The time from start to ready.
     pub fn start_timeout(&self) -> Duration {
         self.start_timeout.map_or(Duration::from_secs(30), |s| s.0)
+    }
+
+    /// Whether a running instance is asked how it is.
+    pub fn is_probed(&self) -> bool {
+        self.readiness.is_some() || self.liveness.is_some()
     }
 
     /// Slots of one instance, 1 to [`MAX_CONCURRENCY`].
@@ -439,6 +558,8 @@ impl FunctionSpec {
         span("timeout", self.timeout, ms, hour * 24)?;
         span("idleTimeout", self.idle_timeout, ms, hour * 24)?;
         span("startTimeout", self.start_timeout, ms, hour)?;
+        span("responseStartTimeout", self.response_start_timeout, ms, self.timeout())?;
+        span("grace", self.grace, Duration::ZERO, hour)?;
         span("scale.zeroAfter", self.scale.zero_after, second, hour * 24)?;
         span("scale.window", self.scale.window, second * 6, hour)?;
         span("scale.scaleDownDelay", self.scale.scale_down_delay, Duration::ZERO, hour)?;
@@ -481,8 +602,9 @@ impl FunctionSpec {
         if !(4..=32_768).contains(&self.pids()) {
             return refuse(format!("spec.resources.pids: {} is out of range; allowed is 4 to 32768", self.pids()));
         }
-        for (field, probe) in [("readiness", &self.readiness), ("liveness", &self.liveness)] {
-            probe.as_ref().map_or(Ok(()), |probe| probe.validate(field))?;
+        let probes = [("startup", &self.startup), ("readiness", &self.readiness), ("liveness", &self.liveness)];
+        for (field, probe) in probes {
+            probe.as_ref().map_or(Ok(()), |probe| probe.validate(field, self.mode()))?;
         }
         for key in self.env.keys() {
             if key.is_empty() || key.contains(['=', '\0']) {
@@ -510,5 +632,51 @@ impl FunctionSpec {
             )),
             _ => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(text: &str) -> FunctionSpec {
+        serde_json::from_str(text).unwrap_or_else(|e| panic!("{text}: {e}"))
+    }
+
+    #[test]
+    fn probes_are_refused_with_the_reason() {
+        for good in [
+            r#"{"mode": "http", "command": ["x"], "startup": {}, "readiness": {"path": "/a", "port": 9000, "headers": {"X-A": "1"}}}"#,
+            r#"{"mode": "http", "command": ["x"], "liveness": {"exec": ["true"], "period": "10ms"}}"#,
+            r#"{"command": ["cat"], "readiness": {"exec": ["test", "-f", "/tmp/a"]}, "liveness": {"exec": ["true"]}}"#,
+            r#"{"runtime": "python3", "startup": {"exec": ["true"], "failureThreshold": 30}}"#,
+        ] {
+            spec(good).validate().unwrap_or_else(|e| panic!("{good}: {e}"));
+        }
+        for (probes, words) in [
+            (
+                r#""readiness": {"path": "/a"}"#,
+                "spec.readiness: mode `classic` has no server of its own that could be asked; run a command with `exec",
+            ),
+            (r#""liveness": {}"#, "spec.liveness: mode `classic`"),
+            (r#""startup": {"exec": ["a"], "path": "/a"}"#, "spec.startup.exec: a command is all there is to ask"),
+            (r#""startup": {"exec": ["a"], "port": 1}"#, "spec.startup.exec: a command is all"),
+            (r#""startup": {"exec": [""]}"#, "spec.startup.exec: the program and its arguments"),
+            (r#""mode": "http", "liveness": {"port": 0}"#, "spec.liveness.port: 0 is no port"),
+            (r#""mode": "http", "liveness": {"headers": {"X": "1"}}"#, "spec.liveness.headers: only a request"),
+            (r#""mode": "http", "liveness": {"path": "/", "headers": {"X Y": "1"}}"#, "`X Y` is no header"),
+            (r#""mode": "http", "liveness": {"path": "/", "headers": {"X": "a\r\nY: b"}}"#, "`X` is no header"),
+            (r#""mode": "http", "liveness": {"path": "/ HTTP/1.1"}"#, "spec.liveness.path"),
+            (r#""mode": "http", "startup": {"period": "9ms"}"#, "spec.startup.period: 9ms is out of range"),
+        ] {
+            let said = spec(&format!(r#"{{"command": ["cat"], {probes}}}"#)).validate().unwrap_err().to_string();
+            assert!(said.contains(words), "{said}");
+        }
+    }
+
+    #[test]
+    fn no_bound_on_concurrency_is_a_bound_all_the_same() {
+        assert_eq!(spec(r#"{"command": ["cat"], "concurrency": 0}"#).concurrency(), MAX_CONCURRENCY);
+        assert!(spec(r#"{"command": ["cat"], "concurrency": 1001}"#).validate().is_err());
     }
 }

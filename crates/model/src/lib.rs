@@ -15,7 +15,9 @@ pub mod namespace;
 pub mod pool;
 pub mod quantity;
 pub mod revision;
+pub mod route;
 pub mod secret;
+pub mod traffic;
 
 pub use call::{Body, BoxError, Call, CallId, Invoke, Reply};
 pub use demand::{Demand, Load};

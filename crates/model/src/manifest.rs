@@ -1,10 +1,14 @@
 //! The manifest: Kubernetes-shaped resources in YAML (JSON is YAML too), several to a file.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
-use serde::{Deserialize, Deserializer, Serialize, de::IgnoredAny};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{DeserializeOwned, Error, IgnoredAny, MapAccess, Visitor},
+};
+use serde_saphyr::{DefaultMessageFormatter, MessageFormatter, Spanned};
 
-use crate::{FunctionName, FunctionSpec, Invalid, Name};
+use crate::{FunctionName, FunctionSpec, Invalid, Name, route::RouteSpec};
 
 /// The only API version there is.
 pub const API_VERSION: &str = "taper.dev/v1alpha1";
@@ -12,18 +16,66 @@ pub const API_VERSION: &str = "taper.dev/v1alpha1";
 /// One resource as people write it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Manifest {
+pub struct Manifest<S = FunctionSpec> {
     /// Always [`API_VERSION`].
     pub api_version: String,
-    /// `Function`.
+    /// What it is of: [`Kind::KIND`].
     pub kind: String,
     /// Its name and what is attached to it.
     pub metadata: Metadata,
     /// What is wanted.
-    pub spec: FunctionSpec,
+    pub spec: S,
     /// What a platform showed beside it is read over, so that what was shown can be sent back.
     #[serde(default, skip_serializing)]
     status: ReadOver,
+}
+
+/// A kind of resource, by its `spec`.
+pub trait Kind {
+    /// The word in `kind`.
+    const KIND: &'static str;
+}
+
+impl Kind for FunctionSpec {
+    const KIND: &'static str = "Function";
+}
+
+impl Kind for RouteSpec {
+    const KIND: &'static str = "Route";
+}
+
+/// A resource of whatever kind, as one document of a file has it.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Resource {
+    /// `kind: Function`.
+    Function(Box<Manifest<FunctionSpec>>),
+    /// `kind: Route`.
+    Route(Box<Manifest<RouteSpec>>),
+}
+
+impl Resource {
+    /// Reads every document of a YAML text, or the one list in it, in the text's order.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, with its line and column.
+    pub fn parse_all(text: &str) -> Result<Vec<Self>, Invalid> {
+        let first = text.lines().find(|line| !line.trim_start().is_empty() && !line.trim_start().starts_with('#'));
+        let list = first.is_some_and(|line| line.starts_with("- ") || line.starts_with('['));
+        let read = if list { serde_saphyr::from_str(text) } else { serde_saphyr::from_multiple(text) };
+        let documents: Vec<Self> = read.map_err(|e| Invalid(e.to_string()))?;
+        if documents.is_empty() {
+            return Err(Invalid::new("the manifest is empty"));
+        }
+        Ok(documents)
+    }
+
+    /// Its name, labels and annotations.
+    pub fn metadata(&self) -> &Metadata {
+        match self {
+            Self::Function(manifest) => &manifest.metadata,
+            Self::Route(manifest) => &manifest.metadata,
+        }
+    }
 }
 
 /// A resource's name, labels and annotations.
@@ -46,21 +98,27 @@ pub struct Metadata {
 impl Manifest {
     /// A function's manifest.
     pub fn function(name: &FunctionName, spec: FunctionSpec) -> Self {
-        Self {
-            api_version: API_VERSION.into(),
-            kind: "Function".into(),
-            metadata: Metadata {
-                name: name.name.clone(),
-                namespace: Some(name.namespace.to_string()),
-                labels: BTreeMap::new(),
-                annotations: BTreeMap::new(),
-            },
-            spec,
-            status: ReadOver,
-        }
+        Self::new(name, spec)
+    }
+}
+
+impl<S: Kind> Manifest<S> {
+    /// The manifest of a resource.
+    pub fn new(name: &FunctionName, spec: S) -> Self {
+        let metadata = Metadata {
+            name: name.name.clone(),
+            namespace: Some(name.namespace.to_string()),
+            labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
+        };
+        Self::read(metadata, spec)
     }
 
-    /// The function it names.
+    fn read(metadata: Metadata, spec: S) -> Self {
+        Self { api_version: API_VERSION.into(), kind: S::KIND.into(), metadata, spec, status: ReadOver }
+    }
+
+    /// The function it names, or the place and the name of another resource.
     ///
     /// # Errors
     /// When the namespace is not a name.
@@ -80,26 +138,129 @@ impl Manifest {
                 self.api_version
             )));
         }
-        if self.kind != "Function" {
-            return Err(Invalid(format!("kind: `{}` is not known here; write `Function`", self.kind)));
+        if self.kind != S::KIND {
+            return Err(Invalid(format!("kind: `{}` is not known here; write `{}`", self.kind, S::KIND)));
         }
         self.function_name().map(drop)
     }
+}
 
-    /// Reads every document of a YAML text, or the one list in it.
-    ///
-    /// # Errors
-    /// The first thing that is wrong, with its line and column.
-    pub fn parse_all(text: &str) -> Result<Vec<Self>, Invalid> {
-        let first = text.lines().find(|line| !line.trim_start().is_empty() && !line.trim_start().starts_with('#'));
-        let list = first.is_some_and(|line| line.starts_with("- ") || line.starts_with('['));
-        let read = if list { serde_saphyr::from_str(text) } else { serde_saphyr::from_multiple(text) };
-        let documents: Vec<Self> = read.map_err(|e| Invalid(e.to_string()))?;
-        if documents.is_empty() {
-            return Err(Invalid::new("the manifest is empty"));
+/// The kinds there are.
+#[derive(Clone, Copy)]
+enum Word {
+    Function,
+    Route,
+}
+
+/// A `spec` whose kind is known, or that stands before it.
+enum Spec {
+    Function(Box<FunctionSpec>),
+    Route(RouteSpec),
+    Early(Spanned<serde_json::Value>),
+}
+
+#[derive(Deserialize)]
+#[serde(field_identifier, rename_all = "camelCase")]
+enum Field {
+    ApiVersion,
+    Kind,
+    Metadata,
+    Spec,
+    Status,
+}
+
+/// Refused where it stands, so that the reader of YAML adds the place. The form of the text is [`Manifest::check`]'s.
+fn unknown<T, E: Error>(field: &str, said: &str, known: &str) -> Result<T, E> {
+    Err(E::custom(format_args!("{field}: `{}` is not known here; write {known}", said.escape_debug())))
+}
+
+impl<'de> Deserialize<'de> for Word {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        match String::deserialize(d)?.as_str() {
+            FunctionSpec::KIND => Ok(Self::Function),
+            RouteSpec::KIND => Ok(Self::Route),
+            other => unknown("kind", other, &format!("`{}` or `{}`", FunctionSpec::KIND, RouteSpec::KIND)),
         }
-        documents.iter().try_for_each(Self::check)?;
-        Ok(documents)
+    }
+}
+
+/// [`API_VERSION`], read.
+struct Version;
+
+impl<'de> Deserialize<'de> for Version {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        match String::deserialize(d)?.as_str() {
+            API_VERSION => Ok(Self),
+            other => unknown("apiVersion", other, &format!("`{API_VERSION}`")),
+        }
+    }
+}
+
+/// Metadata whose namespace is one. It stays as it was written.
+struct About(Metadata);
+
+impl<'de> Deserialize<'de> for About {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let metadata = Metadata::deserialize(d)?;
+        Name::namespace(metadata.namespace.as_deref().unwrap_or("")).map_err(D::Error::custom)?;
+        Ok(Self(metadata))
+    }
+}
+
+/// Reads a `spec` that stood before its `kind`. Its place is all that is left of the places in it.
+fn late<S: DeserializeOwned, E: Error>(spec: &Spanned<serde_json::Value>) -> Result<S, E> {
+    // JSON is YAML, so that values mean what they would have meant.
+    serde_saphyr::from_str(&spec.value.to_string()).map_err(|e| {
+        let (what, line) = (DefaultMessageFormatter.format_message(e.without_snippet()), spec.referenced.line());
+        E::custom(format_args!("{what}, in the spec that begins in line {line}"))
+    })
+}
+
+/// A document is read in one go by its `kind`, so that whatever is wrong in its `spec` has its line and column.
+impl<'de> Deserialize<'de> for Resource {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct Document;
+        impl<'de> Visitor<'de> for Document {
+            type Value = Resource;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a resource with `apiVersion`, `kind`, `metadata` and `spec`")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Resource, A::Error> {
+                let (mut version, mut kind, mut about, mut spec) = (None, None, None, None);
+                while let Some(field) = map.next_key()? {
+                    match field {
+                        Field::ApiVersion => version = Some(map.next_value::<Version>()?),
+                        Field::Kind => kind = Some(map.next_value::<Word>()?),
+                        Field::Metadata => about = Some(map.next_value::<About>()?),
+                        Field::Spec => {
+                            spec = Some(match kind {
+                                Some(Word::Function) => Spec::Function(map.next_value()?),
+                                Some(Word::Route) => Spec::Route(map.next_value()?),
+                                None => Spec::Early(map.next_value()?),
+                            });
+                        }
+                        Field::Status => drop(map.next_value::<IgnoredAny>()?),
+                    }
+                }
+                let missing = A::Error::missing_field;
+                version.ok_or_else(|| missing("apiVersion"))?;
+                let kind = kind.ok_or_else(|| missing("kind"))?;
+                let About(metadata) = about.ok_or_else(|| missing("metadata"))?;
+                Ok(match (kind, spec.ok_or_else(|| missing("spec"))?) {
+                    (_, Spec::Function(spec)) => Resource::Function(Box::new(Manifest::read(metadata, *spec))),
+                    (_, Spec::Route(spec)) => Resource::Route(Box::new(Manifest::read(metadata, spec))),
+                    (Word::Function, Spec::Early(spec)) => {
+                        Resource::Function(Box::new(Manifest::read(metadata, late(&spec)?)))
+                    }
+                    (Word::Route, Spec::Early(spec)) => {
+                        Resource::Route(Box::new(Manifest::read(metadata, late(&spec)?)))
+                    }
+                })
+            }
+        }
+        d.deserialize_struct("Resource", &["apiVersion", "kind", "metadata", "spec", "status"], Document)
     }
 }
 
@@ -115,8 +276,19 @@ impl<'de> Deserialize<'de> for ReadOver {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::{Mode, Runtime};
+
+    /// The functions of a text that has nothing else.
+    fn functions(text: &str) -> Result<Vec<Manifest>, Invalid> {
+        let function = |resource| match resource {
+            Resource::Function(manifest) => *manifest,
+            Resource::Route(route) => panic!("{route:?}"),
+        };
+        Ok(Resource::parse_all(text)?.into_iter().map(function).collect())
+    }
 
     const GOOD: &str = "
 apiVersion: taper.dev/v1alpha1
@@ -137,7 +309,7 @@ spec:
 
     #[test]
     fn the_documented_manifest_is_read() {
-        let all = Manifest::parse_all(GOOD).unwrap();
+        let all = functions(GOOD).unwrap();
         let spec = &all[0].spec;
         assert_eq!(
             (spec.runtime(), spec.mode(), spec.concurrency(), spec.max()),
@@ -148,29 +320,29 @@ spec:
         spec.validate().unwrap();
         let json = serde_json::to_string(&all[0]).unwrap();
         assert_eq!(serde_json::from_str::<Manifest>(&json).unwrap(), all[0]);
-        assert_eq!(Manifest::parse_all(&json).unwrap(), all, "JSON is YAML too");
+        assert_eq!(functions(&json).unwrap(), all, "JSON is YAML too");
     }
 
     #[test]
     fn what_was_shown_is_read_again() {
         let shown = format!("{GOOD}status: {{readyInstances: 1, conditions: [{{type: Ready}}]}}\n");
-        let all = Manifest::parse_all(&shown).unwrap();
-        assert_eq!(all, Manifest::parse_all(GOOD).unwrap());
+        let all = functions(&shown).unwrap();
+        assert_eq!(all, functions(GOOD).unwrap());
         let json = serde_json::to_string(&[&all[0], &all[0]]).unwrap();
         assert!(!json.contains("status"), "{json}");
-        assert_eq!(Manifest::parse_all(&json).unwrap(), [all[0].clone(), all[0].clone()]);
+        assert_eq!(functions(&json).unwrap(), [all[0].clone(), all[0].clone()]);
         let list =
             format!("# two\n- {}\n- {}\n", serde_json::to_string(&all[0]).unwrap(), GOOD.trim().replace('\n', "\n  "));
-        assert_eq!(Manifest::parse_all(&list).unwrap().len(), 2);
-        let text = Manifest::parse_all("- apiVersion: taper.dev/v1alpha1\n  knid: Function\n").unwrap_err().to_string();
+        assert_eq!(functions(&list).unwrap().len(), 2);
+        let text = functions("- apiVersion: taper.dev/v1alpha1\n  knid: Function\n").unwrap_err().to_string();
         assert!(text.contains("knid") && text.contains("line 2"), "{text}");
     }
 
     #[test]
     fn a_misspelt_field_is_named_with_its_line_and_column() {
-        let text = Manifest::parse_all(&GOOD.replace("timeout:", "timeuot:")).unwrap_err().to_string();
+        let text = functions(&GOOD.replace("timeout:", "timeuot:")).unwrap_err().to_string();
         assert!(text.contains("timeuot") && text.contains('9') && text.contains("timeout"), "{text}");
-        let text = Manifest::parse_all(&GOOD.replace("zeroAfter", "zero_after")).unwrap_err().to_string();
+        let text = functions(&GOOD.replace("zeroAfter", "zero_after")).unwrap_err().to_string();
         assert!(text.contains("zero_after") && text.contains("11"), "{text}");
     }
 
@@ -185,16 +357,16 @@ spec:
             ("timeout: 30s", "timeout: soon", "duration"),
             ("concurrency: 10", "concurrency: -1", ""),
         ] {
-            let text = Manifest::parse_all(&GOOD.replace(from, to)).unwrap_err().to_string();
+            let text = functions(&GOOD.replace(from, to)).unwrap_err().to_string();
             assert!(text.contains(expect), "{to}: {text}");
         }
-        assert!(Manifest::parse_all("").is_err());
-        assert!(Manifest::parse_all("a: [").is_err());
+        assert!(functions("").is_err());
+        assert!(functions("a: [").is_err());
     }
 
     #[test]
     fn contradictions_are_refused() {
-        let read = |from: &str, to: &str| Manifest::parse_all(&GOOD.replace(from, to)).unwrap()[0].spec.validate();
+        let read = |from: &str, to: &str| functions(&GOOD.replace(from, to)).unwrap()[0].spec.validate();
         for (from, to, field) in [
             ("min: 0", "min: 21", "scale.min"),
             ("max: 20", "max: 0", "scale.max"),
@@ -208,6 +380,102 @@ spec:
             match read(from, to) {
                 Err(e) => assert!(e.to_string().contains(field), "{to}: {e}"),
                 Ok(()) => assert_eq!(to, "command: [ls]", "{to} was accepted"),
+            }
+        }
+    }
+
+    const ROUTE: &str = "
+apiVersion: taper.dev/v1alpha1
+kind: Route
+metadata: {name: shop}
+spec:
+  host: shop.example.com
+  rules:
+    - {path: '/users/{id}', methods: [GET], function: hello}
+    - {path: /*, function: front, tag: canary}
+";
+
+    #[test]
+    fn a_file_has_documents_of_several_kinds() {
+        let all = Resource::parse_all(&format!("{ROUTE}---\n# nothing\n---\n{GOOD}---{ROUTE}")).unwrap();
+        let [Resource::Route(one), Resource::Function(two), Resource::Route(three)] = &all[..] else {
+            panic!("{all:?}");
+        };
+        assert_eq!((one, two.as_ref()), (three, &functions(GOOD).unwrap()[0]));
+        assert_eq!((one.kind.as_str(), one.spec.rules.len()), ("Route", 2));
+        assert_eq!(all[0].metadata().name.as_str(), "shop");
+        let (one, two) = (serde_json::to_string(&one).unwrap(), serde_json::to_string(&two).unwrap());
+        assert_eq!(Resource::parse_all(&format!("[{one}, {two}]")).unwrap(), all[..2], "a list of both");
+        let list = format!("- {one}\n- {two}\n");
+        assert_eq!(Resource::parse_all(&list).unwrap(), all[..2]);
+    }
+
+    #[test]
+    fn whatever_is_wrong_has_its_line_in_the_file() {
+        let file = format!("{GOOD}---{ROUTE}");
+        for (from, to, what, line) in [
+            ("kind: Route", "kind: Ruote", "kind: `Ruote` is not known here; write `Function` or `Route`", 18),
+            ("v1alpha1\nkind: Route", "v2\nkind: Route", "write `taper.dev/v1alpha1`", 17),
+            ("methods: [GET]", "method: [GET]", "unknown field `method`", 23),
+            ("tag: canary", "tag: Canary", "try `canary`", 24),
+            ("host: shop", "hots: shop", "unknown field `hots`", 21),
+            ("{name: shop}", "{name: shop, namespace: Shop}", "namespace: name `Shop`", 19),
+            ("{name: shop}", "{name: shop}\nspce: {}", "unknown field `spce`", 20),
+            ("timeout: 30s", "timeuot: 30s", "unknown field `timeuot`", 9),
+        ] {
+            assert!(file.contains(from), "{from}");
+            let text = Resource::parse_all(&file.replace(from, to)).unwrap_err().to_string();
+            assert!(text.contains(what) && text.contains(&format!("line {line}")), "{to}: {text}");
+        }
+        for field in ["apiVersion", "kind", "metadata", "spec"] {
+            let (cut, _) = file.split_once(&format!("---{ROUTE}")).unwrap();
+            let left: String = cut.lines().filter(|l| !l.starts_with(field)).map(|l| format!("{l}\n")).collect();
+            let left = if field == "spec" { left.split_once("  runtime").unwrap().0.to_owned() } else { left };
+            let text = Resource::parse_all(&left).unwrap_err().to_string();
+            assert!(text.contains(&format!("missing field `{field}`")), "{text}");
+        }
+        let text = Resource::parse_all("hello").unwrap_err().to_string();
+        assert!(text.contains("expected mapping") && text.contains("line 1"), "{text}");
+    }
+
+    #[test]
+    fn fields_may_stand_in_any_order() {
+        let turned = |spec: &str, kind: &str| {
+            format!("spec:\n  {spec}\nmetadata: {{name: a}}\nkind: {kind}\napiVersion: taper.dev/v1alpha1\n")
+        };
+        let function = "command: [cat]\n  env: {PORT: 8080, HALF: 0.50}\n  timeout: 30";
+        let all = functions(&turned(function, "Function")).unwrap();
+        let straight = format!(
+            "apiVersion: taper.dev/v1alpha1\nkind: Function\nmetadata: {{name: a}}\nspec:\n  {}\n",
+            function.replace("0.50", "0.5")
+        );
+        assert_eq!(all, functions(&straight).unwrap());
+        assert!(matches!(Resource::parse_all(&turned("rules: []", "Route")).unwrap()[..], [Resource::Route(_)]));
+        let text = Resource::parse_all(&turned("rulse: []", "Route")).unwrap_err().to_string();
+        assert!(text.contains("unknown field `rulse`") && text.contains("begins in line 2"), "{text}");
+        let twice = ROUTE.replace("kind: Route", "kind: Route\nkind: Function");
+        assert!(Resource::parse_all(&twice).unwrap_err().to_string().contains("duplicate"), "{twice}");
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_written_is_read_or_refused(
+            order in prop::collection::vec(0..3_usize, 1..4),
+            edits in prop::collection::vec((any::<prop::sample::Index>(), 0..12_usize, 0..14_usize), 0..4),
+        ) {
+            let mut text: String = order.iter().map(|at| [GOOD, ROUTE, "\n"][*at]).collect::<Vec<_>>().join("---");
+            for (at, cut, put) in edits {
+                let at = text.floor_char_boundary(at.index(text.len() + 1));
+                let end = text.ceil_char_boundary((at + cut).min(text.len()));
+                let words = ["", "\n", " ", "- ", "{", "]", ": ", "spec", "kind: Route\n", "---\n", "&a ", "*a", "0x", "\u{e4}"];
+                text.replace_range(at..end, words[put]);
+            }
+            for resource in Resource::parse_all(&text).into_iter().flatten() {
+                let printed = match &resource {
+                    Resource::Function(manifest) => serde_json::to_string(manifest),
+                    Resource::Route(manifest) => serde_json::to_string(manifest),
+                };
+                prop_assert_eq!(Resource::parse_all(&printed.unwrap()).unwrap(), [resource]);
             }
         }
     }

@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Digest, FunctionName, FunctionSpec, RevisionId};
+use crate::{
+    Digest, FunctionName, FunctionSpec, RevisionId,
+    traffic::{self, Held, Routing, Shift, Targets, Traffic},
+};
 
 /// An immutable snapshot of a function's code and configuration. Never edited: every change makes a new one.
 #[derive(Debug, Clone, PartialEq)]
@@ -21,6 +24,8 @@ pub struct Revision {
     pub annotations: BTreeMap<String, String>,
     /// When it was made, in milliseconds since the Unix epoch.
     pub created_ms: u64,
+    /// Who made it: the user, and whatever the client said of itself. Empty where nobody knows.
+    pub by: String,
 }
 
 /// Whether a revision may serve.
@@ -33,24 +38,6 @@ pub enum RevisionState {
     Ready,
     /// It never became ready; the text is the tool's or the function's own words.
     Failed(String),
-}
-
-/// A share of a function's traffic. Percentages over all of a function's targets sum to 100.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Traffic {
-    /// True: whatever revision is the latest ready one.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub latest: bool,
-    /// A revision by name, when not `latest`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub revision: Option<String>,
-    /// Its share, 0 to 100.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub percent: Option<u8>,
-    /// A name for the target, reachable without taking a share.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tag: Option<crate::Name>,
 }
 
 /// A revision beside its state.
@@ -73,6 +60,12 @@ pub struct Function {
     pub scale: Option<u32>,
     /// When the function was first deployed, in milliseconds since the Unix epoch.
     pub created_ms: u64,
+    /// How its calls are spread, whatever its revisions are.
+    pub routing: Arc<Routing>,
+    /// What the share of `latest` stays with, until a later deploy is ready.
+    pub held: Option<Held>,
+    /// A rollout under way.
+    pub shift: Option<Shift>,
 }
 
 impl Function {
@@ -81,9 +74,14 @@ impl Function {
         self.revisions.last().expect("a function is stored with its first revision")
     }
 
-    /// The newest ready revision: the one that serves.
+    /// The newest ready revision.
     pub fn latest_ready(&self) -> Option<&Arc<Revision>> {
         self.revisions.iter().rev().find(|e| e.state == RevisionState::Ready).map(|e| &e.revision)
+    }
+
+    /// The revision that `latest` means: the newest ready one, or what is held in its place.
+    pub fn serving(&self) -> Option<&Arc<Revision>> {
+        self.held.as_ref().and_then(|held| self.ready(held.revision)).or_else(|| self.latest_ready())
     }
 
     /// The entry of a revision by number.
@@ -91,8 +89,23 @@ impl Function {
         self.revisions.iter().find(|e| e.revision.id.number() == number)
     }
 
-    /// The revision that a call goes to. `None` while no revision has become ready.
-    pub fn route(&self) -> Option<&Arc<Revision>> {
-        self.latest_ready()
+    /// A revision by number, if it is ready.
+    pub fn ready(&self, number: u32) -> Option<&Arc<Revision>> {
+        self.entry(number).filter(|e| e.state == RevisionState::Ready).map(|e| &e.revision)
+    }
+
+    /// Where its calls go, resolved.
+    pub fn targets(&self) -> Targets {
+        traffic::resolve(self)
+    }
+
+    /// Whether something names a revision by its number: a target of the traffic, what is held, a rollout. It must be kept then.
+    pub fn names(&self, number: u32) -> bool {
+        let target = |t: &Traffic| {
+            t.revision.as_deref().and_then(|name| RevisionId::number_in(&self.name.name, name)) == Some(number)
+        };
+        self.routing.traffic.iter().any(target)
+            || self.held.as_ref().is_some_and(|h| h.revision == number)
+            || self.shift.as_ref().is_some_and(|s| s.from == number || s.to == number)
     }
 }

@@ -67,6 +67,7 @@ impl<'a> Watch<'a> {
                 assert_eq!(self.ready.len() + 1, before, "{id} is Gone without having been Ready");
             }
             Event::Reset(all) => self.ready.clone_from(all),
+            Event::Unready { id, .. } => panic!("{id} is Unready, although nothing probes it"),
             Event::Draining { .. } | Event::Failed { .. } => {}
         }
         event
@@ -83,6 +84,7 @@ impl<'a> Watch<'a> {
 
 async fn echo(instance: &Instance, text: &'static str) {
     let call = Call {
+        terms: Default::default(),
         id: CallId::random(),
         revision: instance.revision.clone(),
         deadline: Instant::now() + Duration::from_secs(30),

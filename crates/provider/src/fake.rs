@@ -69,6 +69,8 @@ struct Applied {
 struct Held {
     instance: Instance,
     life: Life,
+    /// It is not ready now.
+    rests: bool,
     /// The CPU time that it says it has used.
     cpu: Duration,
 }
@@ -116,6 +118,21 @@ impl Fake {
     /// Kills an instance as a crash would. False when it is not there.
     pub fn kill(&self, id: &InstanceId) -> bool {
         self.end(id, Some("killed"))
+    }
+
+    /// Lets an instance's readiness probe fail, or pass again. False when it is not there, or was so before.
+    pub fn rest(&self, id: &InstanceId, rests: bool) -> bool {
+        let mut state = self.lock();
+        let mut ready = state.revisions.values_mut().flat_map(|a| &mut a.ready);
+        let Some(held) = ready.find(|h| h.instance.id == *id && h.rests != rests) else { return false };
+        held.rests = rests;
+        let (instance, why) = (held.instance.clone(), "status 503".into());
+        let event = match rests {
+            true => Event::Unready { id: instance.id, revision: instance.revision, why },
+            false => Event::Ready(instance),
+        };
+        state.tell(&event);
+        true
     }
 
     /// Lets an instance say that it has used so much more CPU time. False when it is not there.
@@ -180,7 +197,7 @@ impl Fake {
             secrets: script.secrets.clone(),
             run,
         };
-        applied.ready.push(Held { instance: instance.clone(), life, cpu: Duration::ZERO });
+        applied.ready.push(Held { instance: instance.clone(), life, rests: false, cpu: Duration::ZERO });
         state.tell(&Event::Ready(instance));
     }
 
@@ -201,7 +218,8 @@ impl Fake {
 
 impl State {
     fn ready(&self) -> Vec<Instance> {
-        self.revisions.values().flat_map(|a| a.ready.iter().map(|h| h.instance.clone())).collect()
+        let all = self.revisions.values().flat_map(|a| &a.ready);
+        all.filter(|h| !h.rests).map(|h| h.instance.clone()).collect()
     }
 
     fn tell(&mut self, event: &Event) {
@@ -230,7 +248,9 @@ impl Provider for Fake {
         let mut leaving: Vec<Held> = applied.ready.extract_if(.., |h| spare.contains(&h.instance.id)).collect();
         while applied.over() && applied.starting.pop_last().is_some() {}
         while applied.over() {
-            leaving.extend(applied.ready.pop());
+            // Those that take no calls first.
+            let at = applied.ready.iter().position(|h| h.rests).unwrap_or(applied.ready.len() - 1);
+            leaving.push(applied.ready.remove(at));
         }
         leaving.iter().for_each(|held| _ = held.life.calls.close());
         let stopped: Vec<_> = leaving.iter().map(|h| (h.instance.id.clone(), h.life.clone())).collect();
@@ -386,6 +406,7 @@ mod tests {
 
     fn revision(name: &str) -> Arc<Revision> {
         Arc::new(Revision {
+            by: String::new(),
             id: RevisionId::new(FunctionName::parse(name).unwrap(), 1),
             spec: FunctionSpec { command: vec!["cat".into()], ..FunctionSpec::default() },
             artifact: None,
@@ -397,6 +418,7 @@ mod tests {
 
     fn call(instance: &Instance, body: Body) -> BoxFuture<'static, Result<Reply, Fault>> {
         let call = Call {
+            terms: Default::default(),
             id: taper_model::CallId::random(),
             revision: instance.revision.clone(),
             deadline: tokio::time::Instant::now() + Duration::from_secs(60),
@@ -435,6 +457,24 @@ mod tests {
         let mut reply = call(&one, taper_model::call::full("hello")).await.unwrap();
         assert!(fake.kill(&one.id) && !fake.kill(&one.id));
         assert!(frame(&mut reply).await.unwrap().unwrap_err().contains("died") && frame(&mut reply).await.is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_is_not_ready_counts_and_is_not_listed() {
+        let (fake, hello) = (Fake::echo(), revision("hello"));
+        let two = scaled(&fake, &hello, 2).await;
+        let mut events = fake.watch();
+        assert!(matches!(events.next().await, Some(Event::Reset(all)) if all.len() == 2));
+        assert!(fake.rest(&two[0].id, true) && !fake.rest(&two[0].id, true));
+        assert!(matches!(events.next().await, Some(Event::Unready { id, .. }) if id == two[0].id));
+        assert_eq!((fake.count(&hello.id), fake.ready().len()), (2, 1));
+        assert!(matches!(fake.watch().next().await, Some(Event::Reset(all)) if all.len() == 1));
+        assert!(fake.rest(&two[0].id, false));
+        assert!(matches!(events.next().await, Some(Event::Ready(again)) if again.id == two[0].id));
+
+        fake.rest(&two[0].id, true);
+        let left = scaled(&fake, &hello, 1).await;
+        assert_eq!(left[0].id, two[1].id, "the one that takes no calls goes");
     }
 
     #[tokio::test(start_paused = true)]

@@ -18,8 +18,8 @@ use taper_model::{
 /// instances there should be; what became of it arrives through [`watch`](Provider::watch).
 ///
 /// *Guarantees*, checked by [`conformance`]: `apply` is idempotent and converges to `want`; `watch` opens with
-/// [`Event::Reset`] and misses nothing after it; nothing is [`Event::Ready`] before its probe passed; every `Ready` is followed by
-/// exactly one `Gone`; after `want = 0` no process, cgroup, mount, socket or file of the revision's instances is left.
+/// [`Event::Reset`] and misses nothing after it; nothing is [`Event::Ready`] before its probe passed; the first `Ready` of an
+/// instance is followed by exactly one `Gone`, and between them any other `Ready` by an `Unready` before it; after `want = 0` no process, cgroup, mount, socket or file of the revision's instances is left.
 /// A provider that is dropped, or whose process dies, leaves none either.
 ///
 /// *Assumptions.* `apply` calls for one revision are not made concurrently.
@@ -108,8 +108,17 @@ impl std::fmt::Debug for Instance {
 pub enum Event {
     /// Everything that is ready now; whatever is not listed is gone. The first event of every watch.
     Reset(Vec<Instance>),
-    /// An instance passed its probe and takes calls.
+    /// An instance passed its probe and takes calls: for the first time, or again after [`Unready`](Event::Unready).
     Ready(Instance),
+    /// An instance that lives and is to have no new call until it is `Ready` again, or for good when it is `Gone`. What runs on it goes on.
+    Unready {
+        /// Which one.
+        id: InstanceId,
+        /// Of what.
+        revision: RevisionId,
+        /// What its readiness probe said.
+        why: String,
+    },
     /// An instance takes no new call; what runs on it may end.
     Draining {
         /// Which one.

@@ -1,8 +1,9 @@
-//! Delivers what became of a call to the address that its caller gave, as OpenFaaS does: a POST of the function's answer. Only over plain
-//! HTTP, and never to an address inside the host or its network unless the operator allows that.
+//! Delivers what became of a call to the address that its caller gave, as OpenFaaS does: a POST of the function's answer. Never to an
+//! address inside the host or its network unless the operator allows that, and over TLS never to somebody whose certificate is not trusted.
 
 use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr},
+    sync::Arc,
     time::Duration,
 };
 
@@ -14,44 +15,112 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
 use rand::RngExt;
 use taper_model::{Cause, Fault, FunctionName, Retry, Stage, clock, name::DEFAULT_NAMESPACE};
+use taper_trust::Trust;
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpStream, lookup_host},
+    sync::OnceCell,
+    task::spawn_blocking,
     time::timeout,
 };
+use tokio_rustls::{
+    TlsConnector,
+    rustls::{ClientConfig, pki_types::ServerName},
+};
 
-use crate::{Delivery, Details, Outcome, Policy, Verdict};
+use crate::{Config, Delivery, Details, Error, Outcome, Policy, Verdict};
 
 /// Longest time that a delivery may take.
 const LONGEST: Duration = Duration::from_secs(60);
 /// Most bytes of the receiver's answer that are read: it is of no interest.
 const ANSWER: usize = 64 << 10;
 
-/// Tries to deliver; says after how long it is to be tried again, if it is.
-pub(crate) async fn deliver(delivery: &Delivery, private: bool) -> Option<Duration> {
-    let Details { invocation, entry, .. } = &delivery.details;
-    let uri = entry.callback.as_ref()?;
-    let sent = timeout(LONGEST, send(uri, &delivery.details, private)).await;
-    let sent = sent.unwrap_or_else(|_| Err(unreached("it took longer than 60 s", Retry::Never)));
-    let status = match &sent {
-        Ok(status) if status.is_success() => return None,
-        Ok(status) => *status,
-        Err(fault) if fault.cause == Cause::Forbidden => StatusCode::FORBIDDEN,
-        Err(_) => StatusCode::BAD_GATEWAY,
-    };
-    let age = Duration::from_millis(clock::unix_ms().saturating_sub(invocation.ended_ms.unwrap_or_default()));
-    let outcome = Outcome { status, fault: sent.as_ref().err(), retry_after: None };
-    let verdict = Policy::default().decide(outcome, delivery.tries, delivery.tries, age, rand::rng().random());
-    let why = sent.as_ref().map_or_else(|fault| fault.message.clone(), |status| format!("it answered {status}"));
-    match verdict {
-        Verdict::Again { after, .. } => {
-            tracing::debug!(call = %invocation.id, why, "a callback could not be delivered; it is tried again");
-            Some(after)
+/// Whoever delivers.
+pub(crate) struct Courier {
+    /// Whether addresses inside the host and its network may be connected to.
+    private: bool,
+    trust: Trust,
+    /// How to speak TLS: made when it is needed first, because it reads all that the system trusts.
+    tls: OnceCell<Arc<ClientConfig>>,
+}
+
+impl Courier {
+    /// Reads whom to trust beside those whom the system trusts.
+    ///
+    /// # Errors
+    /// When that file is of no use.
+    pub(crate) fn build(config: &Config) -> Result<Self, Error> {
+        let trust = Trust::read(config.callback_ca.as_deref()).map_err(|e| Error::CallbackCa(e.to_string()))?;
+        Ok(Self { private: config.private_callbacks, trust, tls: OnceCell::new() })
+    }
+
+    /// Tries to deliver; says after how long it is to be tried again, if it is.
+    pub(crate) async fn deliver(&self, delivery: &Delivery) -> Option<Duration> {
+        let Details { invocation, entry, .. } = &delivery.details;
+        let uri = entry.callback.as_ref()?;
+        let sent = timeout(LONGEST, self.send(uri, &delivery.details)).await;
+        let sent = sent.unwrap_or_else(|_| Err(unreached("it took longer than 60 s", Retry::Never)));
+        let status = match &sent {
+            Ok(status) if status.is_success() => return None,
+            Ok(status) => *status,
+            Err(fault) if fault.cause == Cause::Forbidden => StatusCode::FORBIDDEN,
+            Err(_) => StatusCode::BAD_GATEWAY,
+        };
+        let age = Duration::from_millis(clock::unix_ms().saturating_sub(invocation.ended_ms.unwrap_or_default()));
+        let outcome = Outcome { status, fault: sent.as_ref().err(), retry_after: None };
+        let verdict = Policy::default().decide(outcome, delivery.tries, delivery.tries, age, rand::rng().random());
+        let why = sent.as_ref().map_or_else(|fault| fault.message.clone(), |status| format!("it answered {status}"));
+        match verdict {
+            Verdict::Again { after, .. } => {
+                tracing::debug!(call = %invocation.id, why, "a callback could not be delivered; it is tried again");
+                Some(after)
+            }
+            Verdict::Done | Verdict::Bury(_) => {
+                // Without the address: it may hold a key.
+                tracing::warn!(call = %invocation.id, function = %invocation.function, why, "a callback was given up");
+                None
+            }
         }
-        Verdict::Done | Verdict::Bury(_) => {
-            // Without the address: it may hold a key.
-            tracing::warn!(call = %invocation.id, function = %invocation.function, why, "a callback was given up");
-            None
+    }
+
+    async fn send(&self, uri: &Uri, details: &Details) -> Result<StatusCode, Fault> {
+        let authority = uri.authority().ok_or_else(|| unreached("no host", Retry::Never))?;
+        let host = authority.host().trim_start_matches('[').trim_end_matches(']');
+        let secure = uri.scheme_str() == Some("https");
+        let port = authority.port_u16().unwrap_or(if secure { 443 } else { 80 });
+        let safe = |e: std::io::Error| unreached(e, Retry::Safe);
+        let found: Vec<SocketAddr> = lookup_host((host, port)).await.map_err(safe)?.collect();
+        // What is looked at is what is connected to: a name cannot mean something else a moment later.
+        let allowed: Vec<SocketAddr> =
+            found.into_iter().filter(|address| self.private || is_public(address.ip())).collect();
+        if allowed.is_empty() {
+            let text = "its address is inside this host or its network; set queue.privateCallbacks to allow that";
+            return Err(Fault::new(Stage::Respond, Cause::Forbidden, text));
         }
+        let request = request(uri, authority.as_str(), details)?;
+        let stream = TcpStream::connect(&allowed[..]).await.map_err(safe)?;
+        if !secure {
+            return exchange(stream, request).await;
+        }
+        // The certificate is to be of the host that the caller named, at whichever address it is.
+        let name = ServerName::try_from(host.to_owned())
+            .map_err(|_| unreached("its name is none that a certificate could have", Retry::Never))?;
+        // Nothing of the request was sent yet, and certificates are mended.
+        let agreed = TlsConnector::from(self.tls().await?).connect(name, stream).await;
+        let stream = agreed.map_err(|e| match taper_trust::in_words(&e, "queue.callbackCa") {
+            Some(words) => unreached(words, Retry::Safe),
+            None => safe(e),
+        })?;
+        exchange(stream, request).await
+    }
+
+    async fn tls(&self) -> Result<Arc<ClientConfig>, Fault> {
+        let make = || async {
+            let trust = self.trust.clone();
+            let made = spawn_blocking(move || trust.client(&[])).await.map_err(|e| unreached(e, Retry::Safe))?;
+            made.map_err(|e| unreached(e, Retry::Safe))
+        };
+        self.tls.get_or_try_init(make).await.cloned()
     }
 }
 
@@ -61,22 +130,15 @@ fn unreached(why: impl std::fmt::Display, retry: Retry) -> Fault {
     fault
 }
 
-async fn send(uri: &Uri, details: &Details, private: bool) -> Result<StatusCode, Fault> {
-    let authority = uri.authority().ok_or_else(|| unreached("no host", Retry::Never))?;
-    let host = authority.host().trim_start_matches('[').trim_end_matches(']');
-    let safe = |e: std::io::Error| unreached(e, Retry::Safe);
-    let found: Vec<SocketAddr> = lookup_host((host, authority.port_u16().unwrap_or(80))).await.map_err(safe)?.collect();
-    // What is looked at is what is connected to: a name cannot mean something else a moment later.
-    let allowed: Vec<SocketAddr> = found.into_iter().filter(|address| private || is_public(address.ip())).collect();
-    if allowed.is_empty() {
-        let text = "its address is inside this host or its network; set queue.privateCallbacks to allow that";
-        return Err(Fault::new(Stage::Respond, Cause::Forbidden, text));
-    }
-    let stream = TcpStream::connect(&allowed[..]).await.map_err(safe)?;
+/// One request, and what is said to it.
+async fn exchange(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    request: Request<Full<bytes::Bytes>>,
+) -> Result<StatusCode, Fault> {
     let broke = |e: hyper::Error| unreached(e, Retry::Never);
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broke)?;
     let exchange = async {
-        let answer = sender.send_request(request(uri, authority.as_str(), details)?).await.map_err(broke)?;
+        let answer = sender.send_request(request).await.map_err(broke)?;
         let status = answer.status();
         // Read, so that the receiver is not cut off; how that ends changes nothing.
         drop(Limited::new(answer.into_body(), ANSWER).collect().await);

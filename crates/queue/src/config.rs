@@ -1,7 +1,7 @@
 //! What an operator may set of the queue, and what holds when nothing is said. How often a function's calls are tried is no part of it:
 //! that is its [`Policy`](crate::Policy).
 
-use std::{fmt, time::Duration};
+use std::{fmt, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Deserializer};
 use taper_model::{
@@ -49,6 +49,8 @@ pub struct Config {
     /// Whether callbacks may go to addresses inside this host and its network: whoever may call a function can then have it speak to what
     /// listens there. Default no.
     pub private_callbacks: bool,
+    /// A PEM file with certificates that are trusted for callbacks over TLS, besides those that the system trusts. Default none.
+    pub callback_ca: Option<PathBuf>,
 }
 
 impl Default for Config {
@@ -69,6 +71,7 @@ impl Default for Config {
             dead: 100_000,
             dead_bytes: 4 << 30,
             private_callbacks: false,
+            callback_ca: None,
         }
     }
 }

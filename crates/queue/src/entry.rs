@@ -142,12 +142,10 @@ fn due(headers: &HeaderMap) -> Result<Due, Invalid> {
 
 fn callback(headers: &HeaderMap) -> Result<Option<Uri>, Invalid> {
     let Some(url) = text(headers, &CALLBACK)?.filter(|url| !url.is_empty()) else { return Ok(None) };
-    let wrong = |why: &str| Invalid(format!("{CALLBACK} {why}; it is an address such as http://host:port/path"));
+    let wrong = |why: &str| Invalid(format!("{CALLBACK} {why}; it is an address such as https://host:port/path"));
     let uri: Uri = url.parse().map_err(|_| wrong("is no URL"))?;
-    match uri.scheme_str() {
-        Some("http") => {}
-        Some("https") => return Err(Invalid(format!("{CALLBACK}: https is not served yet; use http"))),
-        _ => return Err(wrong("begins with http://")),
+    if !matches!(uri.scheme_str(), Some("http" | "https")) {
+        return Err(wrong("begins with https:// or http://"));
     }
     let authority = uri.authority().ok_or_else(|| wrong("names no host"))?;
     if authority.host().is_empty() || authority.as_str().contains('@') {

@@ -52,6 +52,9 @@ pub enum Error {
     /// The queue's directory, or the journal in it, did not do as it should.
     #[error(transparent)]
     Medium(#[from] taper_medium::Error),
+    /// The certificates that callbacks are to trust cannot be read.
+    #[error("queue.callbackCa: {0}")]
+    CallbackCa(String),
     /// The queue's thread has ended; the platform is shutting down, or a bug ended it.
     #[error("the queue has stopped; start taper again")]
     Stopped,
@@ -71,6 +74,7 @@ impl Error {
             Self::NotFound(_) => Fault::new(Stage::Route, Cause::NotFound, text),
             Self::State { .. } | Self::Mark(_) | Self::Exists(_) => Fault::new(Stage::Accept, Cause::Malformed, text),
             Self::Stopped => Fault::new(Stage::Accept, Cause::ShuttingDown, text),
+            Self::CallbackCa(_) => Fault::new(Stage::Accept, Cause::Internal, "the platform's configuration is wrong"),
             // Paths of the host are for the log.
             Self::Medium(medium) => {
                 let text = "the call could not be written to the journal and was not accepted; try again later";

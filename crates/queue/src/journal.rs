@@ -67,8 +67,8 @@ pub struct Journal {
     leases: Arc<Reader>,
     /// Reads what somebody looks at, however long that takes.
     looks: Arc<Reader>,
-    /// Last, so that the directory is free only when nothing uses it.
-    _lock: Lock,
+    /// Last, so that the directory is free only when nothing uses it. None once it was closed.
+    lock: Mutex<Option<Lock>>,
 }
 
 /// What the writing thread and everybody else have in common.
@@ -176,7 +176,14 @@ impl Journal {
         };
         let (leases, looks) = (reader()?, reader()?);
         let writer = Writer::start(connection, Arc::clone(&shared)).map_err(Error::io("start a thread for", dir))?;
-        Ok(Self { shared, writer, leases, looks, _lock: lock })
+        Ok(Self { shared, writer, leases, looks, lock: Mutex::new(Some(lock)) })
+    }
+
+    /// Ends what writes and lets go of the directory, for whoever opens it next: from then on every command is answered with
+    /// [`Error::Stopped`]. What was asked before is done. Blocks until then.
+    pub fn close(&self) {
+        self.writer.close();
+        drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 
     async fn accept(&self, entry: Entry) -> Result<Accepted, Error> {

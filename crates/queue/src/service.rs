@@ -20,7 +20,9 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{Answer, Attempt, Config, Entry, Error, Lease, Outcome, Policy, Queue, Settled, Verdict, callback};
+use crate::{
+    Answer, Attempt, Config, Entry, Error, Lease, Outcome, Policy, Queue, Settled, Verdict, callback::Courier,
+};
 
 /// How long after an error of the medium the next try is.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -81,6 +83,7 @@ pub struct Parts {
 pub struct Service {
     config: Config,
     parts: Arc<Parts>,
+    courier: Arc<Courier>,
     end: CancellationToken,
 }
 
@@ -100,9 +103,12 @@ impl Handle {
 
 impl Service {
     /// Puts it together; [`run`](Self::run) runs it.
-    pub fn build(config: Config, parts: Parts) -> (Self, Handle) {
-        let end = CancellationToken::new();
-        (Self { config, parts: Arc::new(parts), end: end.clone() }, Handle { end })
+    ///
+    /// # Errors
+    /// When the certificates that callbacks are to trust cannot be read.
+    pub fn build(config: Config, parts: Parts) -> Result<(Self, Handle), Error> {
+        let (end, courier) = (CancellationToken::new(), Arc::new(Courier::build(&config)?));
+        Ok((Self { config, parts: Arc::new(parts), courier, end: end.clone() }, Handle { end }))
     }
 
     /// Runs until `shutdown`. Then nothing more is begun; what runs may end, until [`Handle::end`].
@@ -124,7 +130,7 @@ impl Service {
                 }
             }
         };
-        let post = deliver(&self.parts, self.config.private_callbacks, &mut deliveries);
+        let post = deliver(&self.parts, &self.courier, &mut deliveries);
         tokio::select! {
             () = async { tokio::join!(work, post); } => {}
             () = shutdown => {}
@@ -142,16 +148,16 @@ impl Service {
 }
 
 /// Delivers callbacks.
-async fn deliver(parts: &Parts, private: bool, deliveries: &mut JoinSet<()>) {
+async fn deliver(parts: &Parts, courier: &Arc<Courier>, deliveries: &mut JoinSet<()>) {
     let room = Arc::new(Semaphore::new(DELIVERIES));
     loop {
         while deliveries.try_join_next().is_some() {}
         let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
         match parts.queue.outbox().await {
             Ok(delivery) => {
-                let queue = Arc::clone(&parts.queue);
+                let (queue, courier) = (Arc::clone(&parts.queue), Arc::clone(courier));
                 deliveries.spawn(async move {
-                    let again = callback::deliver(&delivery, private).await;
+                    let again = courier.deliver(&delivery).await;
                     if let Err(error) = queue.delivered(delivery, again).await {
                         tracing::error!(%error, "how a callback went could not be written; it is delivered again");
                         sleep(PAUSE).await;

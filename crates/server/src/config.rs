@@ -23,6 +23,9 @@ pub struct Config {
     /// A folder with the administrator's name and password, in the files `basic-auth-user` and `basic-auth-password`, as OpenFaaS
     /// mounts them. Default none, or what the environment says in `secret_mount_path`.
     pub secret_mount_path: Option<PathBuf>,
+    /// Where a supervisor listens for how the platform is (`sd_notify(3)`). Default none, or what the environment says in `NOTIFY_SOCKET`.
+    #[serde(skip)]
+    pub notify_socket: Option<String>,
     /// HTTP in and out.
     pub gateway: taper_gateway::Config,
     /// Queues and slots.
@@ -43,6 +46,7 @@ impl Default for Config {
             data: default_data(),
             log: LogFormat::default(),
             secret_mount_path: None,
+            notify_socket: env("NOTIFY_SOCKET"),
             gateway: Default::default(),
             dispatch: Default::default(),
             control: Default::default(),
@@ -66,6 +70,15 @@ impl Config {
         let total = (machine.totalram as u64).saturating_mul(u64::from(machine.mem_unit));
         let keep_alive_memory = self.control.keep_alive_memory.or(Some(Memory(total / 4)));
         taper_control::Config { keep_alive_memory, ..self.control.clone() }
+    }
+
+    /// What is set about the gateway; what it keeps, it keeps in the data directory.
+    pub(crate) fn gateway(&self) -> taper_gateway::Config {
+        let mut gateway = self.gateway.clone();
+        if let Some(acme) = gateway.tls.as_mut().and_then(|tls| tls.acme.as_mut()) {
+            acme.folder.get_or_insert_with(|| self.data.join("acme"));
+        }
+        gateway
     }
 
     /// Where the administrator's credentials come from.

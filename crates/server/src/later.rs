@@ -1,13 +1,20 @@
-//! Asynchronous calls on their way from the queue to the dispatcher: the revision is chosen when the call runs, and the deadline is
-//! that of the function's own timeout. Never decides whether a call is tried again.
+//! Asynchronous calls on their way from the queue to the dispatcher: the revision is chosen when the call runs, as it is for those
+//! whose callers wait, and the deadline is that of the function's own timeout. Never decides whether a call is tried again.
 
-use std::sync::Arc;
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
 
+use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Uri, uri::PathAndQuery};
+use http_body::{Body as _, Frame, SizeHint};
+use http_body_util::BodyExt;
 use taper_gateway::Invocations;
 use taper_model::{
-    BoxFuture, Call, CallId, Cause, Fault, FunctionName, Invoke, Reply, Retry, Stage,
-    call::{self, Served},
+    Body, BoxError, BoxFuture, Call, CallId, Cause, Fault, FunctionName, Invoke, Reply, Retry, RevisionId, Stage,
+    call::{self, Served, Terms},
 };
 use taper_queue::{Deadline, Entry, Policy, Run};
 use taper_store::Snapshot;
@@ -30,14 +37,87 @@ impl Run for Later {
     fn run<'a>(&'a self, entry: &'a Entry, _attempt: u32) -> BoxFuture<'a, Result<Reply, Fault>> {
         Box::pin(async move {
             let call = self.call(entry)?;
-            let deadline = Deadline(call.deadline);
-            let mut reply = self.invoke.invoke(call).await?;
+            let (deadline, revision) = (call.deadline, call.revision.clone());
+            let reply = self.invoke.invoke(call).await.inspect_err(|fault| {
+                if fault.cause != Cause::CallerLeft {
+                    self.counts.answered(&revision, taper_gateway::status(fault).as_u16() >= 500);
+                }
+            })?;
             if let Some(served) = reply.extensions().get::<Served>() {
                 self.counts.reached(&entry.function, served);
             }
-            reply.extensions_mut().insert(deadline);
-            Ok(reply)
+            let (mut head, body) = reply.into_parts();
+            head.extensions.insert(Deadline(deadline));
+            let ends = Ends { counts: self.counts.clone(), revision, failed: head.status.as_u16() >= 500 };
+            let body = if body.is_end_stream() {
+                ends.ended(false);
+                body
+            } else {
+                Watched { body, deadline, ends: Some(ends) }.boxed_unsync()
+            };
+            Ok(Reply::from_parts(head, body))
         })
+    }
+}
+
+/// How an attempt ends, to be counted for its revision.
+struct Ends {
+    counts: Invocations,
+    revision: RevisionId,
+    failed: bool,
+}
+
+impl Ends {
+    /// It ended; `broke`: before its answer did.
+    fn ended(self, broke: bool) {
+        self.counts.answered(&self.revision, self.failed || broke);
+    }
+}
+
+/// An answer that tells how it ends. One that is dropped before its end and before its time was cancelled, which says nothing of the
+/// revision.
+struct Watched {
+    body: Body,
+    deadline: Instant,
+    ends: Option<Ends>,
+}
+
+impl Watched {
+    fn ended(&mut self, broke: bool) {
+        if let Some(ends) = self.ends.take() {
+            ends.ended(broke);
+        }
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        if self.deadline <= Instant::now() {
+            self.ended(true);
+        }
+    }
+}
+
+impl http_body::Body for Watched {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        match &frame {
+            Some(Err(_)) => self.ended(true),
+            Some(Ok(_)) if !self.body.is_end_stream() => {}
+            Some(Ok(_)) | None => self.ended(false),
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 
@@ -49,7 +129,8 @@ impl Later {
             let text = format!("function {name} was deleted before the call ran");
             return Err(Fault::new(Stage::Route, Cause::NotFound, text));
         };
-        let Some(revision) = function.route() else {
+        let mut headers = entry.headers.clone();
+        let Some(revision) = taper_gateway::choose(&function, &mut headers)? else {
             let text = format!("no revision of function {name} is ready");
             let fault = Fault::new(Stage::Activate, Cause::CannotStart, text);
             return Err(Fault { retry: Retry::After(Duration::from_secs(1)), ..fault });
@@ -57,7 +138,7 @@ impl Later {
         let target = PathAndQuery::try_from(entry.path.as_str()).map_or_else(|_| Uri::from_static("/"), Uri::from);
         let mut request = http::Request::new(call::full(entry.body.clone()));
         (*request.method_mut(), *request.uri_mut()) = (entry.method.clone(), target);
-        *request.headers_mut() = entry.headers.clone();
+        *request.headers_mut() = headers;
         // The caller's own name for the call is the one that he looks for in the function's log.
         let given = entry.correlation.as_deref().and_then(|id| CallId::given(id).ok());
         let id = given.unwrap_or_else(|| entry.id.clone());
@@ -65,7 +146,8 @@ impl Later {
             request.headers_mut().insert(CALL_ID, value);
         }
         let deadline = Instant::now() + revision.spec.timeout();
-        Ok(Call { id, revision: revision.id.clone(), deadline, request })
+        let terms = Terms { background: true, queue: function.routing.limits.queue, ..Terms::default() };
+        Ok(Call { id, revision: revision.id.clone(), deadline, terms, request })
     }
 }
 
@@ -78,4 +160,177 @@ pub(crate) fn policy(snapshot: &watch::Receiver<Arc<Snapshot>>, name: &FunctionN
         tracing::warn!(function = %name, %why, "an annotation about retries has no effect");
     }
     policy
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, sync::Mutex, time::Duration};
+
+    use http::{HeaderMap, Method};
+    use http_body_util::StreamBody;
+    use taper_gateway::{Config, Credentials, Gateway, Listeners, Parts};
+    use taper_model::{
+        Function, FunctionSpec, Pooled, Revision, RevisionState, demand::Outcomes, revision::Entry as Kept,
+    };
+
+    use super::*;
+
+    type Ran = Result<Reply, Fault>;
+
+    /// Answers what it was told to, and remembers what it was asked.
+    #[derive(Default)]
+    struct Scripted {
+        next: Mutex<Vec<Ran>>,
+        calls: Mutex<Vec<Call>>,
+    }
+
+    impl Invoke for Scripted {
+        fn invoke(&self, call: Call) -> BoxFuture<'_, Ran> {
+            self.calls.lock().unwrap().push(call);
+            let next = self.next.lock().unwrap().pop().expect("an answer");
+            Box::pin(async { next })
+        }
+    }
+
+    /// `hello` with two revisions, all of its calls for the second; the tag `old` is the first.
+    fn snapshot() -> Snapshot {
+        let name = FunctionName::parse("hello").unwrap();
+        let revisions = (1..=2).map(|number| {
+            let revision = Revision {
+                id: RevisionId::new(name.clone(), number),
+                spec: FunctionSpec::default(),
+                artifact: None,
+                labels: BTreeMap::new(),
+                annotations: BTreeMap::new(),
+                created_ms: 0,
+                by: String::new(),
+            };
+            Kept { revision: Arc::new(revision), state: RevisionState::Ready }
+        });
+        let routing = r#"{"limits": {"queue": 3},
+            "traffic": [{"latest": true, "percent": 100}, {"revision": "hello-00001", "tag": "old"}]}"#;
+        let function = Function {
+            name: name.clone(),
+            revisions: revisions.collect(),
+            scale: None,
+            created_ms: 0,
+            routing: Arc::new(serde_json::from_str(routing).unwrap()),
+            held: None,
+            shift: None,
+        };
+        Snapshot { version: 1, functions: [(name, Arc::new(function))].into_iter().collect(), ..Snapshot::default() }
+    }
+
+    struct World {
+        later: Later,
+        script: Arc<Scripted>,
+        _publish: watch::Sender<Arc<Snapshot>>,
+    }
+
+    impl World {
+        async fn new() -> Self {
+            let (publish, snapshot) = watch::channel(Arc::new(snapshot()));
+            let (_, credentials) = watch::channel(Credentials { user: "a".into(), password: "b".into() });
+            let script = Arc::new(Scripted::default());
+            let parts = Parts {
+                snapshot: snapshot.clone(),
+                invoke: script.clone(),
+                queue: None,
+                api: axum::Router::new(),
+                credentials,
+                gauges: Box::new(Vec::new),
+                pool: Box::new(Pooled::default),
+                ready: Box::new(|| true),
+                log: Box::new(std::io::sink()),
+            };
+            let config = Config { listen: ([127, 0, 0, 1], 0).into(), threads: 1, ..Config::default() };
+            let gateway = Gateway::bind(config, parts, Listeners::default()).await.unwrap();
+            let later = Later { snapshot, invoke: script.clone(), counts: gateway.invocations() };
+            Self { later, script, _publish: publish }
+        }
+
+        /// Runs a call with these headers, which is answered so.
+        async fn run(&self, given: &[(&'static str, &str)], answer: Ran) -> Ran {
+            let mut headers = HeaderMap::new();
+            given.iter().for_each(|(name, value)| drop(headers.insert(*name, value.parse().unwrap())));
+            let name = FunctionName::parse("hello").unwrap();
+            let mut entry = Entry::read(name, Method::POST, "/", headers, Bytes::new()).unwrap();
+            // What the gateway adds once it has read what the caller says.
+            if let Some((name, value)) = given.iter().find(|(name, _)| *name == "x-taper-pin") {
+                entry.headers.insert(*name, value.parse().unwrap());
+            }
+            self.script.next.lock().unwrap().push(answer);
+            self.later.run(&entry, 1).await
+        }
+
+        fn last(&self) -> Call {
+            self.script.calls.lock().unwrap().pop().expect("a call")
+        }
+
+        fn outcomes(&self, number: u32) -> (u64, u64) {
+            let id = RevisionId::new(FunctionName::parse("hello").unwrap(), number);
+            let Outcomes { answered, failed } = self.later.counts.outcomes(&id);
+            (answered, failed)
+        }
+    }
+
+    fn answer(status: u16, body: Body) -> Ran {
+        Ok(http::Response::builder().status(status).body(body).unwrap())
+    }
+
+    /// A body that has one piece, and then this.
+    fn piece(then: Poll<Option<Result<Frame<Bytes>, BoxError>>>) -> Body {
+        let mut then = Some(then);
+        let mut first = Some(Poll::Ready(Some(Ok(Frame::data(Bytes::from("a piece"))))));
+        let stream =
+            futures_util::stream::poll_fn(move |_| first.take().or_else(|| then.take()).unwrap_or(Poll::Pending));
+        StreamBody::new(stream).boxed_unsync()
+    }
+
+    #[tokio::test]
+    async fn the_revision_is_chosen_when_the_call_runs() {
+        let world = World::new().await;
+        world.run(&[], answer(200, call::empty())).await.unwrap();
+        let call = world.last();
+        assert_eq!((call.revision.number(), call.terms.background, call.terms.queue), (2, true, Some(3)));
+        world.run(&[("x-taper-tag", "old")], answer(200, call::empty())).await.unwrap();
+        assert_eq!(world.last().revision.number(), 1);
+        world.run(&[("x-taper-pin", "old")], answer(200, call::empty())).await.unwrap();
+        let call = world.last();
+        let headers = call.request.headers();
+        assert_eq!((call.revision.number(), headers.contains_key("x-taper-pin")), (1, false));
+        assert_eq!(headers["knative-serving-tag"], "old");
+        world.run(&[("x-taper-tag", "gone")], answer(200, call::empty())).await.unwrap();
+        let call = world.last();
+        assert_eq!(call.revision.number(), 2);
+        assert_eq!(call.request.headers()["knative-serving-default-route"], "true");
+        let gone = world.run(&[("x-taper-pin", "gone")], answer(200, call::empty())).await.err().unwrap();
+        assert_eq!((gone.stage, gone.cause, gone.retry), (Stage::Route, Cause::NotFound, Retry::Never));
+        assert_eq!((world.outcomes(1), world.outcomes(2)), ((2, 0), (2, 0)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn every_end_of_an_attempt_is_counted_once() {
+        let world = World::new().await;
+        let read = async |answer: Ran| world.run(&[], answer).await.unwrap().into_body().collect().await.is_ok();
+        assert!(read(answer(200, call::full("whole"))).await);
+        assert!(read(answer(404, piece(Poll::Ready(None)))).await);
+        assert_eq!(world.outcomes(2), (2, 0));
+        assert!(read(answer(500, call::empty())).await && read(answer(503, call::full("oh"))).await);
+        assert!(!read(answer(200, piece(Poll::Ready(Some(Err("it broke".into())))))).await);
+        assert_eq!(world.outcomes(2), (5, 3));
+        let fault = |cause| Err(Fault::new(Stage::Invoke, cause, "it stopped"));
+        assert!(world.run(&[], fault(Cause::Died)).await.is_err());
+        assert!(world.run(&[], fault(Cause::CallerLeft)).await.is_err());
+        assert_eq!(world.outcomes(2), (6, 4), "one that was cancelled says nothing");
+        let mut cancelled = world.run(&[], answer(200, piece(Poll::Pending))).await.unwrap().into_body();
+        cancelled.frame().await.unwrap().unwrap();
+        drop(cancelled);
+        assert_eq!(world.outcomes(2), (6, 4));
+        let late = world.run(&[], answer(200, piece(Poll::Pending))).await.unwrap();
+        let Deadline(at) = *late.extensions().get::<Deadline>().unwrap();
+        tokio::time::sleep_until(at + Duration::from_millis(1)).await;
+        drop(late);
+        assert_eq!(world.outcomes(2), (7, 5), "its time was over");
+    }
 }

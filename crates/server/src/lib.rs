@@ -7,13 +7,18 @@ mod config;
 mod credentials;
 mod doctor;
 mod gauges;
+mod handover;
 mod later;
 mod logging;
+mod notify;
 mod run;
 mod supply;
+mod upgrade;
+mod workers;
 
 pub use config::{AccessLog, Config, Isolation, LogFormat};
 pub use doctor::doctor;
+pub use handover::cannot_succeed;
 pub use run::{Ready, up};
 pub use taper_local::probe::{Report, Status};
 

@@ -1,4 +1,5 @@
-//! Builds the rooms, runs them, and takes them down in order: stop accepting → drain calls → stop instances → close the store.
+//! Builds the rooms, runs them, and takes them down in order: stop accepting → drain calls → stop instances → close the store. Where a
+//! newer program takes over, the store is closed before the calls have ended, because the new one needs it: see `handover`.
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -6,12 +7,13 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use futures_util::StreamExt;
 use taper_control::{Control, Info};
 use taper_dispatch::Dispatcher;
-use taper_gateway::{Credentials, Gateway};
+use taper_gateway::{Credentials, End, Gateway, Listeners, host::Templates};
 use taper_local::Local;
+use taper_model::{FunctionName, Name};
 use taper_provider::Provider;
 use taper_queue::{Journal, Observed, Queue};
 use taper_store::{Artifacts, Disk, Store};
@@ -24,9 +26,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Config, gauges,
+    handover::{Leaving, Predecessor, Program, rehearse, warm},
     later::{self, Later},
-    logging,
+    logging, notify,
     supply::FromStore,
+    upgrade,
+    workers::Workers,
 };
 
 /// After a second signal: longest wait for what was changed on the host to be undone.
@@ -35,7 +40,7 @@ const KILL: Duration = Duration::from_secs(5);
 /// What whoever started the platform may want to know once it serves.
 #[derive(Debug, Clone)]
 pub struct Ready {
-    /// Where it is reached, best first.
+    /// Where it is reached: without TLS, best first, then with it where it is spoken.
     pub urls: Vec<String>,
     /// The administrator's name.
     pub user: String,
@@ -43,42 +48,85 @@ pub struct Ready {
     pub password: String,
 }
 
-/// Runs the platform until a signal ends it. `on_ready` is called once, on a thread of its own, when calls are served.
+/// Runs the platform until a signal ends it, or a newer program has taken over. `succeed` says that this is that newer program, started
+/// by a running platform. `on_ready` is called once, on a thread of its own, when calls are served.
 ///
 /// # Errors
 /// When something that the platform needs cannot be had: what, where, and the mend.
-pub fn up(config: Config, on_ready: impl FnOnce(Ready) + Send + 'static) -> Result<()> {
+pub fn up(config: Config, succeed: bool, on_ready: impl FnOnce(Ready) + Send + 'static) -> Result<()> {
     logging::start(config.log);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("taper").build()?;
-    let ended = runtime.block_on(run(config, on_ready));
+    let ended = runtime.block_on(async {
+        let predecessor = if succeed { Some(Predecessor::greet().await?) } else { None };
+        let ended = run(config, predecessor.as_ref(), on_ready).await;
+        if let (Some(predecessor), Err(error)) = (&predecessor, &ended) {
+            predecessor.failed(error).await;
+        }
+        ended
+    });
     // Whatever still runs in the background has nothing left to lose.
     runtime.shutdown_timeout(Duration::from_secs(1));
     ended
 }
 
 // long because: the order of building and of taking down is the content, and reads best in one place
-async fn run(config: Config, on_ready: impl FnOnce(Ready) + Send + 'static) -> Result<()> {
+async fn run(
+    config: Config,
+    predecessor: Option<&Predecessor>,
+    on_ready: impl FnOnce(Ready) + Send + 'static,
+) -> Result<()> {
     let (first, second) = signals()?;
-    let disk = Disk::open(&config.data, config.store()?)?;
+    let (ask, mut asked) = upgrade::channel();
+    upgrade::on_signal(ask.clone())?;
+    let program = Program::this()?;
+    // Without a predecessor store and queue are ours from the first moment on; else only when the instances are there.
+    let mut disk = match predecessor {
+        None => Some(Arc::new(Disk::open(&config.data, config.store()?)?)),
+        Some(_) => None,
+    };
     let artifacts = Artifacts::open(&config.data)?;
     let source = config.credentials()?;
     let (changes, credentials) = watch::channel(source.read()?);
     let following = tokio::spawn(source.follow(changes));
-    let store: Arc<dyn Store> = Arc::new(disk);
+    let supply = Arc::new(FromStore::new(artifacts.clone()));
+    if let Some(disk) = &disk {
+        supply.read_from(Arc::clone(disk)).await;
+    }
+    let local = Local::start(config.instances(), Arc::clone(&supply) as _)
+        .await
+        .context("functions cannot be isolated here")?;
+    let provider: Arc<dyn Provider> = Arc::clone(&local) as _;
+    let (mut inherited, mut passed) = (Listeners::default(), None);
+    if let Some(old) = predecessor {
+        let (running, listeners) = old.running().await;
+        inherited = rehearse(&config, listeners)?;
+        let warmed = tokio::select! {
+            warmed = warm(&config, &supply, &*provider, running) => warmed,
+            // Nobody serves: calls must not wait for what could start with them.
+            () = old.gone() => 0,
+        };
+        supply.look_away().await;
+        passed = old.take(warmed).await;
+    }
+    let disk = match disk.take() {
+        Some(disk) => disk,
+        None => Arc::new(Disk::open(&config.data, config.store()?)?),
+    };
+    supply.read_from(Arc::clone(&disk)).await;
+    let store: Arc<dyn Store> = Arc::clone(&disk) as _;
     if let Err(error) = artifacts.sweep(&store.snapshot().borrow().clone()).await {
         tracing::warn!(%error, "code that nothing names any more could not be removed");
     }
-
-    let supply = Arc::new(FromStore { store: Arc::clone(&store), artifacts: artifacts.clone() });
-    let local = Local::start(config.instances(), supply).await.context("functions cannot be isolated here")?;
-    let provider: Arc<dyn Provider> = Arc::clone(&local) as _;
     let dispatcher = Dispatcher::new(config.dispatch);
     let feed = tokio::spawn(feed(Arc::clone(&provider), dispatcher.clone()));
 
     // The control plane names the gateway's address and counts; the gateway serves the control plane's API. Whoever asks
     // before the gateway is bound hears nothing yet.
     let bound: Arc<OnceLock<Bound>> = Arc::default();
-    let (url, counts, seen) = (Arc::clone(&bound), Arc::clone(&bound), Arc::clone(&bound));
+    let (url, counts, seen, ends) = (Arc::clone(&bound), Arc::clone(&bound), Arc::clone(&bound), Arc::clone(&bound));
+    let hosts = Arc::clone(&bound);
+    let templates =
+        Templates::new(&config.gateway.domain, &config.gateway.host_template, &config.gateway.tag_template)?;
     let (service, handle) = Control::build(
         config.control(),
         taper_control::Parts {
@@ -88,6 +136,8 @@ async fn run(config: Config, on_ready: impl FnOnce(Ready) + Send + 'static) -> R
             load: Arc::new(dispatcher.clone()),
             public_url: Box::new(move || url.get().map(|b| b.url.clone()).unwrap_or_default()),
             invocations: Box::new(move |name| counts.get().map_or(0, |b| b.invocations.of(name))),
+            outcomes: Box::new(move |id| ends.get().map(|b| b.invocations.outcomes(id)).unwrap_or_default()),
+            host_url: Box::new(move |name, tag| host_url(&hosts.get()?.url, &templates, name, tag)),
             starts: Box::new(move |name| {
                 let taper_gateway::Starts { pool, cold, recent } =
                     seen.get().map(|b| b.invocations.starts(name)).unwrap_or_default();
@@ -100,25 +150,28 @@ async fn run(config: Config, on_ready: impl FnOnce(Ready) + Send + 'static) -> R
             },
         },
     );
-    let queue: Arc<dyn Queue> = Arc::new(Journal::open(&config.data.join("queue"), config.queue.clone())?);
+    let journal = Arc::new(Journal::open(&config.data.join("queue"), config.queue.clone())?);
+    let queue: Arc<dyn Queue> = Arc::clone(&journal) as _;
     let replacing = tokio::spawn(replace(dispatcher.clone(), handle.clone()));
     let gateway = Gateway::bind(
-        config.gateway.clone(),
+        config.gateway(),
         taper_gateway::Parts {
             snapshot: store.snapshot(),
             invoke: Arc::new(dispatcher.clone()),
             queue: Some(Arc::clone(&queue)),
-            api: handle.router(),
+            api: handle.router().merge(upgrade::router(ask)),
             credentials: credentials.clone(),
             gauges: gauges::collect(handle.clone(), dispatcher.clone()),
             pool: gauges::pool(provider),
             ready: Box::new(|| true),
             log: Box::new(std::io::stderr()),
         },
+        inherited,
     )
     .await?;
     let address = gateway.local_addr();
-    let urls = urls(address);
+    let mut urls = urls("http", address);
+    urls.extend(gateway.secure_addr().into_iter().flat_map(|address| self::urls("https", address)));
     let _ = bound.set(Bound { url: urls[0].clone(), invocations: gateway.invocations() });
     if !address.ip().is_loopback() {
         tracing::warn!(%address, "functions are open to whoever reaches this port; /system, /v1 and /ui want the password");
@@ -146,8 +199,8 @@ async fn run(config: Config, on_ready: impl FnOnce(Ready) + Send + 'static) -> R
                 })
             },
         },
-    );
-    let mut worker = tokio::spawn(worker.run(first.clone().cancelled_owned()));
+    )?;
+    let later = Arc::new(Workers::start(worker, workers, first.child_token()));
 
     let stop = CancellationToken::new();
     let control = tokio::spawn(service.run(stop.clone().cancelled_owned()));
@@ -158,21 +211,59 @@ async fn run(config: Config, on_ready: impl FnOnce(Ready) + Send + 'static) -> R
     let ready = Ready { urls, user, password };
     std::thread::Builder::new().name("ready".into()).spawn(move || on_ready(ready))?;
 
+    let adopt = gateway.adopt();
+    if let Some(mut passed) = passed {
+        let adopt = adopt.clone();
+        tokio::spawn(async move {
+            while let Some((stream, peer)) = passed.recv().await {
+                adopt.take(stream, peer);
+            }
+        });
+    }
+    let supervisor = config.notify_socket.clone();
+    notify::serving(supervisor.as_deref());
+    if let Some(old) = predecessor {
+        old.serving().await;
+    }
+
+    let broken = CancellationToken::new();
+    let leaving = Leaving {
+        disk,
+        journal,
+        adopt,
+        control: handle.clone(),
+        later: Arc::clone(&later),
+        drain: config.gateway.drain,
+        program,
+        broken: broken.clone(),
+    };
     let drained = gateway.run(async {
-        first.cancelled().await;
-        tracing::info!("draining: running calls may end; a second signal ends them at once");
-        dispatcher.close();
-        handle.close();
+        loop {
+            tokio::select! { biased;
+                () = first.cancelled() => {
+                    tracing::info!("draining: running calls may end; a second signal ends them at once");
+                    notify::stopping(supervisor.as_deref());
+                    dispatcher.close();
+                    handle.close();
+                    return End::Drain;
+                }
+                Some(asked) = asked.recv() => {
+                    let prepared = tokio::select! { biased;
+                        // Whoever ends the platform now wants no other.
+                        () = first.cancelled() => Err(anyhow::anyhow!("the platform is ending")),
+                        prepared = leaving.prepare(&asked) => prepared,
+                    };
+                    match prepared {
+                        Ok(successor) => return leaving.go(successor, asked).await,
+                        Err(error) => asked.failed(&error),
+                    }
+                }
+            }
+        }
     });
     let down = async {
         // What runs of the queue's calls may end as well, within the same time; the rest runs when the platform is back.
-        let later = async {
-            if timeout(config.gateway.drain, &mut worker).await.is_err() {
-                workers.end();
-                let _ = worker.await;
-            }
-        };
-        let (drained, ()) = tokio::join!(drained, later);
+        let (drained, ()) = tokio::join!(drained, later.over(config.gateway.drain));
         if drained.cut > 0 {
             tracing::warn!(cut = drained.cut, "calls were cut: they did not end within --drain");
         }
@@ -185,15 +276,23 @@ async fn run(config: Config, on_ready: impl FnOnce(Ready) + Send + 'static) -> R
         replacing.abort();
         following.abort();
     };
+    let at_once = async {
+        tokio::select! {
+            () = second.cancelled() => tracing::warn!("ended by a second signal"),
+            () = broken.cancelled() => {}
+        }
+    };
     tokio::select! {
         () = down => {}
-        () = second.cancelled() => {
-            tracing::warn!("ended by a second signal");
-            // Instances hang on this process's sockets and end with it, however it ends; what was changed on the host does not.
+        () = at_once => {
+            // The spawner is told, so that it keeps nothing for a successor; what was changed on the host does not end by itself.
             if timeout(KILL, local.kill()).await.is_err() {
                 tracing::warn!("some of what was changed on this host is left; the next start undoes it");
             }
         }
+    }
+    if broken.is_cancelled() {
+        bail!("the platform has given everything away and nobody has taken it; start it again");
     }
     Ok(())
 }
@@ -202,6 +301,13 @@ async fn run(config: Config, on_ready: impl FnOnce(Ready) + Send + 'static) -> R
 struct Bound {
     url: String,
     invocations: taper_gateway::Invocations,
+}
+
+/// Where a function, or one of its tags, is called by the host that the template makes of it: on the platform's own port.
+fn host_url(base: &str, templates: &Templates, function: &FunctionName, tag: Option<&Name>) -> Option<String> {
+    let base: http::Uri = base.parse().ok()?;
+    let port = base.port().map(|port| format!(":{port}")).unwrap_or_default();
+    Some(format!("{}://{}{port}", base.scheme()?, templates.host(function, tag.map(Name::as_str))?))
 }
 
 /// Tells the dispatcher what the provider reports, for as long as there is a provider.
@@ -239,14 +345,14 @@ fn signals() -> Result<(CancellationToken, CancellationToken)> {
 }
 
 /// Where a platform that listens there is reached from this machine, best first.
-fn urls(address: SocketAddr) -> Vec<String> {
+fn urls(scheme: &str, address: SocketAddr) -> Vec<String> {
     let (port, everywhere) = (address.port(), address.ip().is_unspecified());
-    let mut all = vec![format!("http://{address}")];
+    let mut all = vec![format!("{scheme}://{address}")];
     if everywhere {
-        all.insert(0, format!("http://{}", SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port)));
+        all.insert(0, format!("{scheme}://{}", SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port)));
     }
     if everywhere || address.ip().is_loopback() {
-        all.push(format!("http://localhost:{port}"));
+        all.push(format!("{scheme}://localhost:{port}"));
     }
     all
 }

@@ -1,15 +1,27 @@
 //! What each command does to a function, as values: no I/O, no clock. Both stores decide here and nowhere else, so that they
-//! cannot differ.
+//! cannot differ. What a command means for hosts and paths is in `tables`.
+
+mod keep;
+#[cfg(test)]
+mod tests;
+mod traffic;
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 use taper_model::{
     Digest, Function, FunctionName, FunctionSpec, Name, Namespace, Revision, RevisionId, RevisionState,
-    function::Source, revision::Entry,
+    function::Source,
+    revision::Entry,
+    route::{Route, RouteSpec},
+    traffic::Limits,
 };
 
-use crate::{Deploy, Error, MAX_NAMESPACE, MAX_REASON, MAX_REVISION, MAX_SECRET, Published, Put, Snapshot};
+pub(crate) use self::{
+    keep::{Keep, collect, lost},
+    traffic::direct,
+};
+use crate::{Deploy, Error, MAX_NAMESPACE, MAX_REASON, MAX_REVISION, MAX_ROUTE, MAX_SECRET, Published, Put, Snapshot};
 
 /// What becomes of a function.
 pub(crate) enum Change {
@@ -30,6 +42,9 @@ pub(crate) struct Record {
     labels: BTreeMap<String, String>,
     annotations: BTreeMap<String, String>,
     created_ms: u64,
+    /// Not there in those that were made before anybody asked.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    by: String,
 }
 
 impl Record {
@@ -41,13 +56,14 @@ impl Record {
             labels: revision.labels.clone(),
             annotations: revision.annotations.clone(),
             created_ms: revision.created_ms,
+            by: revision.by.clone(),
         })
     }
 
     /// The revision that a text was made of.
     pub(crate) fn read(id: RevisionId, text: &str) -> Result<Revision, serde_json::Error> {
-        let Self { spec, artifact, labels, annotations, created_ms } = serde_json::from_str(text)?;
-        Ok(Revision { id, spec, artifact, labels, annotations, created_ms })
+        let Self { spec, artifact, labels, annotations, created_ms, by } = serde_json::from_str(text)?;
+        Ok(Revision { id, spec, artifact, labels, annotations, created_ms, by })
     }
 }
 
@@ -55,33 +71,40 @@ impl Record {
 pub(crate) fn publish(
     all: &Snapshot,
     before: Option<&Function>,
-    deploy: Deploy,
-    keep: usize,
+    mut deploy: Deploy,
+    keep: Keep,
     now_ms: u64,
 ) -> Result<(Change, Published), Error> {
     must_exist(all, &deploy.function.namespace)?;
     let newest = before.map(Function::latest);
     let number = newest.map_or(Some(1), |e| e.revision.id.number().checked_add(1));
     let number = number.ok_or_else(|| Error::Exhausted(deploy.function.clone()))?;
-    let revision = as_written(deploy, number, now_ms)?;
+    let routing = traffic::routing(before, &deploy.function, std::mem::take(&mut deploy.routing))?;
+    let revision = as_written(deploy, number, traffic::later(before, now_ms))?;
     let Some(function) = before else {
         let function = Function {
             name: revision.id.function().clone(),
             created_ms: now_ms,
             scale: None,
             revisions: vec![pending(&revision)],
+            routing,
+            held: None,
+            shift: None,
         };
         return Ok((Change::Put(function), Published { revision, changed: true }));
     };
-    let mut after = Function { scale: None, ..function.clone() };
+    let mut after = Function { scale: None, routing, ..function.clone() };
     let latest = function.latest();
-    if same(&latest.revision, &revision) && !matches!(latest.state, RevisionState::Failed(_)) {
-        let change = if function.scale.is_none() { Change::Nothing } else { Change::Put(after) };
-        return Ok((change, Published { revision: Arc::clone(&latest.revision), changed: false }));
+    if !same(&latest.revision, &revision) || matches!(latest.state, RevisionState::Failed(_)) {
+        after.revisions.push(pending(&revision));
+        keep.prune(&mut after, now_ms);
+        return Ok((Change::Put(after), Published { revision, changed: true }));
     }
-    after.revisions.push(pending(&revision));
-    prune(&mut after, keep);
-    Ok((Change::Put(after), Published { revision, changed: true }))
+    traffic::again(&mut after, now_ms);
+    let stays = function.scale.is_none() && Arc::ptr_eq(&function.routing, &after.routing);
+    let stays = stays && (&function.held, &function.shift) == (&after.held, &after.shift);
+    let change = if stays { Change::Nothing } else { Change::Put(after) };
+    Ok((change, Published { revision: Arc::clone(&latest.revision), changed: false }))
 }
 
 /// [`Store::settle`](crate::Store::settle).
@@ -89,11 +112,13 @@ pub(crate) fn settle(
     before: Option<&Function>,
     id: &RevisionId,
     mut state: RevisionState,
+    now_ms: u64,
 ) -> Result<(Change, ()), Error> {
     if let RevisionState::Failed(why) = &mut state {
         why.truncate(why.floor_char_boundary(MAX_REASON));
     }
-    let mut function = before.cloned().ok_or_else(|| no_revision(id))?;
+    let before = before.ok_or_else(|| no_revision(id))?;
+    let mut function = before.clone();
     let entry = function.revisions.iter_mut().find(|e| e.revision.id == *id).ok_or_else(|| no_revision(id))?;
     if entry.state == state {
         return Ok((Change::Nothing, ()));
@@ -102,6 +127,7 @@ pub(crate) fn settle(
         return Err(Error::Settled { id: id.clone(), state: entry.state.clone() });
     }
     entry.state = state;
+    traffic::settled(before, &mut function, id, now_ms);
     Ok((Change::Put(function), ()))
 }
 
@@ -124,25 +150,61 @@ pub(crate) fn delete(before: Option<&Function>, name: &FunctionName) -> Result<(
     Ok((Change::Remove, function.revisions.iter().map(|e| e.revision.id.clone()).collect()))
 }
 
+/// A route as it is written down, beside its names and its time.
+pub(crate) fn route_text(route: &Route) -> Result<String, Error> {
+    let what = || format!("route `{}` in namespace `{}`", route.name, route.namespace);
+    let text = serde_json::to_string(&route.spec);
+    let text = text.map_err(|e| Error::Refused(format!("{}: {e}", what())))?;
+    match text.len() > MAX_ROUTE {
+        true => Err(Error::TooLarge { what: what(), limit: MAX_ROUTE as u64 }),
+        false => Ok(text),
+    }
+}
+
+/// [`Store::put_route`](crate::Store::put_route): the route as it is from now on; nothing when it is so already.
+pub(crate) fn put_route(before: &Snapshot, mut route: Route) -> Result<Option<Route>, Error> {
+    must_exist(before, &route.namespace)?;
+    let what = format!("route `{}` in namespace `{}`", route.name, route.namespace);
+    let refuse = |e: &dyn std::fmt::Display| Error::Refused(format!("{what}: {e}"));
+    let written: RouteSpec = serde_json::from_str(&route_text(&route)?).map_err(|e| refuse(&e))?;
+    route.spec = written;
+    for (at, rule) in route.spec.rules.iter().enumerate() {
+        let name = rule.function.clone().ok_or_else(|| refuse(&format!("rule {at} names no function")))?;
+        let function = FunctionName::new(route.namespace.clone(), name);
+        before.function(&function).ok_or_else(|| no_function(&function))?;
+    }
+    let Some(old) = before.route(&route.namespace, &route.name) else { return Ok(Some(route)) };
+    route.created_ms = old.created_ms;
+    Ok((**old != route).then_some(route))
+}
+
+/// Whether [`Store::delete_route`](crate::Store::delete_route) may go ahead.
+pub(crate) fn delete_route(before: &Snapshot, namespace: &Name, name: &Name) -> Result<(), Error> {
+    let what = || Error::NotFound(format!("route `{name}` in namespace `{namespace}`"));
+    before.route(namespace, name).map(drop).ok_or_else(what)
+}
+
 /// A namespace as it is written down; its name stands beside it.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct Attached {
     labels: BTreeMap<String, String>,
     annotations: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "Limits::is_none")]
+    limits: Limits,
 }
 
 impl Attached {
     /// A namespace's text.
     pub(crate) fn write(namespace: &Namespace) -> Result<String, serde_json::Error> {
-        let Namespace { labels, annotations, .. } = namespace.clone();
-        serde_json::to_string(&Self { labels, annotations })
+        let Namespace { labels, annotations, limits, .. } = namespace.clone();
+        serde_json::to_string(&Self { labels, annotations, limits })
     }
 
     /// The namespace that a text was made of.
     pub(crate) fn read(name: Name, text: &str) -> Result<Namespace, serde_json::Error> {
-        let Self { labels, annotations } = serde_json::from_str(text)?;
-        Ok(Namespace { name, labels, annotations })
+        let Self { labels, annotations, limits } = serde_json::from_str(text)?;
+        Ok(Namespace { name, labels, annotations, limits })
     }
 }
 
@@ -168,7 +230,9 @@ pub(crate) fn delete_namespace(before: &Snapshot, name: &Name) -> Result<(), Err
     must_exist(before, name)?;
     let functions = before.functions.keys().filter(|f| f.namespace == *name).map(|f| &f.name);
     let secrets = before.secrets.keys().filter(|(ns, _)| ns == name).map(|(_, secret)| secret);
-    let held = [some("function", functions.collect()), some("secret", secrets.collect())];
+    let routes = before.routes.keys().filter(|(ns, _)| ns == name).map(|(_, route)| route);
+    let held =
+        [some("function", functions.collect()), some("route", routes.collect()), some("secret", secrets.collect())];
     let held: Vec<_> = held.into_iter().flatten().collect();
     match held.is_empty() {
         true => Ok(()),
@@ -230,10 +294,12 @@ fn pending(revision: &Arc<Revision>) -> Entry {
 
 /// The revision as it will be read back: what cannot be written and read is refused now, not at the next start.
 fn as_written(deploy: Deploy, number: u32, now_ms: u64) -> Result<Arc<Revision>, Error> {
-    let Deploy { function, mut spec, artifact, labels, annotations } = deploy;
+    let Deploy { function, mut spec, artifact, labels, annotations, by, routing: _ } = deploy;
+    // It is the function's, and what the deploy says of it stands beside the spec.
+    drop(spec.take_routing());
     spec.source = artifact.map(|digest| Source::Digest { digest });
     let id = RevisionId::new(function, number);
-    let revision = Revision { id: id.clone(), spec, artifact, labels, annotations, created_ms: now_ms };
+    let revision = Revision { id: id.clone(), spec, artifact, labels, annotations, created_ms: now_ms, by };
     let refuse =
         |e: serde_json::Error| Error::Refused(format!("function `{}`: its spec is unusable: {e}", id.function()));
     let text = Record::write(&revision).map_err(refuse)?;
@@ -244,97 +310,7 @@ fn as_written(deploy: Deploy, number: u32, now_ms: u64) -> Result<Arc<Revision>,
     Record::read(id.clone(), &text).map(Arc::new).map_err(refuse)
 }
 
-/// Whether two revisions would run the same. Traffic is the function's, not the revision's.
+/// Whether two revisions would run the same.
 fn same(a: &Revision, b: &Revision) -> bool {
-    let plain = |spec: &FunctionSpec| FunctionSpec { traffic: Vec::new(), ..spec.clone() };
-    (a.artifact, &a.labels, &a.annotations) == (b.artifact, &b.labels, &b.annotations)
-        && plain(&a.spec) == plain(&b.spec)
-}
-
-/// Removes what is too much: first the oldest that never served, then the oldest that did.
-fn prune(function: &mut Function, keep: usize) {
-    while function.revisions.len() > keep {
-        let ready = |e: &Entry| e.state == RevisionState::Ready;
-        let serving = function.revisions.iter().rposition(ready);
-        let spare = 0..function.revisions.len() - 1; // the newest is never spare
-        let spare = spare.filter(|i| Some(*i) != serving).min_by_key(|i| ready(&function.revisions[*i]));
-        match spare {
-            Some(index) => drop(function.revisions.remove(index)),
-            None => return,
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn deploy(env: &str) -> Deploy {
-        let spec = FunctionSpec {
-            command: vec!["cat".into()],
-            env: BTreeMap::from([("V".into(), env.into())]),
-            ..FunctionSpec::default()
-        };
-        let function = FunctionName::parse("hello").unwrap();
-        Deploy { function, spec, artifact: None, labels: BTreeMap::new(), annotations: BTreeMap::new() }
-    }
-
-    /// A function with revisions in these states (`p`, `r`, `f`), after one more publish: `number state`.
-    fn kept(states: &str, keep: usize) -> String {
-        let mut function: Option<Function> = None;
-        let all = Snapshot::default();
-        let step = |function: &Option<Function>, i: usize, keep| match publish(
-            &all,
-            function.as_ref(),
-            deploy(&i.to_string()),
-            keep,
-            0,
-        ) {
-            Ok((Change::Put(after), _)) => after,
-            _ => panic!("publish {i} changes the function"),
-        };
-        for (i, state) in states.chars().enumerate() {
-            let mut after = step(&function, i, usize::MAX);
-            after.revisions[i].state = match state {
-                'r' => RevisionState::Ready,
-                'f' => RevisionState::Failed("no".into()),
-                _ => RevisionState::Pending,
-            };
-            function = Some(after);
-        }
-        let after = step(&function, states.len(), keep);
-        let show = |e: &Entry| format!("{}{}", e.revision.id.number(), &crate::error::word(&e.state)[..1]);
-        after.revisions.iter().map(show).collect::<Vec<_>>().join(" ")
-    }
-
-    #[test]
-    fn what_is_kept() {
-        for (states, keep, expect) in [
-            ("rrr", 4, "1r 2r 3r 4p"),
-            ("rrr", 3, "2r 3r 4p"),
-            ("rfrp", 4, "1r 3r 4p 5p"),
-            ("rfrp", 3, "1r 3r 5p"),
-            ("rfrp", 2, "3r 5p"),
-            ("rfff", 2, "1r 5p"),
-            ("rfff", 1, "1r 5p"),
-            ("rfff", 0, "1r 5p"),
-            ("ffff", 1, "5p"),
-            ("", 0, "1p"),
-        ] {
-            assert_eq!(kept(states, keep), expect, "{states} {keep}");
-        }
-    }
-
-    #[test]
-    fn numbers_end() {
-        let all = Snapshot::default();
-        let Ok((Change::Put(mut function), _)) = publish(&all, None, deploy("a"), 20, 0) else { panic!("made") };
-        let last = Revision {
-            id: RevisionId::new(function.name.clone(), u32::MAX),
-            ..Revision::clone(&function.latest().revision)
-        };
-        function.revisions[0].revision = Arc::new(last);
-        let refused = publish(&all, Some(&function), deploy("b"), 20, 0).map(drop).unwrap_err();
-        assert!(matches!(refused, Error::Exhausted(_)), "{refused}");
-    }
+    (a.artifact, &a.labels, &a.annotations) == (b.artifact, &b.labels, &b.annotations) && a.spec == b.spec
 }

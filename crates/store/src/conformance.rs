@@ -1,15 +1,20 @@
 //! The suite that every store passes. Each function here is one promise of [`Store`], named by what it asserts, and begins
 //! with an empty store of its own. Nothing here sleeps or reads a clock.
 
+mod routes;
+mod traffic;
+
 use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
 use taper_model::{
     Digest, Function, FunctionName, FunctionSpec, Name, Namespace, Revision, RevisionId, RevisionState,
-    function::Source, quantity::Cpu, revision::Traffic,
+    function::Source,
+    quantity::Cpu,
+    traffic::{Limits, Routing},
 };
 
-use crate::{Deploy, Error, MAX_NAMESPACE, MAX_REASON, MAX_REVISION, MAX_SECRET, Put, Snapshot, Store};
+use crate::{Deploy, Direct, Error, MAX_NAMESPACE, MAX_REASON, MAX_REVISION, MAX_SECRET, Put, Snapshot, Store};
 
 /// Runs every promise, one after another. `make` gives an empty store with the default [`Config`](crate::Config) each time.
 ///
@@ -20,6 +25,8 @@ pub async fn run(make: impl Fn() -> Arc<dyn Store>) {
     numbers_revisions_from_one(&*make()).await;
     the_same_again_changes_nothing(&*make()).await;
     every_other_change_makes_a_revision(&*make()).await;
+    traffic::run(&make).await;
+    routes::run(&make).await;
     a_failed_deploy_can_be_tried_again(&*make()).await;
     the_source_is_the_artifact(&*make()).await;
     the_first_verdict_holds(&*make()).await;
@@ -50,7 +57,15 @@ fn deploy(function: &str, text: &str) -> Deploy {
         env: BTreeMap::from([("TEXT".into(), text.into())]),
         ..FunctionSpec::default()
     };
-    Deploy { function: named(function), spec, artifact: None, labels: BTreeMap::new(), annotations: BTreeMap::new() }
+    Deploy {
+        function: named(function),
+        spec,
+        artifact: None,
+        labels: BTreeMap::new(),
+        annotations: BTreeMap::new(),
+        routing: Routing::default(),
+        by: String::new(),
+    }
 }
 
 fn named(function: &str) -> FunctionName {
@@ -62,7 +77,7 @@ fn name(text: &str) -> Name {
 }
 
 fn bare(name: &Name) -> Namespace {
-    Namespace { name: name.clone(), labels: BTreeMap::new(), annotations: BTreeMap::new() }
+    Namespace { name: name.clone(), labels: BTreeMap::new(), annotations: BTreeMap::new(), limits: Limits::default() }
 }
 
 async fn value_of(store: &dyn Store, namespace: &Name, name: &Name) -> Bytes {
@@ -103,12 +118,13 @@ async fn numbers_revisions_from_one(store: &dyn Store) {
         wanted.artifact = Some(Digest::of(b"code"));
         wanted.labels.insert("l".into(), "1".into());
         wanted.annotations.insert("a".into(), "2".into());
+        wanted.by = format!("ada {number}");
         let (revision, changed) = published(store, wanted.clone()).await;
         assert!(changed, "revision {number} is new");
         assert_eq!(revision.id, RevisionId::new(named("hello"), number));
         assert_eq!(
-            (&revision.labels, &revision.annotations, revision.artifact),
-            (&wanted.labels, &wanted.annotations, wanted.artifact)
+            (&revision.labels, &revision.annotations, revision.artifact, &revision.by),
+            (&wanted.labels, &wanted.annotations, wanted.artifact, &wanted.by)
         );
         assert_eq!(revision.spec.env, wanted.spec.env);
         let kept = function(store, "hello");
@@ -128,11 +144,11 @@ async fn the_same_again_changes_nothing(store: &dyn Store) {
     first.spec.scale.target = Some(0.1 + 0.2);
     let (made, _) = published(store, first.clone()).await;
     let before = now(store);
-    let mut traffic = first.clone();
-    traffic.spec.traffic = vec![Traffic { latest: true, revision: None, percent: Some(100), tag: None }];
     let mut source = first.clone();
     source.spec.source = Some(Source::Path("./hello.py".into()));
-    for (what, again) in [("the same", first), ("other traffic", traffic), ("another source", source)] {
+    let mut by = first.clone();
+    by.by = "somebody else".into();
+    for (what, again) in [("the same", first), ("another source", source), ("by another", by)] {
         let (revision, changed) = published(store, again).await;
         assert!(!changed && revision == made, "{what} is no new revision: {revision:?}");
     }
@@ -245,7 +261,7 @@ async fn what_serves_is_never_pruned(store: &dyn Store) {
     }
     let kept = numbers(&function(store, "hello"));
     let expect: Vec<u32> = [2, 4].into_iter().chain(13..=30).collect();
-    assert_eq!(kept, expect, "the oldest that never served went first");
+    assert_eq!(kept, expect, "the oldest that never served went first; what serves and the one before it stay");
 }
 
 async fn what_is_not_there_is_named(store: &dyn Store) {
@@ -259,6 +275,8 @@ async fn what_is_not_there_is_named(store: &dyn Store) {
         check(store.settle(&absent, RevisionState::Ready).await, "hello-00007.default");
         check(store.scale(&named("nobody"), Some(1)).await, "nobody.default");
         check(store.delete(&named("nobody")).await.map(drop), "nobody.default");
+        check(store.direct(&named("nobody"), Direct::Hold(None)).await, "nobody.default");
+        check(store.delete_route(&default, &name("shop")).await, "route `shop` in namespace `default`");
         check(store.secret(&default, &name("key")).await.map(drop), "key");
         check(store.delete_secret(&default, &name("key")).await, "key");
         published(store, deploy("hello", "1")).await;
@@ -303,6 +321,11 @@ async fn what_changes_nothing_wakes_nobody(store: &dyn Store) {
     published(store, deploy("hello", "1")).await;
     store.settle(&first.id, RevisionState::Ready).await.expect("settle");
     store.scale(&named("hello"), None).await.expect("scale");
+    store.direct(&named("hello"), Direct::Hold(None)).await.expect("direct");
+    store.direct(&named("hello"), Direct::Shift { to: 1, percent: 50 }).await.expect("direct");
+    let nothing = Direct::Traffic { traffic: Vec::new(), sticky: None };
+    store.direct(&named("hello"), nothing).await.expect("direct");
+    assert_eq!(store.collect().await.expect("collect"), 0);
     store.delete(&named("nobody")).await.expect_err("not found");
     store.put_namespace(bare(&name("default")), Put::Either).await.expect("put");
     store.rotate_key().await.expect("rotate");
@@ -348,6 +371,7 @@ async fn namespaces_are_made_changed_and_removed(store: &dyn Store) {
     let labelled = |of: &Name, text: &str| Namespace {
         labels: BTreeMap::from([("l".into(), text.into())]),
         annotations: BTreeMap::from([("a".into(), "\"\\\0ä".into())]),
+        limits: Limits { rate: Some(0.1 + 0.2), concurrency: Some(7), ..Limits::default() },
         ..bare(of)
     };
     assert!(matches!(store.put_namespace(bare(&team), Put::Update).await, Err(Error::NotFound(_))));

@@ -3,11 +3,12 @@
 //!
 //! ```text
 //! DIR/lock          held for as long as the store is open; holds the process's id
-//! DIR/taper.db      functions, revisions, secrets (and SQLite's -wal and -shm beside it)
+//! DIR/taper.db      functions, revisions, routes, secrets (and SQLite's -wal and -shm beside it)
 //! DIR/secret-key    the keys that secrets are encrypted with, unless the operator keeps them elsewhere
 //! DIR/artifacts/    see `Artifacts`
 //! ```
 
+mod peek;
 mod rows;
 mod schema;
 mod secrets;
@@ -15,6 +16,8 @@ mod source;
 
 use std::{
     fmt,
+    fs::{self, Permissions},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread::{self, JoinHandle},
@@ -23,13 +26,16 @@ use std::{
 use bytes::Bytes;
 use rusqlite::{Connection, TransactionBehavior};
 use taper_medium::{Lock, connect, lock, make_private_dir, private_file, sync_dir, version};
-use taper_model::{BoxFuture, Function, FunctionName, Name, Namespace, RevisionId, RevisionState, Secret, clock};
+use taper_model::{
+    BoxFuture, Function, FunctionName, Name, Namespace, RevisionId, RevisionState, Secret, clock, route::Route,
+};
 use tokio::sync::{mpsc, oneshot, watch};
 
+pub use self::peek::Peek;
 use self::source::Source;
 use crate::{
-    Config, Deploy, Error, KeyRing, Published, Put, Snapshot, Store,
-    change::{self, Change},
+    Config, Deploy, Direct, Error, KeyRing, Published, Put, Snapshot, Store,
+    change::{self, Change, Keep},
 };
 
 /// Beside those that every database of ours has.
@@ -51,11 +57,15 @@ const WAITING: usize = 1024;
 pub struct Disk {
     config: Config,
     snapshots: Arc<watch::Sender<Arc<Snapshot>>>,
-    commands: Option<mpsc::Sender<Command>>,
-    writer: Option<JoinHandle<()>>,
+    writing: Mutex<Option<Writing>>,
     reader: Arc<Reader>,
-    /// Last, so that the directory is free only when nothing uses it.
-    _lock: Lock,
+}
+
+/// The writing thread, and the right to write.
+struct Writing {
+    commands: mpsc::Sender<Command>,
+    thread: JoinHandle<()>,
+    lock: Lock,
 }
 
 type Command = Box<dyn FnOnce(&mut Writer) + Send>;
@@ -96,19 +106,21 @@ impl Disk {
         make_private_dir(dir)?;
         let lock = lock(dir)?;
         let path = dir.join("taper.db");
-        private_file(&path)?.sync_all().map_err(Error::io("write", &path))?;
-        sync_dir(dir)?;
+        if path.exists() {
+            // Not by opening it: the system forgets a process's locks on a file when that process closes the file anywhere, and this one
+            // may be looking at the database already.
+            let close = fs::set_permissions(&path, Permissions::from_mode(0o600));
+            close.map_err(Error::io("close to others the file", &path))?;
+        } else {
+            private_file(&path)?.sync_all().map_err(Error::io("write", &path))?;
+            sync_dir(dir)?;
+        }
         let mut db = connect(&path, SETTINGS)?;
         version(&db, &path, schema::MIGRATIONS.len())?;
         let source = Source::choose(&config, dir);
         let ring = source.begin(&secrets::used(&db, &path)?)?;
         schema::bring(&mut db, &path, schema::MIGRATIONS, &ring)?;
-        let snapshot = Snapshot {
-            version: 0,
-            functions: rows::load(&db, &path)?,
-            namespaces: Arc::new(rows::namespaces(&db, &path)?),
-            secrets: secrets::versions(&db, &path)?,
-        };
+        let snapshot = rows::snapshot(&db, &path)?;
         tracing::debug!(path = %path.display(), functions = snapshot.functions.len(), "store opened");
         let reader = connect(&path, SETTINGS)?;
         reader.pragma_update(None, "query_only", true).map_err(Error::sql(&path))?;
@@ -127,10 +139,12 @@ impl Disk {
         Ok(Self {
             config,
             snapshots,
-            commands: Some(commands),
-            writer: Some(thread.map_err(Error::io("start a thread for", dir))?),
+            writing: Mutex::new(Some(Writing {
+                commands,
+                thread: thread.map_err(Error::io("start a thread for", dir))?,
+                lock,
+            })),
             reader,
-            _lock: lock,
         })
     }
 
@@ -142,8 +156,10 @@ impl Disk {
         let (reply, answer) = oneshot::channel();
         // Who asked may have gone; the command counts all the same.
         let command: Command = Box::new(move |writer| drop(reply.send(job(writer))));
-        let commands = self.commands.as_ref().ok_or(Error::Stopped)?;
+        let commands = self.writing().as_ref().map(|w| w.commands.clone()).ok_or(Error::Stopped)?;
         commands.send(command).await.map_err(|_| Error::Stopped)?;
+        // Who ends the thread waits for those who have asked, and not for those who still could.
+        drop(commands);
         answer.await.map_err(|_| Error::Stopped)?
     }
 
@@ -156,13 +172,25 @@ impl Disk {
     }
 }
 
+impl Disk {
+    /// Ends what writes and lets go of the directory, for whoever opens it next: from then on every command is answered with
+    /// [`Error::Stopped`]. What was asked before is done; secrets can still be read, and the snapshot stays as it is. Blocks until then.
+    pub fn close(&self) {
+        let Some(Writing { commands, thread, lock }) = self.writing().take() else { return };
+        drop(commands);
+        // A panic in it was reported when it happened.
+        drop(thread.join());
+        drop(lock);
+    }
+
+    fn writing(&self) -> MutexGuard<'_, Option<Writing>> {
+        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Drop for Disk {
     fn drop(&mut self) {
-        self.commands = None;
-        if let Some(writer) = self.writer.take() {
-            // A panic in it was reported when it happened.
-            drop(writer.join());
-        }
+        self.close();
     }
 }
 
@@ -187,9 +215,46 @@ impl Writer {
             Change::Put(function) => Some(Arc::new(function)),
             Change::Remove => None,
         };
+        let next = snapshot.with(name, after.clone())?;
         self.commit(|db, path| rows::write(db, path, name, before, after.as_deref()))?;
-        self.show(snapshot.with(name, after));
+        self.show(next);
         Ok(answer)
+    }
+
+    fn put_route(&mut self, route: Route) -> Result<(), Error> {
+        let before = self.now();
+        let Some(route) = change::put_route(&before, route)? else { return Ok(()) };
+        let route = Arc::new(route);
+        let next = before.with_route((route.namespace.clone(), route.name.clone()), Some(Arc::clone(&route)))?;
+        self.commit(|db, path| rows::put_route(db, path, &route))?;
+        self.show(next);
+        Ok(())
+    }
+
+    fn delete_route(&mut self, key: &(Name, Name)) -> Result<(), Error> {
+        let before = self.now();
+        change::delete_route(&before, &key.0, &key.1)?;
+        let next = before.with_route(key.clone(), None)?;
+        self.commit(|db, path| rows::delete_route(db, path, key))?;
+        self.show(next);
+        Ok(())
+    }
+
+    fn collect(&mut self, keep: Keep) -> Result<usize, Error> {
+        let before = self.now();
+        let pruned = change::collect(&before, keep, clock::unix_ms());
+        let count = pruned.iter().map(|f| change::lost(&before, f)).sum();
+        if count > 0 {
+            self.commit(|db, path| {
+                let mut each = pruned.iter();
+                each.try_for_each(|f| {
+                    let old = before.function(&f.name).map(AsRef::as_ref);
+                    rows::write(db, path, &f.name, old, Some(f))
+                })
+            })?;
+            self.show(before.with_all(pruned));
+        }
+        Ok(count)
     }
 
     fn put_namespace(&mut self, namespace: Namespace, put: Put) -> Result<(), Error> {
@@ -279,7 +344,7 @@ impl Writer {
 
 impl Store for Disk {
     fn publish(&self, deploy: Deploy) -> BoxFuture<'_, Result<Published, Error>> {
-        let keep = self.config.revisions;
+        let keep = Keep::of(&self.config);
         Box::pin(self.change(deploy.function.clone(), move |all, before| {
             change::publish(all, before, deploy, keep, clock::unix_ms())
         }))
@@ -287,7 +352,9 @@ impl Store for Disk {
 
     fn settle<'a>(&'a self, id: &'a RevisionId, state: RevisionState) -> BoxFuture<'a, Result<(), Error>> {
         let id = id.clone();
-        Box::pin(self.change(id.function().clone(), move |_, before| change::settle(before, &id, state)))
+        Box::pin(
+            self.change(id.function().clone(), move |_, before| change::settle(before, &id, state, clock::unix_ms())),
+        )
     }
 
     fn scale<'a>(&'a self, function: &'a FunctionName, wanted: Option<u32>) -> BoxFuture<'a, Result<(), Error>> {
@@ -298,6 +365,25 @@ impl Store for Disk {
     fn delete<'a>(&'a self, function: &'a FunctionName) -> BoxFuture<'a, Result<Vec<RevisionId>, Error>> {
         let name = function.clone();
         Box::pin(self.change(name.clone(), move |_, before| change::delete(before, &name)))
+    }
+
+    fn direct<'a>(&'a self, function: &'a FunctionName, change: Direct) -> BoxFuture<'a, Result<(), Error>> {
+        let name = function.clone();
+        Box::pin(self.change(name.clone(), move |_, before| change::direct(before, &name, change)))
+    }
+
+    fn put_route(&self, route: Route) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(self.write(move |writer| writer.put_route(route)))
+    }
+
+    fn delete_route<'a>(&'a self, namespace: &'a Name, name: &'a Name) -> BoxFuture<'a, Result<(), Error>> {
+        let key = (namespace.clone(), name.clone());
+        Box::pin(self.write(move |writer| writer.delete_route(&key)))
+    }
+
+    fn collect(&self) -> BoxFuture<'_, Result<usize, Error>> {
+        let keep = Keep::of(&self.config);
+        Box::pin(self.write(move |writer| writer.collect(keep)))
     }
 
     fn put_namespace(&self, namespace: Namespace, put: Put) -> BoxFuture<'_, Result<(), Error>> {
@@ -366,7 +452,15 @@ mod tests {
     fn deploy(text: String) -> Deploy {
         let function = FunctionName::parse("hello").unwrap();
         let spec = FunctionSpec { env: BTreeMap::from([("TEXT".into(), text)]), ..FunctionSpec::default() };
-        Deploy { function, spec, artifact: None, labels: BTreeMap::new(), annotations: BTreeMap::new() }
+        Deploy {
+            by: String::new(),
+            routing: Default::default(),
+            function,
+            spec,
+            artifact: None,
+            labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
+        }
     }
 
     #[tokio::test]

@@ -10,12 +10,15 @@ use taper_model::{Digest, FunctionName, Name, RevisionId, RevisionState};
 /// Why the store did not do as it was told.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The function, revision, secret or namespace does not exist.
+    /// The function, revision, route, secret or namespace does not exist.
     #[error("{0} does not exist{mend}", mend = mend(.0))]
     NotFound(String),
     /// A secret or namespace of that name is there already.
     #[error("{0} exists already; update it, or choose another name")]
     Exists(String),
+    /// A host is another namespace's, or a path another rule's; the text names it.
+    #[error("{0}")]
+    Taken(String),
     /// A namespace that is not empty cannot be removed.
     #[error("{0}; delete that first")]
     InUse(String),
@@ -70,6 +73,16 @@ pub enum Error {
     /// The data directory, or the database in it, did not do as it should.
     #[error(transparent)]
     Medium(#[from] taper_medium::Error),
+    /// A database that was only to be looked at is of an older version, which is brought forward when it is opened.
+    #[error("{} was made by an older taper (its schema is {found}, here it is {known}); it is brought forward at the next start", .path.display())]
+    Older {
+        /// The database.
+        path: PathBuf,
+        /// Its schema.
+        found: usize,
+        /// The schema here.
+        known: usize,
+    },
     /// The store's thread has ended; the platform is shutting down, or a bug ended it.
     #[error("the store has stopped; start taper again")]
     Stopped,

@@ -16,6 +16,7 @@ mod keyring;
 mod memory;
 mod shared;
 mod snapshot;
+mod tables;
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
@@ -23,32 +24,40 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use taper_model::{
     BoxFuture, Digest, FunctionName, FunctionSpec, Name, Namespace, Revision, RevisionId, RevisionState, Secret,
+    quantity::Span,
+    route::Route,
+    traffic::{Held, Routing, Sticky, Traffic},
 };
 use tokio::sync::watch;
 
 pub use artifacts::{Artifacts, GRACE, Stored, Upload};
-pub use disk::Disk;
+pub use disk::{Disk, Peek};
 pub use error::Error;
 pub use keyring::KeyRing;
 pub use memory::Memory;
 pub use shared::Shared;
-pub use snapshot::{Functions, Secrets, Snapshot};
+pub use snapshot::{Functions, Routes, Secrets, Snapshot, Tables};
 
 /// Largest secret, in bytes.
 pub const MAX_SECRET: usize = 1 << 20;
-/// Largest revision without its code, in bytes of JSON: the spec, the labels and the annotations.
+/// Largest revision without its code, in bytes of JSON: the spec, the labels and the annotations. A function's routing may have as many.
 pub const MAX_REVISION: usize = 1 << 20;
+/// Largest route, in bytes of JSON.
+pub const MAX_ROUTE: usize = 1 << 20;
 /// Largest namespace, in bytes of JSON: the labels and the annotations.
 pub const MAX_NAMESPACE: usize = 256 << 10;
-/// Longest reason that is kept for a failed revision, in bytes; the end of a longer one is cut off.
+/// Longest reason that is kept for a failed revision or for what is held, in bytes; the end of a longer one is cut off.
 pub const MAX_REASON: usize = 16 << 10;
 
 /// How a store keeps what it is given.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Config {
-    /// Revisions kept per function. The newest and the latest ready one stay whatever this says. Default 20.
+    /// Revisions kept per function. Whatever this says, these stay: the newest, the newest ready one, what serves and the ready one before it, and what a
+    /// target, a tag, a rollout or a rollback names. Default 20.
     pub revisions: usize,
+    /// How long a revision is kept after it was made, but for those that stay. No limit when absent.
+    pub revision_age: Option<Span>,
     /// A file with the keys that secrets are encrypted with: 64 hexadecimal digits a line, the current key first. It is only read.
     /// When absent, the keys are in `secret-key` in the data directory, and made there.
     pub secret_key_file: Option<PathBuf>,
@@ -59,7 +68,7 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { revisions: 20, secret_key_file: None, secret_keys: None }
+        Self { revisions: 20, revision_age: None, secret_key_file: None, secret_keys: None }
     }
 }
 
@@ -76,6 +85,43 @@ pub struct Deploy {
     pub labels: BTreeMap<String, String>,
     /// Its annotations.
     pub annotations: BTreeMap<String, String>,
+    /// How its calls are spread, taken out of the spec and validated; what the spec itself still says of it is not kept. An empty
+    /// `traffic` leaves the traffic as it is, and with it the stickiness unless this has one; the rest is replaced.
+    pub routing: Routing,
+    /// Who asked for it; see [`Revision::by`].
+    pub by: String,
+}
+
+/// A change of how a function's calls are spread.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Direct {
+    /// These shares, tags and mirrors from now on. What was held back and a rollout under way end with it, unless only tags, mirrors or
+    /// stickiness are others than before.
+    Traffic {
+        /// Empty: everything to the latest ready revision.
+        traffic: Vec<Traffic>,
+        /// What keeps a caller with a revision.
+        sticky: Option<Sticky>,
+    },
+    /// The share of `latest` stays with this revision until a later deploy is ready; none: it goes to the latest ready one. A rollout
+    /// under way ends with it.
+    Hold(Option<Held>),
+    /// How far the rollout to this revision is, in percent; 100 ends it. Nothing happens when it is not under way.
+    Shift {
+        /// The number of the revision that takes over.
+        to: u32,
+        /// What it has from now on.
+        percent: u8,
+    },
+    /// The rollout to this revision is over: the share of `latest` stays with the one before. Nothing happens when it is not under way.
+    Stop {
+        /// The number of the revision that was to take over.
+        to: u32,
+        /// Why, in a sentence.
+        why: String,
+        /// When, in milliseconds since the Unix epoch.
+        at_ms: u64,
+    },
 }
 
 /// What became of a [`Deploy`].
@@ -115,18 +161,26 @@ pub enum Put {
 pub trait Store: Send + Sync {
     /// Makes the function's next revision, in the state [`Pending`](RevisionState::Pending), and forgets what `scale` asked for.
     ///
-    /// Its number is the highest ever used plus one. When the newest revision is the same (spec but for `traffic`, artifact,
-    /// labels, annotations) and has not failed, it is returned instead and `changed` is false. The stored spec's
-    /// `source` is the artifact's digest, or nothing. At most [`Config::revisions`] are kept: the oldest that never served go first, then
-    /// the oldest that did; never the newest, never the latest ready one.
+    /// Its number is the highest ever used plus one. When the newest revision is the same (spec, artifact, labels, annotations) and
+    /// has not failed, it is returned instead and `changed` is false; the routing counts all the same. The stored spec's
+    /// `source` is the artifact's digest, or nothing. Revisions beyond [`Config::revisions`] and [`Config::revision_age`] go: the oldest
+    /// that never served first, then the oldest that did.
+    ///
+    /// What is held ([`Direct::Hold`]) goes on until the new revision is ready, and so does a rollout: nothing moves before there is something
+    /// to move to. When the newest revision is the same and ready, both end as if it had become ready now; only a rollout to it goes on.
     ///
     /// # Errors
-    /// [`Error::NotFound`] when there is no such namespace, [`Error::TooLarge`], [`Error::Refused`] when the spec has values that
-    /// cannot be written down, and those of the medium.
+    /// [`Error::NotFound`] when there is no such namespace, or no such revision as the traffic names; [`Error::Refused`] when that one is not
+    /// ready, or there are values that cannot be written down; [`Error::Taken`] as [`put_route`](Store::put_route), [`Error::TooLarge`], and
+    /// those of the medium.
     fn publish(&self, deploy: Deploy) -> BoxFuture<'_, Result<Published, Error>>;
 
     /// Says what became of a pending revision: ready, or failed and why. The first verdict holds: giving the same one
     /// again is fine, another is refused.
+    ///
+    /// When the revision is the latest ready one now, it takes over the share of `latest`. Where the function asks for a rollout and
+    /// another revision served, it begins with one percent of it in the same command; else it has all of it, and a rollout under way ends. What was
+    /// held before the revision was deployed is held no longer; what was held after that stays, and nothing moves.
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::Settled`], and those of the medium.
@@ -138,7 +192,37 @@ pub trait Store: Send + Sync {
     /// [`Error::NotFound`], and those of the medium.
     fn scale<'a>(&'a self, function: &'a FunctionName, wanted: Option<u32>) -> BoxFuture<'a, Result<(), Error>>;
 
-    /// Removes a function with all its revisions, and names them.
+    /// Changes how a function's calls are spread. It makes no revision. What is held is noted as held after every revision that is
+    /// there, whatever the clock says.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when the function, or a revision that is named, does not exist; [`Error::Refused`] when one is not ready, and those of the medium.
+    fn direct<'a>(&'a self, function: &'a FunctionName, change: Direct) -> BoxFuture<'a, Result<(), Error>>;
+
+    /// Keeps a route, instead of what it was before; the time when it was made stays. It also stays when a function that it leads to goes.
+    ///
+    /// A host belongs to the namespace that has rules for it, in routes or in functions, as long as it has one; with `*.example.com` it has
+    /// every `NAME.example.com` as well. Rules without a host may be everybody's.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when there is no such namespace or a function that it leads to is not there; [`Error::Taken`] when another
+    /// namespace has the host, or another rule matches the same requests: both are named; [`Error::TooLarge`] beyond [`MAX_ROUTE`],
+    /// [`Error::Refused`] when a rule names no function or has values that cannot be written down, and those of the medium.
+    fn put_route(&self, route: Route) -> BoxFuture<'_, Result<(), Error>>;
+
+    /// Removes a route.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], and those of the medium.
+    fn delete_route<'a>(&'a self, namespace: &'a Name, name: &'a Name) -> BoxFuture<'a, Result<(), Error>>;
+
+    /// Removes revisions that are too many or too old by now, as [`publish`](Store::publish) does; says how many.
+    ///
+    /// # Errors
+    /// Those of the medium.
+    fn collect(&self) -> BoxFuture<'_, Result<usize, Error>>;
+
+    /// Removes a function with all its revisions and the rules that it says of itself, and names the revisions.
     ///
     /// # Errors
     /// [`Error::NotFound`], and those of the medium.
@@ -153,7 +237,7 @@ pub trait Store: Send + Sync {
     /// Removes an empty namespace.
     ///
     /// # Errors
-    /// [`Error::InUse`] while it holds functions or secrets, naming some; [`Error::Refused`] for the default one,
+    /// [`Error::InUse`] while it holds functions, routes or secrets, naming some; [`Error::Refused`] for the default one,
     /// [`Error::NotFound`], and those of the medium.
     fn delete_namespace<'a>(&'a self, name: &'a Name) -> BoxFuture<'a, Result<(), Error>>;
 
@@ -195,6 +279,6 @@ pub trait Store: Send + Sync {
     /// Those of the medium, [`Error::Key`], and [`Error::Sealed`] when a secret cannot be read.
     fn rotate_key(&self) -> BoxFuture<'_, Result<usize, Error>>;
 
-    /// Functions, namespaces and versions of secrets, now and after every change. The current snapshot counts as seen.
+    /// Functions, routes, namespaces and versions of secrets, now and after every change. The current snapshot counts as seen.
     fn snapshot(&self) -> watch::Receiver<Arc<Snapshot>>;
 }

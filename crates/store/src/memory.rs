@@ -7,12 +7,14 @@ use std::{
 };
 
 use bytes::Bytes;
-use taper_model::{BoxFuture, Function, FunctionName, Name, Namespace, RevisionId, RevisionState, Secret, clock};
+use taper_model::{
+    BoxFuture, Function, FunctionName, Name, Namespace, RevisionId, RevisionState, Secret, clock, route::Route,
+};
 use tokio::sync::watch;
 
 use crate::{
-    Config, Deploy, Error, Published, Put, Snapshot, Store,
-    change::{self, Change},
+    Config, Deploy, Direct, Error, Published, Put, Snapshot, Store,
+    change::{self, Change, Keep},
 };
 
 /// A store in memory.
@@ -62,7 +64,7 @@ impl Memory {
             Change::Put(function) => Some(Arc::new(function)),
             Change::Remove => None,
         };
-        self.show(before.with(name, after));
+        self.show(before.with(name, after)?);
         Ok(answer)
     }
 }
@@ -76,22 +78,63 @@ impl fmt::Debug for Memory {
 
 impl Store for Memory {
     fn publish(&self, deploy: Deploy) -> BoxFuture<'_, Result<Published, Error>> {
-        let (name, keep) = (deploy.function.clone(), self.config.revisions);
+        let (name, keep) = (deploy.function.clone(), Keep::of(&self.config));
         Box::pin(async move {
             self.change(&name, |all, before| change::publish(all, before, deploy, keep, clock::unix_ms()))
         })
     }
 
     fn settle<'a>(&'a self, id: &'a RevisionId, state: RevisionState) -> BoxFuture<'a, Result<(), Error>> {
-        Box::pin(async move { self.change(id.function(), |_, before| change::settle(before, id, state)) })
+        Box::pin(
+            async move { self.change(id.function(), |_, before| change::settle(before, id, state, clock::unix_ms())) },
+        )
     }
 
     fn scale<'a>(&'a self, function: &'a FunctionName, wanted: Option<u32>) -> BoxFuture<'a, Result<(), Error>> {
         Box::pin(async move { self.change(function, |_, before| change::scale(before, function, wanted)) })
     }
 
+    fn direct<'a>(&'a self, function: &'a FunctionName, change: Direct) -> BoxFuture<'a, Result<(), Error>> {
+        Box::pin(async move { self.change(function, |_, before| change::direct(before, function, change)) })
+    }
+
+    fn put_route(&self, route: Route) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(async move {
+            let _one_at_a_time = self.lock();
+            let before = self.now();
+            if let Some(route) = change::put_route(&before, route)? {
+                let key = (route.namespace.clone(), route.name.clone());
+                self.show(before.with_route(key, Some(Arc::new(route)))?);
+            }
+            Ok(())
+        })
+    }
+
+    fn delete_route<'a>(&'a self, namespace: &'a Name, name: &'a Name) -> BoxFuture<'a, Result<(), Error>> {
+        Box::pin(async move {
+            let _one_at_a_time = self.lock();
+            let before = self.now();
+            change::delete_route(&before, namespace, name)?;
+            self.show(before.with_route((namespace.clone(), name.clone()), None)?);
+            Ok(())
+        })
+    }
+
     fn delete<'a>(&'a self, function: &'a FunctionName) -> BoxFuture<'a, Result<Vec<RevisionId>, Error>> {
         Box::pin(async move { self.change(function, |_, before| change::delete(before, function)) })
+    }
+
+    fn collect(&self) -> BoxFuture<'_, Result<usize, Error>> {
+        Box::pin(async move {
+            let _one_at_a_time = self.lock();
+            let before = self.now();
+            let pruned = change::collect(&before, Keep::of(&self.config), clock::unix_ms());
+            let count = pruned.iter().map(|f| change::lost(&before, f)).sum();
+            if count > 0 {
+                self.show(before.with_all(pruned));
+            }
+            Ok(count)
+        })
     }
 
     fn put_namespace(&self, namespace: Namespace, put: Put) -> BoxFuture<'_, Result<(), Error>> {

@@ -7,12 +7,20 @@ use std::{
     sync::Arc,
 };
 
-use taper_model::{Digest, Function, FunctionName, Name, Namespace};
+use taper_model::{
+    Digest, Function, FunctionName, Name, Namespace,
+    route::{Route, Table},
+    traffic::Limits,
+};
 
-use crate::Shared;
+use crate::{Error, Shared, tables};
 
 /// Functions by name.
 pub type Functions = Shared<FunctionName, Arc<Function>>;
+/// Routes by namespace and name.
+pub type Routes = Shared<(Name, Name), Arc<Route>>;
+/// What the rules of all routes and functions make together, by host in lower case; those for any host under the empty one.
+pub type Tables = Shared<String, Arc<Table>>;
 /// The versions of secrets, by namespace and name.
 pub type Secrets = Shared<(Name, Name), u64>;
 
@@ -25,6 +33,10 @@ pub struct Snapshot {
     pub functions: Functions,
     /// Every namespace; the default one is always among them.
     pub namespaces: Arc<BTreeMap<Name, Arc<Namespace>>>,
+    /// Every route.
+    pub routes: Routes,
+    /// Who is asked for which host. The tables follow from the routes and from what functions say of themselves.
+    pub tables: Tables,
     /// Every secret's version; see [`taper_model::Secret`].
     pub secrets: Secrets,
 }
@@ -33,11 +45,18 @@ pub struct Snapshot {
 impl Default for Snapshot {
     fn default() -> Self {
         let name = Name::default_namespace();
-        let namespace = Namespace { name: name.clone(), labels: BTreeMap::new(), annotations: BTreeMap::new() };
+        let namespace = Namespace {
+            name: name.clone(),
+            labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
+            limits: Limits::default(),
+        };
         Self {
             version: 0,
             functions: Functions::default(),
             namespaces: Arc::new(BTreeMap::from([(name, Arc::new(namespace))])),
+            routes: Routes::default(),
+            tables: Tables::default(),
             secrets: Secrets::default(),
         }
     }
@@ -59,14 +78,46 @@ impl Snapshot {
         self.functions.values().flat_map(|f| &f.revisions).filter_map(|e| e.revision.artifact).collect()
     }
 
+    /// A route by its names.
+    pub fn route(&self, namespace: &Name, name: &Name) -> Option<&Arc<Route>> {
+        self.routes.get(&(namespace.clone(), name.clone()))
+    }
+
     /// The next snapshot, in which one function is so, or gone.
-    pub(crate) fn with(&self, name: &FunctionName, after: Option<Arc<Function>>) -> Self {
-        let mut next = self.next();
+    ///
+    /// # Errors
+    /// [`Error::Taken`] when one of its rules cannot be there beside those of others.
+    pub(crate) fn with(&self, name: &FunctionName, after: Option<Arc<Function>>) -> Result<Self, Error> {
+        let before = self.functions.get(name).map(AsRef::as_ref);
+        let tables = tables::with_function(&self.tables, name, before, after.as_deref())?;
+        let mut next = Self { tables, ..self.next() };
         match after {
             Some(function) => next.functions.insert(name.clone(), function),
             None => next.functions.remove(name),
         }
+        Ok(next)
+    }
+
+    /// The next snapshot, in which some functions have other revisions.
+    pub(crate) fn with_all(&self, functions: Vec<Arc<Function>>) -> Self {
+        let mut next = self.next();
+        functions.into_iter().for_each(|function| next.functions.insert(function.name.clone(), function));
         next
+    }
+
+    /// The next snapshot, in which one route is so, or gone.
+    ///
+    /// # Errors
+    /// [`Error::Taken`] when one of its rules cannot be there beside those of others.
+    pub(crate) fn with_route(&self, key: (Name, Name), after: Option<Arc<Route>>) -> Result<Self, Error> {
+        let before = self.routes.get(&key).map(AsRef::as_ref);
+        let tables = tables::with_route(&self.tables, &key, before, after.as_deref())?;
+        let mut next = Self { tables, ..self.next() };
+        match after {
+            Some(route) => next.routes.insert(key, route),
+            None => next.routes.remove(&key),
+        }
+        Ok(next)
     }
 
     /// The next snapshot, in which one namespace is so, or gone.

@@ -37,7 +37,7 @@ pub enum Order {
     Claim(Box<Claim>),
     /// Mode `http`: connect to the function's server and send the stream. The number is echoed.
     Connect(u64),
-    /// No call will come any more: the liveness probe rests.
+    /// No call will come any more: the probes rest.
     Rest,
     /// Take no new work, end the runtime, and exit.
     Drain {
@@ -75,6 +75,10 @@ pub enum Report {
     },
     /// The liveness probe has failed for good: why. Once; the watchdog goes on and leaves the rest to the platform.
     Unwell(String),
+    /// The readiness probe fails: why. No call is to come until it passes again.
+    Unready(String),
+    /// The readiness probe passes again.
+    Well,
     /// The runtime ended by itself after it was ready; the watchdog then exits.
     Exited {
         /// Its exit status, if it exited.
@@ -153,10 +157,14 @@ pub struct Claim {
     /// Mode `http`: a Unix socket it may listen on instead, and `TAPER_SOCKET` in its environment.
     #[serde(default)]
     pub socket: Option<String>,
-    /// Mode `http`: how the function is asked whether it is ready. Without it, listening is being ready.
+    /// How the function is asked whether it has started, before anything else is asked. Without it, it is not asked.
+    #[serde(default)]
+    pub startup: Option<Probe>,
+    /// How it is asked whether it is ready, and from then on whether it still is. Without it, being loaded, or in mode `http` listening,
+    /// is being ready.
     #[serde(default)]
     pub readiness: Option<Probe>,
-    /// Mode `http`: how it is asked, once it is ready, whether it still is well. Without it, it is not asked.
+    /// How it is asked, once it is ready, whether it still is well. Without it, it is not asked.
     #[serde(default)]
     pub liveness: Option<Probe>,
     /// Milliseconds from start to readiness.
@@ -331,6 +339,7 @@ mod tests {
             concurrency: 1,
             port: None,
             socket: None,
+            startup: None,
             readiness: None,
             liveness: None,
             start_timeout_ms: 1000,

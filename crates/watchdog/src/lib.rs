@@ -18,6 +18,7 @@ mod forked;
 mod handler;
 mod http;
 mod log;
+mod probe;
 mod process;
 mod reap;
 mod run;

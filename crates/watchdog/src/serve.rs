@@ -26,6 +26,7 @@ use crate::{
     control::{Channel, Claim, Failed, FailedKind, Order, Report},
     handler, http,
     log::Log,
+    probe::{Probes, Watching},
     process::Process,
     reap::{Children, Exit},
 };
@@ -51,8 +52,8 @@ pub(crate) async fn serve(
         // Whatever is asked of a function that has not started, it ends here; a `connect` is the platform's mistake.
         order = control.receive::<Order>() => return order.map(|_| ()),
     };
-    let mut function = match started {
-        Ok(function) => function,
+    let (mut function, watching) = match started {
+        Ok(started) => started,
         Err(failed) => return last(&control, &Report::Failed(failed)).await,
     };
     let ms = |time: Duration| time.as_secs_f64() * 1000.0;
@@ -60,23 +61,33 @@ pub(crate) async fn serve(
     let first = function.first();
     control.send(&ready, &first.iter().map(AsFd::as_fd).collect::<Vec<_>>()).await?;
     drop(first);
+    let mut watching = Some(watching);
     loop {
         tokio::select! {
             order = control.receive::<Order>() => match order?.map(|(order, _)| order) {
                 None => return Ok(()),
                 Some(Order::Connect(tag)) => function.connect(tag, &control),
-                Some(Order::Rest) => function.rest(),
-                Some(Order::Drain { ms }) => return function.drain(Duration::from_millis(ms), &control).await,
+                // What ends may say that it is not well.
+                Some(Order::Rest) => watching = None,
+                Some(Order::Drain { ms }) => {
+                    drop(watching);
+                    return function.drain(Duration::from_millis(ms), &control).await;
+                }
                 Some(Order::Claim(_)) => return Err(Error::Malformed { channel: "control", what: "a second claim".into() }),
             },
-            news = function.news() => match news {
-                Ok(exit) => {
-                    let report = function.exited(exit).await;
-                    return last(&control, &report).await;
-                }
-                Err(why) => control.send(&Report::Unwell(why), &[]).await?,
+            exit = function.ended() => {
+                let report = function.exited(exit).await;
+                return last(&control, &report).await;
             }
+            report = news(&mut watching) => control.send(&report, &[]).await?,
         }
+    }
+}
+
+async fn news(watching: &mut Option<Watching>) -> Report {
+    match watching {
+        Some(watching) => watching.news().await,
+        None => std::future::pending().await,
     }
 }
 
@@ -98,18 +109,28 @@ impl Function {
         log: Log,
         children: &Children,
         waiting: Option<Waiting>,
-    ) -> Result<Self, Failed> {
-        match claim.mode {
+    ) -> Result<(Self, Watching), Failed> {
+        let began = Instant::now();
+        let targets = if claim.mode == Mode::Http { http::Target::of(claim) } else { Vec::new() };
+        let probes = Probes::of(claim, targets, children)?;
+        let function = match claim.mode {
             Mode::Classic => {
                 let classic = Rc::new(Classic::prepare(claim, log, children.clone())?);
+                probes.wait(claim, began, None).await?;
                 let listener = listening(listener)
                     .map_err(|e| Failed::new(FailedKind::Confine, format!("the call socket: {e}")))?;
                 let (stop, stopped) = watch::channel(false);
-                Ok(Self::Classic { stop, server: spawn_local(classic.serve(listener, stopped)) })
+                Self::Classic { stop, server: spawn_local(classic.serve(listener, stopped)) }
             }
-            Mode::Handler => handler::start(claim, listener, log, children, waiting).await.map(Self::Handler),
-            Mode::Http => http::start(claim, log, children).await.map(Self::Http),
-        }
+            Mode::Handler => {
+                let mut process = handler::start(claim, listener, log, children, waiting).await?;
+                probes.wait(claim, began, Some(&mut process)).await?;
+                Self::Handler(process)
+            }
+            Mode::Http => Self::Http(http::start(claim, log, children, &probes).await?),
+        };
+        let target = if let Self::Http(server) = &function { Some(server.target.clone()) } else { None };
+        Ok((function, probes.watch(target.as_ref(), began)))
     }
 
     /// A connection to it that is open already, in mode `http`.
@@ -117,20 +138,11 @@ impl Function {
         if let Self::Http(server) = self { server.first.take() } else { None }
     }
 
-    /// Waits for the function's process to end, which a classic function does not have, or for the news that it is not well
-    /// any more.
-    async fn news(&mut self) -> Result<Exit, String> {
+    /// Waits for the function's process to end, which a classic function does not have.
+    async fn ended(&mut self) -> Exit {
         match self {
             Self::Classic { .. } => std::future::pending().await,
-            Self::Handler(process) => Ok(process.ended().await),
-            Self::Http(server) => server.news().await,
-        }
-    }
-
-    /// Probes it no more: what ends may say so.
-    fn rest(&mut self) {
-        if let Self::Http(server) = self {
-            server.rest();
+            Self::Handler(process) | Self::Http(http::Server { process, .. }) => process.ended().await,
         }
     }
 
@@ -164,7 +176,6 @@ impl Function {
     /// Lets calls end where the watchdog sees them, asks the process to end where it does not, and waits no longer than
     /// `grace`. What is left is killed on the way out.
     async fn drain(mut self, grace: Duration, control: &Channel) -> Result<(), Error> {
-        self.rest();
         let done = async {
             match &mut self {
                 Self::Classic { stop, server } => {

@@ -6,7 +6,8 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use bytes::Bytes;
 use clap::Args;
 use hdrhistogram::Histogram;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, Version};
+use rustls::pki_types::ServerName;
 use serde_json::{Map, Value, json};
 use taper_model::{FunctionName, Name, quantity::Span};
 use tokio::time::Instant;
@@ -41,7 +42,7 @@ const GLANCE: Duration = Duration::from_millis(2);
                         taper bench hello --namespace dev -n 50 -o json\n\n\
                         Here -n is the number of calls; a namespace is said with --namespace, or in the name: hello.dev.\n\
                         Percentiles are of the calls that succeeded, from a request's first byte to its answer's last. Ctrl-C ends it early and \
-                        prints what was measured so far. --cold takes the function to zero before each call: its instances are stopped.")]
+                        prints what was measured so far. --cold takes the function to zero before each call: its instances are stopped. Over https it is HTTP/2 where the platform offers it.")]
 pub(crate) struct Bench {
     /// Connections, each with one call at a time; with --cold, calls at once [at most 1024]
     #[arg(long, short, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
@@ -78,7 +79,7 @@ impl Bench {
             (None, None) => String::new(),
         };
         let client = Client::new(global)?;
-        let target = self.target(&client, &name, &path)?;
+        let target = self.target(global, &client, &name, &path)?;
         let connections = usize::from(self.connections);
         let duration = self.duration.map(|d| d.0);
         let cold = usize::from(self.cold);
@@ -115,14 +116,19 @@ impl Bench {
         }
     }
 
-    fn target(&self, client: &Client, name: &FunctionName, path: &str) -> Result<Target> {
+    fn target(&self, global: &Global, client: &Client, name: &FunctionName, path: &str) -> Result<Target> {
         let request = &self.request;
         let shown = if name.namespace == Name::default_namespace() { name.name.to_string() } else { name.to_string() };
         let url = format!("{}/function/{shown}{path}", client.url());
         let wrong = || format!("{url} is no address that can be called");
         let uri: Uri = url.parse().with_context(wrong)?;
         let host = uri.authority().with_context(wrong)?.clone();
-        let authority = if host.port().is_some() { host.to_string() } else { format!("{host}:80") };
+        let tls = match global.tls(&["h2", "http/1.1"])? {
+            Some(tls) => Some((tls, ServerName::try_from(host.host().trim_matches(['[', ']']).to_owned())?)),
+            None => None,
+        };
+        let port = if tls.is_some() { 443 } else { 80 };
+        let authority = if host.port().is_some() { host.to_string() } else { format!("{host}:{port}") };
         let mut headers = HeaderMap::new();
         headers.insert("host", HeaderValue::from_str(host.as_str())?);
         headers.insert("user-agent", HeaderValue::from_static(concat!("taper/", env!("CARGO_PKG_VERSION"))));
@@ -143,8 +149,14 @@ impl Bench {
             bail!("a {} has no body; leave out -d and --file, or choose another method with -X", request.method);
         }
         let path = uri.path_and_query().cloned().map_or_else(|| Uri::from_static("/"), Uri::from);
-        Ok(Target { url: client.url().to_owned(), authority, method: request.method.clone(), path, headers, body })
+        let (url, method) = (client.url().to_owned(), request.method.clone());
+        Ok(Target { url, authority, tls, method, uri, path, headers, body })
     }
+}
+
+/// Of HTTP, as people write it.
+fn version(version: Option<Version>) -> Option<&'static str> {
+    version.map(|version| if version == Version::HTTP_2 { "2" } else { "1.1" })
 }
 
 /// A number of calls. Everywhere else `-n` is the namespace.
@@ -296,8 +308,9 @@ impl Found {
             tally.failures.iter().map(|(what, calls)| json!({"what": what, "calls": calls})).collect();
         let mut shown = json!({
             "function": name,
-            "url": format!("http://{}{}", target.authority, target.path),
+            "url": target.uri.to_string(),
             "method": target.method.as_str(),
+            "http": version(tally.version),
             "bodyBytes": target.body.len(),
             "connections": plan.connections,
             "cold": self.phases.is_some(),
@@ -334,7 +347,9 @@ impl Found {
             1 => " with 1 byte".to_owned(),
             bytes => format!(" with {} bytes", number(bytes as u64)),
         };
-        say("Call", &format!("{} http://{}{}{with}", target.method, target.authority, target.path))?;
+        let over = version(tally.version.filter(|_| target.tls.is_some()))
+            .map_or(String::new(), |version| format!(" over HTTP/{version}"));
+        say("Call", &format!("{} {}{with}{over}", target.method, target.uri))?;
         let calls = tally.good() + tally.failed;
         let early = if interrupted { ", ended by Ctrl-C" } else { "" };
         let how = match (&self.phases, plan.connections) {

@@ -12,7 +12,9 @@ use serde_json::Value;
 use taper_model::{
     FunctionName, FunctionSpec, Manifest, Mode, Name, Runtime,
     function::{Network, Source},
+    manifest::{Metadata, Resource},
     quantity::{Cpu, Memory, Span},
+    route::RouteSpec,
 };
 
 use taper_runtimes::Wish;
@@ -61,10 +63,10 @@ pub(crate) struct Deploy {
     /// A manifest or an OpenFaaS stack file, or - for standard input
     #[arg(short = 'f', long = "file", value_name = "FILE", conflicts_with_all = OF_ONE)]
     file: Option<PathBuf>,
-    /// Of the file, only functions whose name fits, with * for anything
+    /// Of the file, only what has a name that fits, with * for anything
     #[arg(long, value_name = "PATTERN", requires = "file")]
     filter: Option<String>,
-    /// Of the file, only functions whose name has a match
+    /// Of the file, only what has a name with a match in it
     #[arg(long, value_name = "REGEX", requires = "file", conflicts_with = "filter")]
     regex: Option<String>,
     /// Whether ${NAME} and its like are replaced in a stack file [default: true]
@@ -181,41 +183,41 @@ impl Deploy {
         bail!("{} of {all} functions of {shown} were not deployed: {}", failed.len(), failed.join(", "))
     }
 
-    /// Deploys every function of a manifest, in its order.
+    /// Deploys what a manifest says: its functions in its order, and then its routes, which lead to them.
     fn apply(&self, text: &str, shown: &str, base: &Path, global: &Global) -> Result<()> {
         let (client, chosen) = (Client::new(global)?, self.chosen()?);
-        let mut all = Manifest::parse_all(text).map_err(|e| anyhow!("{shown}: {e}"))?;
-        all.retain(|manifest| chosen.has(manifest.metadata.name.as_str()));
+        let mut all = Resource::parse_all(text).map_err(|e| anyhow!("{shown}: {e}"))?;
+        all.retain(|resource| chosen.has(resource.metadata().name.as_str()));
         if all.is_empty() {
-            bail!("{shown}: no function's name fits --filter or --regex");
+            bail!("{shown}: no name in it fits --filter or --regex");
         }
         // Everything is read and checked before anything is changed.
-        let mut ready = Vec::with_capacity(all.len());
-        for mut manifest in all {
-            let name = manifest.metadata.name.clone();
-            manifest.spec.env.extend(pairs("--env", &self.env)?);
-            manifest.spec.secrets.extend(self.secret.iter().cloned());
-            manifest.metadata.labels.extend(pairs("--label", &self.label)?);
-            manifest.metadata.annotations.extend(pairs("--annotation", &self.annotation)?);
-            if manifest.metadata.namespace.is_none() {
-                manifest.metadata.namespace = Some(global.namespace()?.to_string());
+        let (mut functions, mut routes) = (Vec::new(), Vec::new());
+        for resource in all {
+            let name = resource.metadata().name.clone();
+            match resource {
+                Resource::Function(mut manifest) => {
+                    placed(&mut manifest.metadata, global)?;
+                    manifest.metadata.labels.extend(pairs("--label", &self.label)?);
+                    manifest.metadata.annotations.extend(pairs("--annotation", &self.annotation)?);
+                    manifest.spec.env.extend(pairs("--env", &self.env)?);
+                    manifest.spec.secrets.extend(self.secret.iter().cloned());
+                    let package = resolve(&mut manifest.spec, base).with_context(|| format!("{shown}: {name}"))?;
+                    manifest.spec.validate().map_err(|e| anyhow!("{shown}: {name}: {e}"))?;
+                    functions.push((*manifest, package));
+                }
+                Resource::Route(mut manifest) => {
+                    placed(&mut manifest.metadata, global)?;
+                    manifest.spec.validate().map_err(|e| anyhow!("{shown}: route {name}: {e}"))?;
+                    routes.push(*manifest);
+                }
             }
-            let package = match manifest.spec.source.take() {
-                Some(Source::Path(path)) => {
-                    let package =
-                        pack::pack(&base.join(path)).with_context(|| format!("{shown}: {name}: spec.source"))?;
-                    detect(&mut manifest.spec, &package).with_context(|| format!("{shown}: {name}"))?;
-                    Some(package)
-                }
-                other => {
-                    manifest.spec.source = other;
-                    None
-                }
-            };
-            manifest.spec.validate().map_err(|e| anyhow!("{shown}: {name}: {e}"))?;
-            ready.push((manifest, package));
         }
-        ready.into_iter().try_for_each(|(manifest, package)| push(&client, manifest, package))
+        for route in &routes {
+            leads(&client, route, &functions).with_context(|| format!("{shown}: route {}", route.metadata.name))?;
+        }
+        functions.into_iter().try_for_each(|(manifest, package)| push(&client, manifest, package))?;
+        routes.iter().try_for_each(|manifest| put_route(&client, manifest))
     }
 
     /// Makes the manifest that these flags mean.
@@ -285,6 +287,41 @@ impl Deploy {
     }
 }
 
+/// Says the namespace where the file does not.
+fn placed(metadata: &mut Metadata, global: &Global) -> Result<()> {
+    if metadata.namespace.is_none() {
+        metadata.namespace = Some(global.namespace()?.to_string());
+    }
+    Ok(())
+}
+
+/// Checks what the platform would refuse in a route once the functions beside it are there.
+fn leads(client: &Client, route: &Manifest<RouteSpec>, beside: &[(Manifest, Option<Package>)]) -> Result<()> {
+    if !(route.metadata.labels.is_empty() && route.metadata.annotations.is_empty()) {
+        bail!("metadata: a route has no labels and no annotations; leave them out");
+    }
+    let namespace = route.function_name()?.namespace;
+    for (at, rule) in route.spec.rules.iter().enumerate() {
+        let Some(function) = rule.function.clone().map(|name| FunctionName::new(namespace.clone(), name)) else {
+            continue;
+        };
+        if !beside.iter().any(|(manifest, _)| manifest.function_name().is_ok_and(|name| name == function)) {
+            let there = client.json(Method::GET, &Client::function_path(&function), None);
+            there.with_context(|| format!("spec.rules[{at}].function"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Packs the code that a manifest names, which is beside it.
+fn resolve(spec: &mut FunctionSpec, base: &Path) -> Result<Option<Package>> {
+    let Some(Source::Path(path)) = &spec.source else { return Ok(None) };
+    let package = pack::pack(&base.join(path)).context("spec.source")?;
+    spec.source = None;
+    detect(spec, &package)?;
+    Ok(Some(package))
+}
+
 /// Fills in what was not said from what is in the package.
 fn detect(spec: &mut FunctionSpec, package: &Package) -> Result<()> {
     if !spec.command.is_empty() {
@@ -329,6 +366,14 @@ pub(crate) fn push(client: &Client, mut manifest: Manifest, package: Option<Pack
     }
     let body = serde_json::to_value(&manifest)?;
     follow(&name, client.lines(Method::PUT, &Client::function_path(&name), Some(&body))?)
+}
+
+/// Applies a route.
+fn put_route(client: &Client, manifest: &Manifest<RouteSpec>) -> Result<()> {
+    let name = manifest.function_name()?;
+    let body = serde_json::to_value(manifest)?;
+    client.json(Method::PUT, &Client::route_path(&name), Some(&body)).with_context(|| format!("route {name}"))?;
+    output::line(&format!("route {name} applied"))
 }
 
 /// Uploads the code of a stack file's function, sends its deployment, and follows the deploy to its end.
@@ -376,5 +421,26 @@ fn finished(name: &FunctionName, resource: &Value) -> Result<()> {
         output::text(resource, "/spec/runtime"),
         output::text(resource, "/spec/mode")
     ));
+    if let Some(said) = not_all(name, &revision, resource) {
+        note(&said);
+    }
     output::line(&output::text(resource, "/status/url"))
+}
+
+/// What to say where a revision that is ready does not have all the calls: they come to it little by little, or go where somebody sent them.
+fn not_all(name: &FunctionName, revision: &str, resource: &Value) -> Option<String> {
+    let rollout = &resource["status"]["rollout"];
+    if rollout["to"] == revision {
+        let (from, percent) = (output::text(rollout, "/from"), output::text(rollout, "/percent"));
+        let duration = output::text(resource, "/spec/rollout/duration");
+        return Some(format!(
+            "its rollout has begun: {revision} has {percent} % of the calls of {from} and takes them over within {duration}; `taper traffic {name}` shows how far it is"
+        ));
+    }
+    let shares = resource.pointer("/status/traffic").and_then(Value::as_array)?;
+    let has =
+        shares.iter().find(|share| share["revision"] == revision).map_or(0.0, |s| s["percent"].as_f64().unwrap_or(0.0));
+    (has < 100.0 && !shares.is_empty()).then(|| {
+        format!("it has {has} % of the calls, as the function's traffic says: `taper traffic {name}` shows it, and `taper traffic {name} --reset` gives it all of them")
+    })
 }

@@ -1,8 +1,8 @@
-//! `taper describe NAME`: everything about one function, for a person who asks why.
+//! `taper describe NAME`: everything about one function or one route, for a person who asks why.
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use http::Method;
 use serde_json::Value;
@@ -10,41 +10,82 @@ use serde_json::Value;
 use crate::{
     chart,
     client::Client,
+    command::{Named, limits, list::rule_words},
     context::Global,
-    output::{self, age, text},
+    output::{self, age, harmless, text},
+    shares,
 };
 
-/// A function to show.
+/// What to show.
 #[derive(Args)]
-#[command(after_help = "Examples:\n  taper describe hello\n  taper describe hello -o yaml > hello.yaml")]
+#[command(
+    after_help = "Examples:\n  taper describe hello\n  taper describe hello -o yaml > hello.yaml\n  taper describe route/shop"
+)]
 pub(crate) struct Describe {
-    /// The function
-    name: String,
+    /// A function by name, a route as route/NAME or route NAME
+    #[arg(required = true, value_name = "NAME", num_args = 1..=2)]
+    names: Vec<String>,
 }
 
 impl Describe {
     pub(crate) fn run(&self, global: &Global) -> Result<()> {
-        let name = global.function(&self.name)?;
-        let function = Client::new(global)?.json(Method::GET, &Client::function_path(&name), None)?;
-        if output::machine(&function, global.output)? {
+        let mut all = Named::read(global, &self.names)?;
+        let named = all.pop().context("a name")?;
+        if !all.is_empty() {
+            bail!("one at a time: `taper describe {}` shows the first", harmless(&self.names[0]));
+        }
+        let client = Client::new(global)?;
+        let shown = client.json(Method::GET, &named.path(), None)?;
+        if output::machine(&shown, global.output)? {
             return Ok(());
         }
+        match named {
+            Named::Function(name) => {
+                let routes = client.json(Method::GET, &format!("/v1/namespaces/{}/routes", name.namespace), None)?;
+                Self::function(&shown, &routes)
+            }
+            Named::Route(_) => Self::route(&shown),
+        }
+    }
+
+    fn route(route: &Value) -> Result<()> {
+        for (label, place) in [("Name", "/metadata/name"), ("Namespace", "/metadata/namespace")] {
+            output::line(&format!("{label:<12} {}", text(route, place)))?;
+        }
+        output::line(&format!("{:<12} {}", "Age", age(&text(route, "/status/createdAt"))))?;
+        let rules = route.pointer("/spec/rules").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+        let rows: Vec<[String; 4]> = rules.iter().map(|rule| rule_words(rule, &route["spec"])).collect();
+        output::line("")?;
+        output::table(&["HOST", "PATH", "METHODS", "FUNCTION"], &rows)
+    }
+
+    // long because: it is a page, written from its top to its bottom
+    fn function(function: &Value, routes: &Value) -> Result<()> {
         let say = |label: &str, value: &str| {
             if value == "-" { Ok(()) } else { output::line(&format!("{label:<12} {value}")) }
         };
-        say("Name", &text(&function, "/metadata/name"))?;
-        say("Namespace", &text(&function, "/metadata/namespace"))?;
-        say("URL", &text(&function, "/status/url"))?;
-        say("Runtime", &format!("{} ({})", text(&function, "/spec/runtime"), text(&function, "/spec/mode")))?;
-        say("Handler", &text(&function, "/spec/handler"))?;
+        say("Name", &text(function, "/metadata/name"))?;
+        say("Namespace", &text(function, "/metadata/namespace"))?;
+        say("URL", &text(function, "/status/url"))?;
+        say("Host", &text(function, "/status/hostUrl"))?;
+        let mut label = "Routes";
+        for [path, of] in leading(function, routes) {
+            say(std::mem::take(&mut label), format!("{path}  {of}").trim_end())?;
+        }
+        say("Runtime", &format!("{} ({})", text(function, "/spec/runtime"), text(function, "/spec/mode")))?;
+        say("Handler", &text(function, "/spec/handler"))?;
         if let Some(command) = function.pointer("/spec/command").and_then(Value::as_array) {
             let words: Vec<&str> = command.iter().filter_map(Value::as_str).collect();
             say("Command", &words.join(" "))?;
         }
-        say("Revision", &text(&function, "/status/latestReadyRevision"))?;
-        if text(&function, "/status/latestReadyRevision") != text(&function, "/status/latestCreatedRevision") {
-            say("Newest", &format!("{} (not serving)", text(&function, "/status/latestCreatedRevision")))?;
+        let (serving, newest) =
+            (text(function, "/status/servingRevision"), text(function, "/status/latestCreatedRevision"));
+        say("Revision", &serving)?;
+        if serving != newest {
+            say("Newest", &newest)?;
         }
+        shares::lines(function, false).iter().try_for_each(|line| output::line(&shares::labelled(line)))?;
+        say("Limits", &limits::words(&function["spec"]["limits"]))?;
         let count = |state: &str| function["status"][state].as_u64().unwrap_or(0);
         let mut instances = count("readyInstances").to_string();
         for (state, word) in [("startingInstances", "starting"), ("drainingInstances", "ending")] {
@@ -53,13 +94,17 @@ impl Describe {
             }
         }
         say("Instances", &instances)?;
-        say("Scaling", &text(&function, "/status/scaling"))?;
-        say("Timeout", &text(&function, "/spec/timeout"))?;
-        say("Age", &age(&text(&function, "/status/createdAt")))?;
+        say("Scaling", &text(function, "/status/scaling"))?;
+        say("Timeout", &text(function, "/spec/timeout"))?;
+        say("Age", &age(&text(function, "/status/createdAt")))?;
         for (label, line) in starts(&function["status"]["starts"]) {
             output::line(&format!("{label:<12} {line}"))?;
         }
         for condition in function.pointer("/status/conditions").and_then(Value::as_array).into_iter().flatten() {
+            // What is held is told with the traffic.
+            if condition["reason"] == "Held" {
+                continue;
+            }
             let kind = text(condition, "/type");
             let mut line = text(condition, "/status");
             for part in ["/reason", "/message"] {
@@ -81,6 +126,26 @@ impl Describe {
         }
         Ok(())
     }
+}
+
+/// Each rule that leads to a function, and whose it is: its own, and those of the namespace's routes.
+fn leading(function: &Value, routes: &Value) -> Vec<[String; 2]> {
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let word = |rule: &Value, rest: &Value| {
+        let [host, path, methods, _] = rule_words(rule, rest);
+        let host = if host == "any" { "any host, ".into() } else { host };
+        let tag = rule["tag"].as_str().map(|tag| format!(" to {}", harmless(tag))).unwrap_or_default();
+        if methods == "any" { format!("{host}{path}{tag}") } else { format!("{methods} {host}{path}{tag}") }
+    };
+    let own = list(&function["spec"]["route"]);
+    let mut all: Vec<[String; 2]> = own.iter().map(|rule| [word(rule, &Value::Null), String::new()]).collect();
+    for route in list(routes) {
+        let of = format!("(route {})", text(&route, "/metadata/name"));
+        let rules = list(&route["spec"]["rules"]);
+        let here = rules.iter().filter(|rule| rule["function"] == function["metadata"]["name"]);
+        all.extend(here.map(|rule| [word(rule, &route["spec"]), of.clone()]));
+    }
+    all
 }
 
 /// What calls waited for that found nothing running: how many there were, and where the time of the last ones went.
@@ -122,6 +187,27 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn rules_that_lead_to_a_function_are_gathered() {
+        let function = json!({"metadata": {"name": "hello"}, "spec": {"route": [{"host": "hi.example.com"}]}});
+        let routes = json!([{"metadata": {"name": "shop"}, "spec": {"host": "shop.example.com", "rules": [
+            {"path": "/users/{id}", "methods": ["GET", "HEAD"], "function": "hello", "tag": "canary"},
+            {"path": "/*", "function": "other"},
+            {"host": "any.example.com", "function": "hello"},
+        ]}}, {"metadata": {"name": "any"}, "spec": {"rules": [{"path": "/x", "function": "hello"}]}}]);
+        let told: Vec<String> = leading(&function, &routes).iter().map(|row| row.join("  ")).collect();
+        assert_eq!(
+            told,
+            [
+                "hi.example.com/*  ",
+                "GET,HEAD shop.example.com/users/{id} to canary  (route shop)",
+                "any.example.com/*  (route shop)",
+                "any host, /x  (route any)",
+            ]
+        );
+        assert!(leading(&json!({}), &Value::Null).is_empty());
+    }
 
     #[test]
     fn starts_are_told_by_kind_and_phase() {

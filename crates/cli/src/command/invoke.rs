@@ -16,7 +16,7 @@ use crate::{client::Client, context::Global, output, request::Request};
 #[command(
     after_help = "Examples:\n  taper invoke hello -d world\n  taper invoke resize --file photo.jpg > small.jpg\n  \
                         cat report.csv | taper invoke load/2026 -H 'Content-Type: text/csv'\n  \
-                  taper invoke resize --async --file photo.jpg -H 'X-Callback-Url: http://me.lan/done'"
+                  taper invoke resize --async --file photo.jpg -H 'X-Callback-Url: https://me.example.com/done'"
 )]
 pub(crate) struct Invoke {
     #[command(flatten)]

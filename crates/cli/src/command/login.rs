@@ -18,6 +18,7 @@ const MAX_PASSWORD: u64 = 4096;
 /// Who logs in where.
 #[derive(Args)]
 #[command(after_help = "Examples:\n  taper login --password-stdin http://faas.lan:8080 < admin-password\n  \
+                  taper login --password-stdin --ca faas.pem https://faas.lan:8443 < admin-password\n  \
                   pass show faas | taper login -u admin --password-stdin\n\n\
                   The password of a platform is in `admin-password` in its data directory. The user who started it\n\
                   on this machine needs no login. What faas-cli remembers is found as well.")]

@@ -8,21 +8,27 @@ mod deploy;
 mod describe;
 mod doctor;
 mod invoke;
+mod limits;
 mod list;
 mod login;
 mod logs;
 mod namespace;
+mod revisions;
+mod rollback;
 mod scale;
 mod secret;
+mod traffic;
 mod up;
+mod upgrade;
 mod version;
 
 use std::collections::BTreeMap;
 
 use anyhow::{Result, anyhow};
 use clap::Subcommand;
+use taper_model::FunctionName;
 
-use crate::context::Global;
+use crate::{client::Client, context::Global};
 
 /// What `taper` can do.
 #[derive(Subcommand)]
@@ -35,18 +41,24 @@ pub(crate) enum Command {
     Invoke(invoke::Invoke),
     /// Call a function many times and say how long it takes, warm or from zero
     Bench(bench::Bench),
-    /// List functions
+    /// List functions, or routes
     #[command(visible_alias = "ls")]
     List(list::List),
-    /// Show everything about one function
+    /// Show everything about one function, or one route
     Describe(describe::Describe),
     /// Print what a function's instances wrote
     Logs(logs::Logs),
-    /// Remove a function
+    /// Remove functions and routes
     #[command(visible_aliases = ["remove", "rm"])]
     Delete(delete::Delete),
     /// Set how many instances a function has now
     Scale(scale::Scale),
+    /// Show a function's revisions: who made each, and what it changed
+    Revisions(revisions::Revisions),
+    /// Show or set how a function's calls are spread over its revisions
+    Traffic(traffic::Traffic),
+    /// Go back to the revision that served before
+    Rollback(rollback::Rollback),
     /// Create, list, describe, update and delete namespaces
     #[command(
         subcommand,
@@ -59,6 +71,8 @@ pub(crate) enum Command {
     Secret(secret::Secret),
     /// Remember the password of a platform
     Login(login::Login),
+    /// Have a newer program take over from the running platform, without a lost call
+    Upgrade(upgrade::Upgrade),
     /// Look into the autoscaler's decisions
     #[command(subcommand, after_help = "Example:\n  taper autoscaler replay load.jsonl")]
     Autoscaler(autoscaler::Autoscaler),
@@ -83,14 +97,63 @@ impl Command {
             Self::Logs(c) => c.run(global),
             Self::Delete(c) => c.run(global),
             Self::Scale(c) => c.run(global),
+            Self::Revisions(c) => c.run(global),
+            Self::Traffic(c) => c.run(global),
+            Self::Rollback(c) => c.run(global),
             Self::Namespace(c) => c.run(global),
             Self::Secret(c) => c.run(global),
             Self::Login(c) => c.run(global),
+            Self::Upgrade(c) => c.run(global),
             Self::Autoscaler(c) => c.run(),
             Self::Doctor(c) => c.run(global),
             Self::Completions(c) => c.run(),
             Self::Version(c) => c.run(global),
         }
+    }
+}
+
+/// A resource that a command is about.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Named {
+    /// A function.
+    Function(FunctionName),
+    /// A `kind: Route`: its name in its namespace.
+    Route(FunctionName),
+}
+
+impl Named {
+    /// Resources as typed: functions by their names alone, and every kind as `route/NAME`, or `route NAME…` as kubectl has it.
+    fn read(global: &Global, typed: &[String]) -> Result<Vec<Self>> {
+        let (kind, rest) = match typed {
+            [kind, rest @ ..] if !rest.is_empty() && !kind.contains('/') && kind_of(kind).is_some() => {
+                (kind.as_str(), rest)
+            }
+            all => ("function", all),
+        };
+        let one = |text: &String| {
+            let (kind, name) = text.split_once('/').unwrap_or((kind, text));
+            let named = kind_of(kind).ok_or_else(|| {
+                anyhow!("`{}`: there are functions and routes; write route/NAME", crate::output::harmless(text))
+            })?;
+            global.function(name).map(named)
+        };
+        rest.iter().map(one).collect()
+    }
+
+    /// Its API path.
+    fn path(&self) -> String {
+        match self {
+            Self::Function(name) => Client::function_path(name),
+            Self::Route(name) => Client::route_path(name),
+        }
+    }
+}
+
+fn kind_of(word: &str) -> Option<fn(FunctionName) -> Named> {
+    match word {
+        "function" | "functions" | "fn" => Some(Named::Function),
+        "route" | "routes" => Some(Named::Route),
+        _ => None,
     }
 }
 
@@ -101,4 +164,38 @@ fn pairs(flag: &str, given: &[String]) -> Result<BTreeMap<String, String>> {
         _ => Err(anyhow!("{flag} {text}: write NAME=VALUE")),
     };
     given.iter().map(split).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        global: Global,
+        names: Vec<String>,
+    }
+
+    #[test]
+    fn resources_are_named_as_kubectl_names_them() {
+        let read = |words: &str| {
+            let line = Line::parse_from(["taper"].into_iter().chain(words.split_whitespace()));
+            Named::read(&line.global, &line.names).map_err(|e| e.to_string())
+        };
+        let name = |text: &str| FunctionName::parse(text).unwrap();
+        assert_eq!(read("hello bye.dev").unwrap(), [Named::Function(name("hello")), Named::Function(name("bye.dev"))]);
+        assert_eq!(
+            read("route/shop hello -n dev").unwrap(),
+            [Named::Route(name("shop.dev")), Named::Function(name("hello.dev"))]
+        );
+        assert_eq!(read("route shop blog").unwrap(), [Named::Route(name("shop")), Named::Route(name("blog"))]);
+        assert_eq!(read("routes shop function/a").unwrap(), [Named::Route(name("shop")), Named::Function(name("a"))]);
+        assert_eq!(read("route").unwrap(), [Named::Function(name("route"))], "a function may have this name");
+        assert_eq!(read("function route").unwrap(), [Named::Function(name("route"))]);
+        assert!(read("pod/x").unwrap_err().contains("write route/NAME"));
+        assert!(read("route/Shop").unwrap_err().contains("try `shop`"));
+    }
 }

@@ -46,11 +46,18 @@ pub(crate) struct Up {
     /// Let functions ask for `network: host`
     #[arg(long)]
     allow_host_network: bool,
+    /// Take over from the platform that started this process
+    #[arg(long, hide = true)]
+    succeed: bool,
 }
 
 impl Up {
     pub(crate) fn run(self, global: &Global) -> Result<()> {
-        let mut config = Config::load(self.config.as_deref())?;
+        let mut config = Config::load(self.config.as_deref()).inspect_err(|error| {
+            if self.succeed {
+                taper_server::cannot_succeed(error);
+            }
+        })?;
         if let Some(listen) = self.listen {
             config.gateway.listen = listen;
         }
@@ -72,8 +79,9 @@ impl Up {
         if self.allow_host_network {
             config.control.allow_host_network = true;
         }
-        let (paths, global) = (self.paths, global.clone());
-        taper_server::up(config, move |ready| {
+        // What was deployed at the first start may have changed since.
+        let (paths, global) = (if self.succeed { Vec::new() } else { self.paths }, global.clone());
+        taper_server::up(config, self.succeed, move |ready| {
             let credential = Credential { user: ready.user.clone(), password: ready.password.clone() };
             if let Err(error) = context::remember(&ready.urls, &credential) {
                 output::note(&format!(
@@ -82,7 +90,10 @@ impl Up {
                 ));
             }
             // Nobody may be reading: the platform serves all the same.
-            let _ = output::line(&format!("listening on {}", ready.urls[0]));
+            let secure = ready.urls.iter().find(|url| url.starts_with("https:"));
+            for url in ready.urls.first().into_iter().chain(secure) {
+                let _ = output::line(&format!("listening on {url}"));
+            }
             let global = global.at(&ready.urls[0]);
             for path in paths {
                 let deploy = Deploy::of(path.clone());

@@ -201,6 +201,35 @@ pub(crate) struct Source<'a> {
 /// # Errors
 /// The first thing that is wrong, with the file and, where one is known, the line.
 pub(crate) fn plan(text: &str, source: &Source<'_>, chosen: &Chosen, overlay: &Overlay) -> Result<Stack> {
+    let Outline { gateway, functions, copy, mut notes } = outline(text, source, chosen)?;
+    let plan = |(place, function)| planned(&place, function, &copy, overlay, &mut notes);
+    let functions = functions.into_iter().map(plan).collect::<Result<_>>()?;
+    Ok(Stack { gateway, functions, notes })
+}
+
+/// The platform and the functions that a stack file names, whatever their code is.
+///
+/// # Errors
+/// As [`plan`].
+pub(crate) fn names(
+    text: &str,
+    source: &Source<'_>,
+    namespace: Option<&Name>,
+) -> Result<(Option<String>, Vec<FunctionName>)> {
+    let Outline { gateway, functions, .. } = outline(text, source, &Chosen::All)?;
+    let names = functions.iter().map(|(place, function)| place.function(function, namespace));
+    Ok((gateway, names.collect::<Result<_>>()?))
+}
+
+/// What a stack file says, before anything that it names is looked at.
+struct Outline<'a> {
+    gateway: Option<String>,
+    functions: Vec<(Place<'a>, Function)>,
+    copy: Vec<String>,
+    notes: Vec<String>,
+}
+
+fn outline<'a>(text: &str, source: &'a Source<'a>, chosen: &Chosen) -> Result<Outline<'a>> {
     let shown = source.shown;
     let mut notes = Vec::new();
     let substituted = source.lookup.map(|lookup| substitute::substitute(text, lookup)).transpose();
@@ -243,12 +272,12 @@ pub(crate) fn plan(text: &str, source: &Source<'_>, chosen: &Chosen, overlay: &O
         bail!("{shown}: no function's name fits --filter or --regex");
     }
     functions.sort_by_key(|(_, f)| f.referenced.line());
-    let plan = |(name, function): (String, Spanned<Option<Function>>)| {
+    let placed = |(name, function): (String, Spanned<Option<Function>>)| {
         let place = Place { source, line: function.referenced.line(), name };
-        planned(&place, function.value.unwrap_or_default(), &copy, overlay, &mut notes)
+        (place, function.value.unwrap_or_default())
     };
-    let functions = functions.into_iter().map(plan).collect::<Result<_>>()?;
-    Ok(Stack { gateway: provider.gateway.filter(|g| !g.is_empty()), functions, notes })
+    let functions = functions.into_iter().map(placed).collect();
+    Ok(Outline { gateway: provider.gateway.filter(|g| !g.is_empty()), functions, copy, notes })
 }
 
 /// A field's path as it is written; nothing for what only the reader's types put there.
@@ -279,6 +308,19 @@ struct Place<'a> {
 }
 
 impl Place<'_> {
+    /// The function's name, in the namespace of the flags, else of the file.
+    fn function(&self, function: &Function, namespace: Option<&Name>) -> Result<FunctionName> {
+        let name = Name::new(&self.name).map_err(|e| self.error(None, "", e))?;
+        let namespace = match (namespace, &function.namespace) {
+            (Some(namespace), _) => namespace.clone(),
+            (None, Some(said)) => {
+                Name::namespace(&said.value).map_err(|e| self.error(Some(said.referenced.line()), ".namespace", e))?
+            }
+            (None, None) => Name::default_namespace(),
+        };
+        Ok(FunctionName::new(namespace, name))
+    }
+
     fn error(&self, line: Option<u64>, field: &str, why: impl std::fmt::Display) -> anyhow::Error {
         let Self { source, name, .. } = self;
         anyhow!("{}: line {}: functions.{name}{field}: {why}", source.shown, line.unwrap_or(self.line))
@@ -302,14 +344,7 @@ fn planned(
     overlay: &Overlay,
     notes: &mut Vec<String>,
 ) -> Result<Planned> {
-    let name = Name::new(&place.name).map_err(|e| place.error(None, "", e))?;
-    let namespace = match (&overlay.namespace, &f.namespace) {
-        (Some(namespace), _) => namespace.clone(),
-        (None, Some(said)) => {
-            Name::namespace(&said.value).map_err(|e| place.error(Some(said.referenced.line()), ".namespace", e))?
-        }
-        (None, None) => Name::default_namespace(),
-    };
+    let name = place.function(&f, overlay.namespace.as_ref())?;
     let unused = [
         ("build_args", f.build_args.as_ref().is_some_and(|m| !m.is_empty())),
         ("build_options", f.build_options.as_ref().is_some_and(|l| !l.is_empty())),
@@ -339,8 +374,8 @@ fn planned(
         (found.spec, found.package)
     });
     let mut deployment = json!({
-        "service": name, "image": f.image.map(tagged).unwrap_or_default(), "envVars": env, "secrets": secrets, "labels": labels, "annotations": annotations,
-        "namespace": namespace,
+        "service": name.name, "image": f.image.map(tagged).unwrap_or_default(), "envVars": env, "secrets": secrets, "labels": labels, "annotations": annotations,
+        "namespace": name.namespace,
     });
     let mut say = |field: &str, value: Option<Value>| {
         if let Some(value) = value {
@@ -352,7 +387,7 @@ fn planned(
     say("limits", amounts(f.limits));
     say("requests", amounts(f.requests));
     say("readOnlyRootFilesystem", f.readonly_root_filesystem.filter(|r| *r).map(Value::from));
-    Ok(Planned { name: FunctionName::new(namespace, name), deployment, code })
+    Ok(Planned { name, deployment, code })
 }
 
 /// An image by the tag that it has when none is said.

@@ -145,6 +145,19 @@ fn some_of_the_functions() {
 }
 
 #[test]
+fn names_are_known_without_the_code() {
+    let dir = folder(&[]);
+    let source = Source { shown: "stack.yml", base: dir.path(), lookup: Some(&lookup) };
+    let (gateway, all) = names(FULL, &source, None).unwrap();
+    assert_eq!(gateway.as_deref(), Some("http://faas.lan:8080"));
+    assert_eq!(all.iter().map(ToString::to_string).collect::<Vec<_>>(), ["zeta.team", "alpha.default"]);
+    let (_, all) = names(FULL, &source, Some(&Name::new("other").unwrap())).unwrap();
+    assert!(all.iter().all(|name| name.namespace.as_str() == "other"), "{all:?}");
+    let said = names("functions:\n  Upper: {image: x}\n", &source, None).unwrap_err().to_string();
+    assert!(said.contains("line 2") && said.contains("try `upper`"), "{said}");
+}
+
+#[test]
 fn languages_and_folders() {
     let dir = folder(&[
         ("py/handler.py", ""),

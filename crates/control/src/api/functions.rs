@@ -21,8 +21,8 @@ use crate::{
     admit::admit,
     api::{
         known, no_function,
-        read::{Asked, Space, Target, Told, flag},
-        resource, set_scale,
+        read::{Asked, By, Space, Target, Told, flag},
+        resource, revisions, set_scale,
     },
     board::Step,
     trial::SUPERSEDED,
@@ -48,7 +48,7 @@ pub(crate) struct Scale {
     replicas: u32,
 }
 
-fn snapshot(shared: &Shared) -> Arc<Snapshot> {
+pub(super) fn snapshot(shared: &Shared) -> Arc<Snapshot> {
     Arc::clone(&shared.parts.store.snapshot().borrow())
 }
 
@@ -64,16 +64,16 @@ pub(crate) async fn get(State(shared): State<Arc<Shared>>, Target(name): Target)
     shown(&shared, &name).map(Json)
 }
 
-fn shown(shared: &Shared, name: &FunctionName) -> Result<Value, Error> {
+pub(super) fn shown(shared: &Shared, name: &FunctionName) -> Result<Value, Error> {
     let snapshot = snapshot(shared);
     let function = snapshot.function(name).ok_or_else(|| no_function(name))?;
     Ok(resource::resource(shared, function, true))
 }
 
-pub(crate) async fn revisions(State(shared): State<Arc<Shared>>, Target(name): Target) -> Result<Json<Value>, Error> {
+pub(crate) async fn history(State(shared): State<Arc<Shared>>, Target(name): Target) -> Result<Json<Value>, Error> {
     let snapshot = snapshot(&shared);
     let function = snapshot.function(&name).ok_or_else(|| no_function(&name))?;
-    Ok(Json(json!(resource::revisions(&shared, function))))
+    Ok(Json(revisions::shown(&shared, function)))
 }
 
 pub(crate) async fn delete(State(shared): State<Arc<Shared>>, Target(name): Target) -> Result<StatusCode, Error> {
@@ -95,6 +95,7 @@ pub(crate) async fn put(
     State(shared): State<Arc<Shared>>,
     Target(name): Target,
     Asked(query): Asked<Put>,
+    By(by): By,
     Told(mut manifest): Told<Manifest>,
 ) -> Result<Response, Error> {
     manifest.metadata.namespace.get_or_insert_with(|| name.namespace.to_string());
@@ -105,7 +106,7 @@ pub(crate) async fn put(
     }
     let Manifest { metadata, spec, .. } = manifest;
     let deploy =
-        admit(&shared.config, &shared.parts, name.clone(), spec, metadata.labels, metadata.annotations).await?;
+        admit(&shared.config, &shared.parts, name.clone(), spec, metadata.labels, metadata.annotations, by).await?;
     if !query.wait {
         shared.parts.store.publish(deploy).await?;
         return Ok((StatusCode::ACCEPTED, Json(shown(&shared, &name)?)).into_response());

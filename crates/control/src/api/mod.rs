@@ -8,7 +8,10 @@ mod namespaces;
 mod openapi;
 mod read;
 pub(crate) mod resource;
+mod revisions;
+mod routes;
 mod secrets;
+mod traffic;
 
 use std::sync::Arc;
 
@@ -28,7 +31,7 @@ use crate::{Error, Nudge, Shared, error, policy};
 pub(crate) use functions::{NDJSON, publish};
 pub(crate) use logs::{follow, since};
 pub(crate) use namespaces::{known, put as put_namespace};
-pub(crate) use read::body;
+pub(crate) use read::{By, body};
 pub(crate) use secrets::bytes as secret_bytes;
 
 /// Largest JSON body. Artifacts have their own bound.
@@ -47,6 +50,7 @@ fn routes() -> Vec<Route> {
     const FUNCTIONS: &str = "/v1/namespaces/{namespace}/functions";
     const FUNCTION: &str = "/v1/namespaces/{namespace}/functions/{name}";
     const NAMESPACE: &str = "/v1/namespaces/{namespace}";
+    const ROUTE: &str = "/v1/namespaces/{namespace}/routes/{name}";
     const SECRETS: &str = "/v1/namespaces/{namespace}/secrets";
     const SECRET: &str = "/v1/namespaces/{namespace}/secrets/{name}";
     vec![
@@ -64,9 +68,15 @@ fn routes() -> Vec<Route> {
         route("get", FUNCTION, get(functions::get)),
         route("put", FUNCTION, put(functions::put)),
         route("delete", FUNCTION, delete(functions::delete)),
-        route("get", "/v1/namespaces/{namespace}/functions/{name}/revisions", get(functions::revisions)),
+        route("get", "/v1/namespaces/{namespace}/functions/{name}/revisions", get(functions::history)),
+        route("put", "/v1/namespaces/{namespace}/functions/{name}/traffic", put(traffic::put)),
+        route("post", "/v1/namespaces/{namespace}/functions/{name}/rollback", post(traffic::rollback)),
         route("post", "/v1/namespaces/{namespace}/functions/{name}/scale", post(functions::scale)),
         route("get", "/v1/namespaces/{namespace}/functions/{name}/logs", get(logs::get)),
+        route("get", "/v1/namespaces/{namespace}/routes", get(routes::list)),
+        route("get", ROUTE, get(routes::get)),
+        route("put", ROUTE, put(routes::put)),
+        route("delete", ROUTE, delete(routes::delete)),
         route("get", SECRETS, get(secrets::list)),
         route("post", SECRETS, post(secrets::create)),
         route("put", SECRET, put(secrets::update)),
@@ -119,7 +129,7 @@ pub(crate) async fn set_scale(shared: &Shared, name: &FunctionName, count: u32) 
     let store = &shared.parts.store;
     let snapshot = Arc::clone(&store.snapshot().borrow());
     let function = snapshot.function(name).ok_or_else(|| no_function(name))?;
-    let max = policy::of(function.latest_ready().unwrap_or(&function.latest().revision)).max;
+    let max = policy::of(function.serving().unwrap_or(&function.latest().revision)).max;
     if count > max {
         return Err(Error::Invalid(format!(
             "replicas: {count} is above scale.max of function {name}, which is {max}; raise scale.max with a deploy first"

@@ -36,12 +36,17 @@ pub(crate) async fn put(shared: &Shared, namespace: Namespace, put: Put) -> Resu
             namespace.name
         )));
     }
+    namespace.limits.validate("limits")?;
     let name = Name::namespace(namespace.name.as_str())?;
     Ok(shared.parts.store.put_namespace(Namespace { name, ..namespace }, put).await?)
 }
 
 fn shown(namespace: &Namespace) -> Value {
-    json!({"name": namespace.name, "labels": namespace.labels, "annotations": namespace.annotations})
+    let mut shown = json!({"name": namespace.name, "labels": namespace.labels, "annotations": namespace.annotations});
+    if !namespace.limits.is_none() {
+        shown["limits"] = json!(namespace.limits);
+    }
+    shown
 }
 
 pub(super) async fn list(State(shared): State<Arc<Shared>>) -> Json<Value> {

@@ -29,6 +29,7 @@ pub(crate) fn document() -> Value {
 fn paths() -> Value {
     let function = [path("namespace", "The namespace."), path("name", "The function's name.")];
     let secret = [path("namespace", "The namespace."), path("name", "The secret's name.")];
+    let route = [path("namespace", "The namespace."), path("name", "The route's name.")];
     let wait =
         query("wait", "boolean", "false: answer 202 at once instead of reporting until the verdict. Default true.");
     let logs = [
@@ -66,7 +67,7 @@ fn paths() -> Value {
         "/v1/namespaces/{namespace}": {
             "get": operation("Show a namespace", &function[..1], None, 200, Some((JSON, named("Namespace")))),
             "put": operation(
-                "Replace a namespace's labels and annotations",
+                "Replace a namespace's labels, annotations and limits",
                 &function[..1],
                 Some((JSON, named("Namespace"))),
                 200,
@@ -100,6 +101,24 @@ fn paths() -> Value {
         "/v1/namespaces/{namespace}/functions/{name}/revisions": {
             "get": operation("List a function's revisions", &function, None, 200, Some((JSON, list("Revision")))),
         },
+        "/v1/namespaces/{namespace}/functions/{name}/traffic": {
+            "put": operation(
+                "Spread a function's calls over its revisions",
+                &function,
+                Some((JSON, named("Spread"))),
+                200,
+                Some((JSON, named("Function"))),
+            ),
+        },
+        "/v1/namespaces/{namespace}/functions/{name}/rollback": {
+            "post": operation(
+                "Go back to the revision before, or to one by name; until the next deploy",
+                &function,
+                Some((JSON, object(&[("revision", "string")], &[]))),
+                200,
+                Some((JSON, named("Function"))),
+            ),
+        },
         "/v1/namespaces/{namespace}/functions/{name}/scale": {
             "post": operation(
                 "Set the number of instances now",
@@ -111,6 +130,14 @@ fn paths() -> Value {
         },
         "/v1/namespaces/{namespace}/functions/{name}/logs": {
             "get": operation("Read a function's logs", &[&function[..], &logs].concat(), None, 200, Some((NDJSON, named("LogLine")))),
+        },
+        "/v1/namespaces/{namespace}/routes": {
+            "get": operation("List routes", &route[..1], None, 200, Some((JSON, list("Route")))),
+        },
+        "/v1/namespaces/{namespace}/routes/{name}": {
+            "get": operation("Show a route", &route, None, 200, Some((JSON, named("Route")))),
+            "put": operation("Make or replace a route", &route, Some((JSON, named("Route"))), 200, Some((JSON, named("Route")))),
+            "delete": operation("Delete a route", &route, None, 204, None),
         },
         "/v1/namespaces/{namespace}/secrets": {
             "get": operation("List the names of secrets", &secret[..1], None, 200, Some((JSON, list("Secret")))),
@@ -157,7 +184,64 @@ fn schemas() -> Value {
             &["at", "start", "activateMs", "claimMs", "bindMs", "loadMs", "firstByteMs"],
         ),
         "Artifact": object(&[("digest", "string")], &["digest"]),
-        "Namespace": object(&[("name", "string"), ("labels", "object"), ("annotations", "object")], &["name"]),
+        "Namespace": object(
+            &[("name", "string"), ("labels", "object"), ("annotations", "object"), ("limits", "object")],
+            &["name"],
+        ),
+        "Limits": object(&[("rate", "number"), ("burst", "integer"), ("concurrency", "integer"), ("queue", "integer")], &[]),
+        "Traffic": object(
+            &[("latest", "boolean"), ("revision", "string"), ("percent", "integer"), ("tag", "string"), ("mirror", "integer")],
+            &[],
+        ),
+        "Sticky": object(&[("header", "string"), ("cookie", "string")], &[]),
+        "Rollout": object(&[("duration", "string"), ("errors", "number"), ("calls", "integer")], &["duration"]),
+        "Spread": {
+            "type": "object",
+            "description": "Percentages sum to 100; no target at all means everything to the latest ready revision.",
+            "required": ["traffic"],
+            "properties": {"traffic": list("Traffic"), "sticky": named("Sticky")},
+        },
+        "Cors": object(
+            &[
+                ("origins", "array"),
+                ("methods", "array"),
+                ("headers", "array"),
+                ("expose", "array"),
+                ("credentials", "boolean"),
+                ("maxAge", "string"),
+            ],
+            &["origins"],
+        ),
+        "Rule": object(
+            &[
+                ("host", "string"),
+                ("path", "string"),
+                ("methods", "array"),
+                ("function", "string"),
+                ("tag", "string"),
+                ("strip", "boolean"),
+                ("cors", "object"),
+                ("https", "string"),
+            ],
+            &[],
+        ),
+        "Route": {
+            "type": "object",
+            "description": "The manifest; `status` is shown, and read over when sent.",
+            "required": ["apiVersion", "kind", "metadata", "spec"],
+            "properties": {
+                "apiVersion": {"const": taper_model::manifest::API_VERSION},
+                "kind": {"const": "Route"},
+                "metadata": object(&[("name", "string"), ("namespace", "string")], &["name"]),
+                "spec": {
+                    "type": "object",
+                    "additionalProperties": false,
+                    "required": ["rules"],
+                    "properties": {"host": {"type": "string"}, "rules": list("Rule"), "cors": named("Cors"), "https": {"enum": ["allow", "redirect"]}},
+                },
+                "status": object(&[("createdAt", "string")], &["createdAt"]),
+            },
+        },
         "Secret": object(&[("name", "string"), ("namespace", "string")], &["name", "namespace"]),
         "SecretValue": {
             "description": "`value` is text, `rawValue` base64; `rawValue` wins.",
@@ -166,6 +250,9 @@ fn schemas() -> Value {
         "Probe": object(
             &[
                 ("path", "string"),
+                ("port", "integer"),
+                ("headers", "object"),
+                ("exec", "array"),
                 ("initialDelay", "string"),
                 ("period", "string"),
                 ("timeout", "string"),
@@ -192,12 +279,19 @@ fn schemas() -> Value {
                 ("state", "string"),
                 ("message", "string"),
                 ("serving", "boolean"),
+                ("percent", "number"),
+                ("tags", "array"),
+                ("mirror", "integer"),
                 ("createdAt", "string"),
+                ("by", "string"),
                 ("readyInstances", "integer"),
                 ("artifact", "string"),
+                ("changes", "array"),
+                ("labels", "object"),
+                ("annotations", "object"),
                 ("spec", "object"),
             ],
-            &["name", "number", "state", "serving", "createdAt", "readyInstances", "spec"],
+            &["name", "number", "state", "serving", "percent", "createdAt", "readyInstances", "changes", "spec"],
         ),
         "DeployEvent": {
             "description": "One line of a deploy's report. `ready` or `failed` is the last.",
@@ -231,9 +325,16 @@ fn schemas() -> Value {
         "FunctionStatus": object(
             &[
                 ("url", "string"),
+                ("hostUrl", "string"),
                 ("createdAt", "string"),
                 ("latestCreatedRevision", "string"),
                 ("latestReadyRevision", "string"),
+                ("servingRevision", "string"),
+                ("traffic", "array"),
+                ("tags", "array"),
+                ("mirrors", "array"),
+                ("rollout", "object"),
+                ("held", "object"),
                 ("wantedInstances", "integer"),
                 ("readyInstances", "integer"),
                 ("startingInstances", "integer"),
@@ -243,7 +344,7 @@ fn schemas() -> Value {
                 ("conditions", "array"),
                 ("instances", "array"),
             ],
-            &["url", "createdAt", "latestCreatedRevision", "wantedInstances", "readyInstances", "scaling", "conditions"],
+            &["url", "createdAt", "latestCreatedRevision", "traffic", "wantedInstances", "readyInstances", "scaling", "conditions"],
         ),
     });
     schemas["FunctionStatus"]["properties"]["starts"] = named("Starts");
@@ -268,12 +369,19 @@ fn spec_properties() -> Value {
         "resources": object(&[("memory", "string"), ("cpu", "string"), ("pids", "integer"), ("tmp", "string")], &[]),
         "network": words(&["none", "public", "open", "host"]),
         "convention": words(&["taper", "openfaas"]),
+        "startup": {"$ref": "#/components/schemas/Probe"},
         "readiness": {"$ref": "#/components/schemas/Probe"},
         "liveness": {"$ref": "#/components/schemas/Probe"},
         "startTimeout": {"type": "string", "default": "30s"},
         "combineOutput": {"type": "boolean", "default": false},
         "debug": {"type": "boolean", "default": false},
-        "traffic": {"type": "array", "items": {"type": "object"}},
+        "responseStartTimeout": {"type": "string"},
+        "grace": {"type": "string"},
+        "traffic": list("Traffic"),
+        "sticky": named("Sticky"),
+        "rollout": named("Rollout"),
+        "route": {"description": "One rule, or several.", "oneOf": [named("Rule"), list("Rule")]},
+        "limits": named("Limits"),
     })
 }
 

@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
+use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
-use http::{StatusCode, request::Parts};
+use http::{HeaderMap, StatusCode, header::AUTHORIZATION, request::Parts};
 use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 use taper_model::{FunctionName, Name};
 
@@ -67,6 +68,62 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Told<T> {
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Error> {
         json(&body(request, state).await?).map(Self)
+    }
+}
+
+/// The same where nothing need be said: an empty body is as good as an empty object.
+pub(crate) struct Perhaps<T>(pub(crate) T);
+
+/// Who asks: the user, and in parentheses what the client says of itself.
+pub(crate) struct By(pub(crate) String);
+
+/// The header in which a client says who sits in front of it, such as `alice@laptop`.
+const SAYS: &str = "x-taper-by";
+/// Longest such word, and longest user.
+const LONGEST: usize = 128;
+
+impl By {
+    /// What the headers say. Whoever answers for the platform has authenticated the request before; nobody is asked again here.
+    ///
+    /// # Errors
+    /// When the client says of itself what cannot be printed, or too much.
+    pub(crate) fn of(headers: &HeaderMap) -> Result<Self, Error> {
+        let user = headers.get(AUTHORIZATION).and_then(|v| user(v.to_str().ok()?)).unwrap_or_else(|| "admin".into());
+        let Some(said) = headers.get(SAYS) else { return Ok(Self(user)) };
+        let plain = said.to_str().ok().map(str::trim).filter(|s| s.len() <= LONGEST);
+        match plain {
+            Some("") => Ok(Self(user)),
+            Some(said) => Ok(Self(format!("{user} ({said})"))),
+            None => {
+                Err(Error::Invalid(format!("{SAYS}: say who you are in at most {LONGEST} printable ASCII characters")))
+            }
+        }
+    }
+}
+
+/// The user of basic authentication.
+fn user(value: &str) -> Option<String> {
+    let (scheme, token) = value.split_once(' ')?;
+    let pair = STANDARD.decode(token.trim()).ok().filter(|_| scheme.eq_ignore_ascii_case("basic"))?;
+    let pair = String::from_utf8(pair).ok()?;
+    let name = pair.split_once(':')?.0;
+    (!name.is_empty() && name.len() <= LONGEST && !name.contains(char::is_control)).then(|| name.to_owned())
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for By {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Error> {
+        Self::of(&parts.headers)
+    }
+}
+
+impl<S: Send + Sync, T: DeserializeOwned + Default> FromRequest<S> for Perhaps<T> {
+    type Rejection = Error;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Error> {
+        let bytes = body(request, state).await?;
+        if bytes.is_empty() { Ok(Self(T::default())) } else { json(&bytes).map(Self) }
     }
 }
 

@@ -5,22 +5,31 @@ use std::{collections::HashMap, time::Duration};
 use serde::Serialize;
 use serde_json::{Value, json};
 use taper_model::{
-    Digest, Function, FunctionName, FunctionSpec, Manifest, Revision, RevisionState, call::Served, clock,
-    name::DEFAULT_NAMESPACE,
+    Function, FunctionName, Manifest, Revision, RevisionState, call::Served, clock, name::DEFAULT_NAMESPACE,
 };
 use taper_provider::Usage;
 
-use crate::{Shared, Starts};
+use crate::{
+    Shared, Starts,
+    api::traffic::{self, Spreading},
+    board::Seen,
+};
 
 /// What is, beside what is wanted.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Status {
     url: String,
+    /// The same by a host of its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    host_url: Option<String>,
     created_at: String,
     latest_created_revision: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     latest_ready_revision: Option<String>,
+    /// What `latest` means: the latest ready one, or what is held in its place.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    serving_revision: Option<String>,
     wanted_instances: u32,
     ready_instances: u32,
     scaling: String,
@@ -32,18 +41,21 @@ struct Status {
     invocations: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     starts: Option<Started>,
-    conditions: [Condition; 1],
+    #[serde(flatten)]
+    spreading: Spreading,
+    conditions: Vec<Condition>,
     #[serde(skip_serializing_if = "Option::is_none")]
     instances: Option<Vec<Value>>,
 }
 
+/// How something of a function stands, as Kubernetes writes it.
 #[derive(Serialize)]
-struct Condition {
-    r#type: &'static str,
-    status: &'static str,
-    reason: &'static str,
+pub(super) struct Condition {
+    pub(super) r#type: &'static str,
+    pub(super) status: &'static str,
+    pub(super) reason: &'static str,
     #[serde(skip_serializing_if = "String::is_empty")]
-    message: String,
+    pub(super) message: String,
 }
 
 /// Calls that waited for an instance to start.
@@ -68,23 +80,6 @@ struct ColdStart {
     first_byte_ms: f64,
 }
 
-/// One of a function's revisions.
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct RevisionView<'a> {
-    name: String,
-    number: u32,
-    state: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    message: Option<&'a str>,
-    serving: bool,
-    created_at: String,
-    ready_instances: usize,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    artifact: Option<Digest>,
-    spec: &'a FunctionSpec,
-}
-
 /// Where a function is called.
 pub(crate) fn url(shared: &Shared, name: &FunctionName) -> String {
     let base = (shared.parts.public_url)();
@@ -99,16 +94,19 @@ pub(crate) fn url(shared: &Shared, name: &FunctionName) -> String {
 pub(crate) fn resource(shared: &Shared, function: &Function, detail: bool) -> Value {
     let latest = &function.latest().revision;
     let mut manifest = Manifest::function(&function.name, latest.spec.clone());
+    manifest.spec.put_routing(&function.routing);
     manifest.metadata.labels.clone_from(&latest.labels);
     manifest.metadata.annotations.clone_from(&latest.annotations);
-    let serving = function.latest_ready();
-    let seen = serving.map(|r| shared.board.seen(&r.id)).unwrap_or_default();
+    let serving = function.serving();
+    let seen = Seen::all(&shared.board, function);
     let running: Vec<_> = function.revisions.iter().map(|e| shared.board.seen(&e.revision.id)).collect();
     let status = Status {
         url: url(shared, &function.name),
+        host_url: (shared.parts.host_url)(&function.name, None),
         created_at: clock::rfc3339(function.created_ms),
         latest_created_revision: latest.id.name(),
-        latest_ready_revision: serving.map(|r| r.id.name()),
+        latest_ready_revision: function.latest_ready().map(|r| r.id.name()),
+        serving_revision: serving.map(|r| r.id.name()),
         wanted_instances: seen.want,
         ready_instances: u32::try_from(seen.ready.len()).unwrap_or(u32::MAX),
         scaling: match (serving, function.scale) {
@@ -121,7 +119,8 @@ pub(crate) fn resource(shared: &Shared, function: &Function, detail: bool) -> Va
         draining_instances: running.iter().map(|s| s.draining).sum(),
         invocations: (shared.parts.invocations)(&function.name),
         starts: detail.then(|| started((shared.parts.starts)(&function.name))).flatten(),
-        conditions: [ready(function, seen.trouble)],
+        spreading: Spreading::of(shared, function),
+        conditions: std::iter::once(ready(function, seen.trouble)).chain(traffic::condition(function)).collect(),
         instances: detail.then(|| instances(shared, function)),
     };
     let mut resource = json!(manifest);
@@ -160,7 +159,7 @@ fn is_zero(count: &u32) -> bool {
 /// Whether the newest revision serves, and if not, why.
 fn ready(function: &Function, trouble: Option<String>) -> Condition {
     let condition = |status, reason, message| Condition { r#type: "Ready", status, reason, message };
-    let still = function.latest_ready().map(|r| format!("{} serves meanwhile", r.id.name()));
+    let still = function.serving().map(|r| format!("{} serves meanwhile", r.id.name()));
     match (&function.latest().state, trouble) {
         (RevisionState::Pending, _) => condition("Unknown", "Deploying", still.unwrap_or_default()),
         (RevisionState::Failed(why), _) => {
@@ -192,28 +191,4 @@ fn instances(shared: &Shared, function: &Function) -> Vec<Value> {
         shared.board.seen(&revision.id).ready.iter().map(show).collect::<Vec<_>>()
     };
     function.revisions.iter().flat_map(|e| of(&e.revision)).collect()
-}
-
-/// Every revision, oldest first.
-pub(crate) fn revisions<'a>(shared: &Shared, function: &'a Function) -> Vec<RevisionView<'a>> {
-    let serving = function.latest_ready().map(|r| &r.id);
-    let view = |e: &'a taper_model::revision::Entry| {
-        let (state, message) = match &e.state {
-            RevisionState::Pending => ("pending", None),
-            RevisionState::Ready => ("ready", None),
-            RevisionState::Failed(why) => ("failed", Some(why.as_str())),
-        };
-        RevisionView {
-            name: e.revision.id.name(),
-            number: e.revision.id.number(),
-            state,
-            message,
-            serving: serving == Some(&e.revision.id),
-            created_at: clock::rfc3339(e.revision.created_ms),
-            ready_instances: shared.board.seen(&e.revision.id).ready.len(),
-            artifact: e.revision.artifact,
-            spec: &e.revision.spec,
-        }
-    };
-    function.revisions.iter().map(view).collect()
 }

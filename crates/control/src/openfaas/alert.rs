@@ -10,6 +10,7 @@ use taper_model::FunctionName;
 
 use crate::{
     Error, Shared, api,
+    board::Seen,
     openfaas::{Text, labels, told},
     policy,
 };
@@ -44,9 +45,9 @@ async fn act(shared: &Shared, name: &str, status: &str) -> Result<(), Error> {
     let name = FunctionName::parse(name)?;
     let snapshot = Arc::clone(&shared.parts.store.snapshot().borrow());
     let function = snapshot.function(&name).ok_or_else(|| api::no_function(&name))?;
-    let Some(revision) = function.latest_ready() else { return Ok(()) };
+    let Some(revision) = function.serving() else { return Ok(()) };
     let (policy, factor) = (policy::of(revision), labels::factor(&revision.labels)?);
-    let now = shared.board.seen(&revision.id).want;
+    let now = Seen::all(&shared.board, function).want;
     let count = match status {
         "firing" => now.saturating_add((policy.max * factor).div_ceil(100)).min(policy.max),
         "resolved" => policy.min,

@@ -89,12 +89,17 @@ async fn deploy(
     fits: impl Fn(&FunctionName, bool) -> Result<(), Error>,
 ) -> Result<Response, Text> {
     let watches = body.headers().get(ACCEPT).is_some_and(|kind| kind == api::NDJSON);
+    let api::By(by) = api::By::of(body.headers())?;
     let deployment: Deployment = told(body).await?;
     let name = target(&deployment.service, deployment.namespace.as_deref().unwrap_or_default(), uri)?;
     let there = function(shared, &name);
     fits(&name, there.is_some())?;
-    let (spec, labels, annotations) = deployment.meaning(there.as_ref().map(|f| &*f.latest().revision))?;
-    let deploy = admit(&shared.config, &shared.parts, name, spec, labels, annotations).await?;
+    let (mut spec, labels, annotations) = deployment.meaning(there.as_ref().map(|f| &*f.latest().revision))?;
+    if let Some(function) = &there {
+        // This surface has no words for it, so it says nothing of it.
+        spec.put_routing(&function.routing);
+    }
+    let deploy = admit(&shared.config, &shared.parts, name, spec, labels, annotations, by).await?;
     if watches {
         return Ok(api::publish(shared, deploy).await?);
     }

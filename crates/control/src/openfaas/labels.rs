@@ -107,5 +107,6 @@ pub(super) fn probe(annotations: &Words, which: &str) -> Result<Option<Probe>, E
         timeout: span("timeout")?,
         failure_threshold: count("failureThreshold")?,
         success_threshold: count("successThreshold")?,
+        ..Probe::default()
     }))
 }

@@ -72,8 +72,12 @@ pub(super) async fn update(
 
 async fn put(shared: &Shared, told: Told, put: Put) -> Result<(), Text> {
     let Told { name, labels, annotations } = told;
+    let name = Name::new(&name)?;
+    // This surface has no words for them, so it says nothing of them.
+    let known = shared.parts.store.snapshot().borrow().namespaces.get(&Name::namespace(name.as_str())?).cloned();
     let namespace = Namespace {
-        name: Name::new(&name)?,
+        limits: known.map(|known| known.limits.clone()).unwrap_or_default(),
+        name,
         labels: labels.unwrap_or_default(),
         annotations: annotations.unwrap_or_default(),
     };

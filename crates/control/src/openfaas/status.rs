@@ -9,6 +9,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::{
     Shared,
+    board::Seen,
     openfaas::{
         deployment::{ECHO, Echo},
         printed,
@@ -67,7 +68,7 @@ impl<'a> Status<'a> {
             limits: limits(spec),
             ..Echo::default()
         });
-        let seen = function.latest_ready().map(|r| shared.board.seen(&r.id)).unwrap_or_default();
+        let seen = Seen::all(&shared.board, function);
         let annotations = revision.annotations.iter().filter(|(k, _)| *k != ECHO);
         let mut labels: BTreeMap<_, _> = revision.labels.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
         labels.insert(FUNCTION, function.name.name.as_str());

@@ -47,8 +47,8 @@ async fn what_is_wrong_with_a_manifest_is_named() {
         (json!({"secrets": ["API"]}), "spec.secrets[0]", "api"),
         (
             json!({"traffic": [{"latest": true, "percent": 90}, {"revision": "hello-00001", "percent": 10}]}),
-            "spec.traffic",
-            "leave it out",
+            "spec.traffic[1].revision",
+            "does not exist",
         ),
         (json!({"env": {"A=B": "c"}}), "spec.env", "A=B"),
     ] {

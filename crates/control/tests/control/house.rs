@@ -16,17 +16,19 @@ use http::{Method, Request, StatusCode};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use taper_control::{Config, Control, Handle, Info, Parts, Starts};
+use taper_model::route::Route;
 use taper_model::{
-    BoxFuture, BoxStream, Demand, Fault, FunctionName, InstanceId, Load, Name, Namespace, Pooled, Revision, RevisionId,
-    RevisionState, Secret, Shelf,
+    BoxFuture, BoxStream, Demand, Fault, Function, FunctionName, InstanceId, Load, Name, Namespace, Pooled, Revision,
+    RevisionId, RevisionState, Secret, Shelf,
     call::{Phases, Served, Start, Timing},
+    demand::Outcomes,
     quantity::Span,
 };
 use taper_provider::{
     Error as ProviderError, Event, LogLine, LogQuery, Progress, Provider, Usage,
     fake::{Fake, Script},
 };
-use taper_store::{Artifacts, Deploy, Error as StoreError, Memory, Published, Put, Snapshot, Store};
+use taper_store::{Artifacts, Deploy, Direct, Error as StoreError, Memory, Published, Put, Snapshot, Store};
 use tokio::{
     sync::{Notify, watch},
     task::JoinHandle,
@@ -50,7 +52,12 @@ impl House {
     /// Has a namespace made.
     pub(crate) async fn namespace(&self, name: &str) {
         let name = Name::new(name).unwrap();
-        let namespace = Namespace { name, labels: BTreeMap::new(), annotations: BTreeMap::new() };
+        let namespace = Namespace {
+            name,
+            labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
+            limits: taper_model::traffic::Limits::default(),
+        };
         self.store.put_namespace(namespace, Put::Create).await.unwrap();
     }
 
@@ -79,6 +86,14 @@ impl House {
             provider: Arc::new(stage.clone()),
             load: Arc::clone(&load) as Arc<dyn Load>,
             public_url: Box::new(|| "http://127.0.0.1:8080".into()),
+            outcomes: {
+                let load = Arc::clone(&load);
+                Box::new(move |id| load.outcomes(id))
+            },
+            host_url: Box::new(|name, tag| {
+                let tag = tag.map(|tag| format!("{tag}-")).unwrap_or_default();
+                Some(format!("http://{tag}{}.{}.localhost:8080", name.name, name.namespace))
+            }),
             invocations: Box::new(|name| if name.name.as_str() == "counted" { 7 } else { 0 }),
             starts: Box::new(|name| if name.name.as_str() == "counted" { starts() } else { Starts::default() }),
             info: Info { version: "0.1.0".into(), provider: "local".into(), isolation: "none".into() },
@@ -176,6 +191,54 @@ impl House {
         ready.map(|i| i.secrets[&secret]).collect()
     }
 
+    /// Instances of a revision that take calls.
+    pub(crate) fn ready(&self, name: &str, revision: u32) -> usize {
+        self.stage.fake.ready().into_iter().filter(|i| i.revision == id(name, revision)).count()
+    }
+
+    /// A function as the store has it.
+    pub(crate) fn function(&self, name: &str) -> Arc<Function> {
+        self.store.snapshot().borrow().function(&function(name)).expect("it was deployed").clone()
+    }
+
+    /// Who has how many percent of a function's calls, the newest first.
+    pub(crate) fn shares(&self, name: &str) -> Vec<(u32, f64)> {
+        let shares = self.function(name).targets().shares;
+        shares.iter().map(|s| (s.revision.id.number(), f64::from(s.weight) / 100.0)).collect()
+    }
+
+    /// Has a load of so many calls at a time follow the shares, for so long; a second's calls are answered in it, and of those of a revision
+    /// that many percent badly.
+    pub(crate) async fn serve(&self, name: &str, calls: u32, seconds: f64, failing: &[(u32, u64)]) {
+        let mut left = seconds;
+        while left > 0.0 {
+            let shares = self.shares(name);
+            let known = self.function(name).revisions.iter().map(|e| e.revision.id.number()).collect::<Vec<_>>();
+            for number in known {
+                let percent = shares.iter().find(|s| s.0 == number).map_or(0.0, |s| s.1);
+                let part = (f64::from(calls) * percent / 100.0).round() as u32;
+                self.load.hold(name, number, part);
+                let bad = failing.iter().find(|f| f.0 == number).map_or(0, |f| f.1);
+                // Ten calls a second for each that is there at a time.
+                let answered = u64::from(calls) * percent.round() as u64 / 100;
+                self.load.ended(name, number, answered, answered * bad / 100);
+            }
+            pass(0.1).await;
+            left -= 0.1;
+        }
+    }
+
+    /// Replaces a function's traffic.
+    pub(crate) async fn direct(&self, name: &str, body: Value) -> (StatusCode, Value) {
+        self.json("PUT", &format!("{}/traffic", path(name)), body).await
+    }
+
+    /// Goes back to the revision before, or to this one.
+    pub(crate) async fn rollback(&self, name: &str, revision: Option<&str>) -> (StatusCode, Value) {
+        let body = revision.map_or(Value::Null, |revision| json!({"revision": revision}));
+        self.json("POST", &format!("{}/rollback", path(name)), body).await
+    }
+
     /// The first ready instance of a revision.
     pub(crate) fn instance(&self, name: &str, revision: u32) -> InstanceId {
         let mut ready: Vec<_> =
@@ -248,6 +311,18 @@ impl Store for Flaky {
     fn scale<'a>(&'a self, function: &'a FunctionName, wanted: Option<u32>) -> BoxFuture<'a, Result<(), StoreError>> {
         self.memory.scale(function, wanted)
     }
+    fn direct<'a>(&'a self, function: &'a FunctionName, change: Direct) -> BoxFuture<'a, Result<(), StoreError>> {
+        if self.is_full.load(Ordering::Relaxed) {
+            return Box::pin(async { Err(taper_medium::Error::Full { path: "taper.db".into() }.into()) });
+        }
+        self.memory.direct(function, change)
+    }
+    fn put_route(&self, route: Route) -> BoxFuture<'_, Result<(), StoreError>> {
+        self.memory.put_route(route)
+    }
+    fn delete_route<'a>(&'a self, namespace: &'a Name, name: &'a Name) -> BoxFuture<'a, Result<(), StoreError>> {
+        self.memory.delete_route(namespace, name)
+    }
     fn delete<'a>(&'a self, function: &'a FunctionName) -> BoxFuture<'a, Result<Vec<RevisionId>, StoreError>> {
         self.memory.delete(function)
     }
@@ -274,6 +349,9 @@ impl Store for Flaky {
     }
     fn delete_namespace<'a>(&'a self, name: &'a Name) -> BoxFuture<'a, Result<(), StoreError>> {
         self.memory.delete_namespace(name)
+    }
+    fn collect(&self) -> BoxFuture<'_, Result<usize, StoreError>> {
+        self.memory.collect()
     }
     fn rotate_key(&self) -> BoxFuture<'_, Result<usize, StoreError>> {
         self.memory.rotate_key()
@@ -498,6 +576,7 @@ struct Held {
     to_report: VecDeque<RevisionId>,
     retired: BTreeSet<InstanceId>,
     refused: Vec<(RevisionId, Fault)>,
+    ended: BTreeMap<RevisionId, Outcomes>,
     /// Happens in the moment in which the next knock is heard.
     meanwhile: Option<BoxFuture<'static, ()>>,
     sampled: Option<Instant>,
@@ -535,6 +614,17 @@ impl Hand {
             inner.to_report.push_back(id);
             self.knocks.notify_one();
         }
+    }
+
+    /// So many more calls of a revision were answered, and so many of them badly.
+    pub(crate) fn ended(&self, name: &str, number: u32, answered: u64, failed: u64) {
+        let mut inner = self.inner.lock().unwrap();
+        let ended = inner.ended.entry(id(name, number)).or_default();
+        *ended = Outcomes { answered: ended.answered + answered, failed: ended.failed + failed };
+    }
+
+    fn outcomes(&self, id: &RevisionId) -> Outcomes {
+        self.inner.lock().unwrap().ended.get(id).copied().unwrap_or_default()
     }
 
     /// One call that is over at once, if there is an instance; else it waits.
@@ -671,6 +761,7 @@ fn starts() -> Starts {
         start,
         timing: Timing { activate: ms(load + 5), invoke: ms(1), ..Timing::default() },
         phases: Some(Phases { claim: ms(2), bind: Duration::from_micros(250), load: ms(load) }),
+        repeated: false,
     };
     Starts { pool: 2, cold: 1, recent: vec![(0, served(Start::Cold, 40)), (60_000, served(Start::Pool, 1))] }
 }

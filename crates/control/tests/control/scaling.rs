@@ -213,6 +213,8 @@ async fn deleted_and_made_anew_between_two_looks() {
     let revision = house.store.snapshot().borrow().function(&name).unwrap().latest().revision.clone();
     house.store.delete(&name).await.unwrap();
     let deploy = taper_store::Deploy {
+        by: String::new(),
+        routing: Default::default(),
         function: name.clone(),
         spec: revision.spec.clone(),
         artifact: None,

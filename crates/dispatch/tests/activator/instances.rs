@@ -228,3 +228,39 @@ async fn a_start_counts_as_warm_for_who_did_not_wait_for_it() {
     let slot = granted(&mut third);
     assert_eq!((slot.start(), slot.timing().queue), (Start::Warm, Duration::from_millis(500)));
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_instance_that_is_not_ready_any_more_rests_until_it_is() {
+    let (d, hello) = (dispatcher(), hello());
+    let pause = || Event::Unready { id: id("a"), revision: hello.clone(), why: "status 503".into() };
+    d.learn(ready(&hello, "a", 2));
+    d.learn(ready(&hello, "b", 1));
+    let held = admitted(&d, &hello);
+    d.learn(gone(&hello, "b"));
+    let kept = admitted(&d, &hello);
+    assert_eq!(on(&kept), "a");
+    d.learn(pause());
+    d.learn(pause());
+    assert_eq!((counts(&d), d.stats()[0].leaving), ((0, 2, 0), 1));
+    // What runs on it goes on, what comes waits, and nobody condemns it.
+    let mut call = waiting(&d, &hello);
+    let mut report: BoxFuture<'_, _> = Box::pin(d.condemned());
+    assert!(poll(&mut report).is_none());
+    drop(report);
+    drop((held, kept));
+    assert!(poll(&mut call).is_none());
+    d.learn(ready(&hello, "a", 2));
+    let first = granted(&mut call);
+    let second = admitted(&d, &hello);
+    assert_eq!((on(&first), on(&second)), ("a", "a"));
+    let mut third = waiting(&d, &hello);
+
+    // One that rests can still be taken out of service for good.
+    d.learn(pause());
+    d.learn(draining(&hello, "a"));
+    d.learn(ready(&hello, "a", 2));
+    drop((first, second));
+    assert!(poll(&mut third).is_none());
+    d.learn(gone(&hello, "a"));
+    assert_eq!(counts(&d), (1, 0, 0));
+}

@@ -23,7 +23,7 @@ use std::{
 use taper_dispatch::{Config, Dispatcher, Permit, Stats};
 use taper_model::{
     BoxFuture, Call, CallId, Cause, Fault, FunctionName, InstanceId, Invoke, Reply, RevisionId, Stage,
-    call::{self, Phases, Served, Start},
+    call::{self, Phases, Served, Start, Terms},
 };
 use taper_provider::{Event, Instance};
 use tokio::time::Instant;
@@ -111,14 +111,18 @@ fn draining(revision: &RevisionId, name: &str) -> Event {
 
 fn request(revision: &RevisionId, deadline: Instant, body: &'static str) -> Call {
     let request = http::Request::post("/").body(call::full(body)).unwrap();
-    Call { id: CallId::random(), revision: revision.clone(), deadline, request }
+    Call { terms: Default::default(), id: CallId::random(), revision: revision.clone(), deadline, request }
 }
 
 /// A call on its way; nothing happens before it is polled.
 fn admission(dispatcher: &Dispatcher, revision: &RevisionId, deadline: Instant) -> Admission {
+    admission_as(dispatcher, revision, deadline, Terms::default())
+}
+
+fn admission_as(dispatcher: &Dispatcher, revision: &RevisionId, deadline: Instant, terms: Terms) -> Admission {
     let (dispatcher, revision) = (dispatcher.clone(), revision.clone());
     // Polled by hand many times within one turn of the test's task: the runtime's fairness budget would answer instead.
-    Box::pin(tokio::task::unconstrained(async move { dispatcher.admit(&revision, deadline).await }))
+    Box::pin(tokio::task::unconstrained(async move { dispatcher.admit(&revision, deadline, terms).await }))
 }
 
 fn poll<F: Future + ?Sized>(future: &mut Pin<Box<F>>) -> Option<F::Output> {

@@ -147,7 +147,7 @@ async fn the_deadline_names_what_was_waited_for() {
 async fn a_task_that_waits_is_woken_by_its_deadline() {
     let (d, hello) = (dispatcher(), hello());
     let began = Instant::now();
-    let fault = d.admit(&hello, within(30)).await.unwrap_err();
+    let fault = d.admit(&hello, within(30), Terms::default()).await.unwrap_err();
     assert_eq!(fault.stage, Stage::Activate);
     assert!(began.elapsed() >= Duration::from_secs(30) && began.elapsed() < Duration::from_millis(30_010));
 }
@@ -194,6 +194,7 @@ async fn a_burst_at_zero_through_a_provider() {
     let (d, hello) = (dispatcher(), hello());
     fake.script(&hello, Script { start_delay: Duration::from_millis(100), ..Script::default() });
     let revision = Arc::new(taper_model::Revision {
+        by: String::new(),
         id: hello.clone(),
         spec: taper_model::FunctionSpec { concurrency: Some(1), ..Default::default() },
         artifact: None,
@@ -293,4 +294,78 @@ async fn closing_lets_what_is_inside_finish() {
     assert!(!drained.is_finished());
     drop(leaver);
     soon(drained).await;
+}
+
+const BACKGROUND: Terms = Terms { background: true, queue: None, repeated: false };
+
+/// Gives the one slot on, so often, and tells who got it: `a`, or `b` for a call in the background.
+fn turns(slot: &mut Option<Permit>, waiting: &mut Vec<(char, Admission)>, count: usize) -> String {
+    let mut got = String::new();
+    for _ in 0..count {
+        *slot = None;
+        let at = waiting.iter_mut().position(|(name, call)| match poll(call) {
+            Some(permit) => {
+                *slot = Some(permit.unwrap());
+                got.push(*name);
+                true
+            }
+            None => false,
+        });
+        drop(waiting.remove(at.expect("somebody waits, so somebody has the slot")));
+    }
+    got
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_for_which_nobody_waits_stand_behind_the_others_and_do_not_starve() {
+    let (d, hello) = (dispatcher(), hello());
+    d.learn(ready(&hello, "a", 1));
+    let mut slot = Some(admitted(&d, &hello));
+    let mut all = Vec::new();
+    let mut join = |name: char, count: usize| {
+        for _ in 0..count {
+            let terms = if name == 'b' { BACKGROUND } else { Terms::default() };
+            let mut call = admission_as(&d, &hello, within(60), terms);
+            assert!(poll(&mut call).is_none());
+            all.push((name, call));
+        }
+    };
+    join('b', 3);
+    join('a', 20);
+    assert_eq!(turns(&mut slot, &mut all, 23), "aaaaaaabaaaaaaabaaaaaab");
+
+    // Where only those wait for whom nobody does, they get every slot; and a free slot is anybody's.
+    drop(slot);
+    drop(granted(&mut admission_as(&d, &hello, within(60), BACKGROUND)));
+    assert_eq!(counts(&d), (0, 0, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_says_how_many_may_wait_beside_it() {
+    let (d, hello) = (Dispatcher::new(Config { queue: 3, ..Config::default() }), hello());
+    let enter = |terms: Terms| {
+        let mut call = admission_as(&d, &hello, within(60), terms);
+        match poll(&mut call) {
+            None => Ok(call),
+            Some(refused) => Err(refused.unwrap_err()),
+        }
+    };
+    let at_most = |queue| Terms { queue: Some(queue), ..Terms::default() };
+    let first = enter(at_most(0)).expect("a revision at zero starts for somebody who waits");
+    let fault = enter(at_most(1)).err().unwrap();
+    assert_eq!(fault.cause, Cause::QueueFull);
+    assert!(matches!(fault.retry, taper_model::Retry::After(_)) && fault.message.contains("limits.queue"), "{fault}");
+    let second = enter(at_most(2)).unwrap();
+    let third = enter(at_most(100)).unwrap();
+    assert!(enter(at_most(100)).err().unwrap().message.starts_with("3 calls wait"), "the platform's bound holds");
+
+    // Those in the background count all, and keep nobody out.
+    assert!(enter(BACKGROUND).is_err());
+    drop((second, third));
+    let others: Vec<_> = (0..2).map(|_| enter(BACKGROUND).unwrap()).collect();
+    assert!(enter(BACKGROUND).is_err());
+    let more: Vec<_> = (0..2).map(|_| enter(Terms::default()).unwrap()).collect();
+    assert!(enter(Terms::default()).is_err());
+    drop((first, others, more));
+    assert_eq!(counts(&d), (0, 0, 0));
 }

@@ -1,4 +1,4 @@
-//! Random stories beside a model that is too simple to be wrong: a list of who waits, and a number of slots. It
+//! Random stories beside a model that is too simple to be wrong: a list of who waits and for whom, and a number of slots. It
 //! foretells every outcome: who is admitted, who waits, how many run, and what the sample says. It knows no lanes: on which thread
 //! a thing is done makes no difference to anybody.
 
@@ -13,7 +13,9 @@ const BOUND: usize = 6;
 
 #[derive(Debug, Clone)]
 enum Op {
-    Call { lasts_ms: u64 },
+    Call { lasts_ms: u64, background: bool, queue: Option<u32> },
+    Pause(usize),
+    Resume(usize),
     Look,
     Leave(usize),
     Free(usize),
@@ -30,7 +32,10 @@ enum Op {
 
 fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
-        8 => (1..400u64).prop_map(|lasts_ms| Op::Call { lasts_ms }),
+        8 => (1..400u64, prop::bool::weighted(0.4), prop::option::weighted(0.2, 0..8u32))
+            .prop_map(|(lasts_ms, background, queue)| Op::Call { lasts_ms, background, queue }),
+        1 => any::<usize>().prop_map(Op::Pause),
+        1 => any::<usize>().prop_map(Op::Resume),
         4 => Just(Op::Look),
         3 => any::<usize>().prop_map(Op::Leave),
         6 => any::<usize>().prop_map(Op::Free),
@@ -49,13 +54,27 @@ fn op() -> impl Strategy<Value = Op> {
 struct Seen {
     slots: u32,
     serving: bool,
+    /// Out of service until it is ready again.
+    paused: bool,
+}
+
+/// A call whose future lives.
+struct Waits {
+    number: u64,
+    future: Admission,
+    deadline: Instant,
+    background: bool,
+    /// Whether the model granted it a slot.
+    granted: bool,
 }
 
 struct Story {
     d: Dispatcher,
     revision: RevisionId,
-    /// Calls whose future lives, oldest first: the call's number, its future, its deadline, whether the model granted it a slot.
-    calls: Vec<(u64, Admission, Instant, bool)>,
+    /// Calls whose future lives, oldest first.
+    calls: Vec<Waits>,
+    /// Slots that others got while a call in the background waited.
+    passed: u32,
     held: Vec<Permit>,
     instances: HashMap<String, Seen>,
     next: u64,
@@ -73,6 +92,7 @@ impl Story {
             d,
             revision: hello(),
             calls: Vec::new(),
+            passed: 0,
             held: Vec::new(),
             instances: HashMap::new(),
             next: 0,
@@ -84,7 +104,7 @@ impl Story {
     }
 
     fn waiting(&self) -> usize {
-        self.calls.iter().filter(|c| !c.3).count()
+        self.calls.iter().filter(|c| !c.granted).count()
     }
 
     fn granted(&self) -> usize {
@@ -103,12 +123,15 @@ impl Story {
         free as usize - self.granted()
     }
 
-    /// Free slots go to the oldest who wait.
+    /// Free slots go to the oldest who wait for an answer, and each eighth to the oldest who does not.
     fn grant(&mut self) {
         for _ in 0..self.free() {
-            if let Some(call) = self.calls.iter_mut().find(|c| !c.3) {
-                call.3 = true;
-            }
+            let oldest = |background| self.calls.iter().position(|c| !c.granted && c.background == background);
+            let (ahead, behind) = (oldest(false), oldest(true));
+            let due = self.passed >= 7;
+            let Some(at) = (if due { behind.or(ahead) } else { ahead.or(behind) }) else { return };
+            self.passed = if Some(at) == behind || behind.is_none() { 0 } else { self.passed + 1 };
+            self.calls[at].granted = true;
         }
     }
 
@@ -128,7 +151,8 @@ impl Story {
 
     /// Everybody looks: those with a slot take it, those past their deadline leave with a fault, the rest wait.
     fn look(&mut self) {
-        for (number, mut future, deadline, granted) in std::mem::take(&mut self.calls) {
+        for call in std::mem::take(&mut self.calls) {
+            let Waits { number, mut future, deadline, background, granted } = call;
             match poll(&mut future) {
                 Some(Ok(permit)) => {
                     assert!(granted, "call {number} overtook");
@@ -141,16 +165,19 @@ impl Story {
                 None => {
                     assert!(!granted, "call {number} was forgotten while a slot was free");
                     assert!(deadline > Instant::now(), "call {number} slept past its deadline");
-                    self.calls.push((number, future, deadline, false));
+                    self.calls.push(Waits { number, future, deadline, background, granted: false });
                 }
             }
         }
     }
 
-    fn call(&mut self, lasts_ms: u64) {
+    fn call(&mut self, lasts_ms: u64, background: bool, queue: Option<u32>) {
         let deadline = Instant::now() + Duration::from_millis(lasts_ms);
-        let mut future = admission(&self.d, &self.revision, deadline);
-        let (free, unread, full) = (self.free(), self.granted(), self.waiting() >= BOUND);
+        let mut future =
+            admission_as(&self.d, &self.revision, deadline, Terms { background, queue, ..Terms::default() });
+        let before = self.calls.iter().filter(|c| !c.granted && (background || !c.background)).count();
+        let bound = queue.map_or(BOUND, |queue| BOUND.min(queue.max(1) as usize));
+        let (free, unread, full) = (self.free(), self.granted(), before >= bound);
         self.arrived += 1;
         self.get_known();
         self.next += 1;
@@ -165,7 +192,7 @@ impl Story {
             }
             None => {
                 assert!(free == 0 && !full);
-                self.calls.push((self.next, future, deadline, false));
+                self.calls.push(Waits { number: self.next, future, deadline, background, granted: false });
             }
         }
     }
@@ -185,11 +212,11 @@ impl Story {
     fn refuse(&mut self) {
         let fault = Fault::new(Stage::Activate, Cause::CannotStart, "no");
         self.d.refuse(&self.revision, &fault);
-        for (number, mut future, deadline, granted) in std::mem::take(&mut self.calls) {
-            if granted {
-                self.calls.push((number, future, deadline, true));
+        for mut call in std::mem::take(&mut self.calls) {
+            if call.granted {
+                self.calls.push(call);
             } else {
-                assert_eq!(poll(&mut future).unwrap().unwrap_err().cause, Cause::CannotStart);
+                assert_eq!(poll(&mut call.future).unwrap().unwrap_err().cause, Cause::CannotStart);
             }
         }
     }
@@ -233,7 +260,7 @@ impl Story {
 
     async fn act(&mut self, op: Op) {
         match op {
-            Op::Call { lasts_ms } => self.call(lasts_ms),
+            Op::Call { lasts_ms, background, queue } => self.call(lasts_ms, background, queue),
             Op::Look => self.look(),
             Op::Leave(pick) => {
                 if !self.calls.is_empty() {
@@ -250,14 +277,31 @@ impl Story {
                 self.next += 1;
                 let name = format!("i{}", self.next);
                 self.d.learn(ready(&self.revision, &name, slots));
-                self.instances.insert(name, Seen { slots, serving: true });
+                self.instances.insert(name, Seen { slots, serving: true, paused: false });
                 self.get_known();
             }
             Op::Drain(pick) => {
                 self.look();
                 if let Some(name) = self.name(pick) {
                     self.d.learn(draining(&self.revision, &name));
-                    self.instances.get_mut(&name).unwrap().serving = false;
+                    let seen = self.instances.get_mut(&name).unwrap();
+                    (seen.serving, seen.paused) = (false, false);
+                }
+            }
+            Op::Pause(pick) => {
+                self.look();
+                if let Some(name) = self.name(pick) {
+                    let (id, revision) = (id(&name), self.revision.clone());
+                    self.d.learn(Event::Unready { id, revision, why: "status 503".into() });
+                    let seen = self.instances.get_mut(&name).unwrap();
+                    seen.paused |= std::mem::take(&mut seen.serving);
+                }
+            }
+            Op::Resume(pick) => {
+                if let Some(name) = self.name(pick) {
+                    let seen = self.instances.get_mut(&name).unwrap();
+                    seen.serving |= std::mem::take(&mut seen.paused);
+                    self.d.learn(ready(&self.revision, &name, seen.slots));
                 }
             }
             Op::Gone(pick) => {
@@ -301,6 +345,9 @@ impl Story {
                     at += 1;
                     keep >> (at % 8) & 1 == 1
                 });
+                for seen in self.instances.values_mut() {
+                    seen.serving |= std::mem::take(&mut seen.paused);
+                }
                 let listed = self.instances.iter().map(|(name, s)| instance(&self.revision, name, s.slots)).collect();
                 self.d.learn(Event::Reset(listed));
             }

@@ -145,7 +145,8 @@ async fn trailers_come_through() {
 async fn a_reply_tells_how_it_came_about() {
     let (d, hello) = answering(http::Response::new(call::full("x")));
     let reply = d.invoke(request(&hello, within(60), "")).await.unwrap();
-    let Served { start, timing: Timing { queue, activate, invoke }, phases } = served(&reply);
+    let Served { start, timing: Timing { queue, activate, invoke }, phases, repeated } = served(&reply);
+    assert!(!repeated);
     assert_eq!((start, phases), (Start::Warm, None));
     assert_eq!((queue, activate), (Duration::ZERO, Duration::ZERO));
     assert!(invoke >= Duration::from_millis(7) && invoke < Duration::from_millis(9), "{invoke:?}");

@@ -83,7 +83,8 @@ async fn an_unsent_call_waits_for_the_replacement_at_its_old_place() {
     d.learn(ready(&hello, "new", 1));
     assert!(poll(&mut later).is_none());
     let reply = poll(&mut call).unwrap().unwrap();
-    let Served { start, timing, phases } = served(&reply);
+    let Served { start, timing, phases, repeated } = served(&reply);
+    assert!(!repeated, "nothing of it was sent before");
     assert_eq!((timing.queue, timing.activate), (Duration::from_secs(1), Duration::from_secs(2)));
     assert_eq!((start, phases), (Start::Pool, Some(BORN)), "it did wait for the new instance");
     drop(reply);
@@ -159,4 +160,100 @@ async fn faults_of_the_dispatcher_give_the_call_back() {
     assert_eq!(fault.cause, Cause::QueueFull);
     assert!(matches!(fault.retry, Retry::After(_)), "the advice stays: {:?}", fault.retry);
     assert!(fault.unsent.is_some());
+}
+
+/// An instance that takes a call, which may be sent twice, and breaks off.
+fn breaking(hello: &RevisionId, name: &str, slots: u32, sent: &Arc<AtomicUsize>) -> Instance {
+    let sent = sent.clone();
+    instance_that(hello, name, slots, move |call| {
+        sent.fetch_add(1, Ordering::SeqCst);
+        let repeated = call.terms.repeated;
+        Box::pin(async move {
+            let fault = Fault::new(Stage::Invoke, Cause::Died, "killed by signal 9");
+            Err(if repeated { fault } else { fault.with_repeatable(call) })
+        })
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_broke_off_and_may_be_sent_twice_is_served_by_another_instance() {
+    let (d, hello) = (dispatcher(), hello());
+    let sent = Arc::new(AtomicUsize::new(0));
+    for slots in [1, 3] {
+        d.learn(Event::Reset(Vec::new()));
+        d.learn(ready(&hello, "good", slots));
+        d.learn(Event::Ready(breaking(&hello, "bad", slots, &sent)));
+        let reply = d.invoke(request(&hello, within(60), "whole")).await.unwrap();
+        assert!(served(&reply).repeated);
+        assert_eq!(reply.into_body().collect().await.unwrap().to_bytes(), "whole");
+        // Whoever keeps it knows how it is: nobody is condemned for it.
+        assert_eq!(counts(&d), (0, 0, 2));
+    }
+    assert_eq!(sent.load(Ordering::SeqCst), 2);
+
+    // The only one there is: its other process may serve it.
+    d.learn(Event::Reset(Vec::new()));
+    let once = Arc::new(AtomicUsize::new(0));
+    let seen = once.clone();
+    d.learn(Event::Ready(instance_that(&hello, "one", 1, move |call| {
+        let first = seen.fetch_add(1, Ordering::SeqCst) == 0;
+        Box::pin(async move {
+            match first {
+                true => Err(Fault::new(Stage::Invoke, Cause::Died, "its process ended").with_repeatable(call)),
+                false => Ok(http::Response::new(call.request.into_body())),
+            }
+        })
+    })));
+    assert!(served(&d.invoke(request(&hello, within(60), "x")).await.unwrap()).repeated);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_broke_off_twice_is_not_sent_a_third_time() {
+    let (d, hello) = (dispatcher(), hello());
+    let sent = Arc::new(AtomicUsize::new(0));
+    for name in ["a", "b", "c"] {
+        d.learn(Event::Ready(breaking(&hello, name, 1, &sent)));
+    }
+    let fault = d.invoke(request(&hello, within(60), "x")).await.unwrap_err();
+    assert_eq!((fault.cause, fault.unsent.is_none(), sent.load(Ordering::SeqCst)), (Cause::Died, true, 2));
+    assert!(fault.message.contains("it was sent to another instance before"), "{fault}");
+
+    // Sent once already when it came here.
+    let mut call = request(&hello, within(60), "x");
+    call.terms.repeated = true;
+    d.invoke(call).await.unwrap_err();
+    assert_eq!(sent.load(Ordering::SeqCst), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_broke_off_is_not_sent_again_after_its_deadline() {
+    let (d, hello) = (dispatcher(), hello());
+    let sent = Arc::new(AtomicUsize::new(0));
+    for name in ["a", "b"] {
+        let sent = sent.clone();
+        d.learn(Event::Ready(instance_that(&hello, name, 1, move |call| {
+            sent.fetch_add(1, Ordering::SeqCst);
+            Box::pin(async move {
+                tokio::time::sleep(Duration::from_secs(5)).await;
+                Err(Fault::new(Stage::Invoke, Cause::Died, "killed by signal 9").with_repeatable(call))
+            })
+        })));
+    }
+    let fault = d.invoke(request(&hello, within(5), "x")).await.unwrap_err();
+    assert_eq!((fault.cause, sent.load(Ordering::SeqCst)), (Cause::Died, 1));
+
+    // Nor does it wait for another instance beyond it, and those who wait stand behind it.
+    d.learn(gone(&hello, "a"));
+    let mut call = d.invoke(request(&hello, within(9), "x"));
+    assert!(poll(&mut call).is_none());
+    d.learn(gone(&hello, "b"));
+    let mut later = waiting(&d, &hello);
+    pass(5.0).await;
+    assert!(poll(&mut call).is_none(), "it waits for another instance");
+    pass(4.0).await;
+    let fault = poll(&mut call).unwrap().unwrap_err();
+    assert_eq!(fault.cause, Cause::Deadline);
+    assert!(fault.message.contains("killed by signal 9"), "{fault}");
+    d.learn(ready(&hello, "c", 1));
+    granted(&mut later);
 }

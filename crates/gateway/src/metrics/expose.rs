@@ -11,23 +11,29 @@ use prometheus_client::{
     encoding::{DescriptorEncoder, EncodeLabelSet, MetricEncoder},
     metrics::{MetricType, exemplar::Exemplar},
 };
-use taper_model::{Function, Pooled, Shelf, Stage};
+use taper_model::{Function, Pooled, RevisionId, Shelf, Stage};
 use taper_queue::{Backlog, Queue};
 use taper_store::Snapshot;
 
-use super::{Counts, Gauges, STARTS, Series};
+use super::{Counts, Ends, Gauges, Mirrored, STARTS, Series};
 
 impl Collector for Counts {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
         let snapshot = self.snapshot.borrow().clone();
-        let mut counted: Vec<(String, Arc<Series>)> = {
+        let (mut counted, mut revisions) = (Vec::new(), Vec::new());
+        {
             let mut functions = self.functions.write().expect("counting does not panic");
             functions.retain(|name, _| snapshot.function(name).is_some());
-            functions.iter().map(|(name, series)| (name.openfaas(), series.clone())).collect()
-        };
+            for (name, series) in functions.iter() {
+                counted.push((name.openfaas(), series.clone()));
+                revisions.extend(snapshot.function(name).into_iter().flat_map(|function| series.revisions(function)));
+            }
+        }
         counted.sort_by(|a, b| a.0.cmp(&b.0));
+        revisions.sort_by(|a, b| a.0.cmp(&b.0));
         self.encode_openfaas(&mut encoder, &counted)?;
         self.encode_calls(&mut encoder, &counted)?;
+        encode_revisions(&mut encoder, &revisions)?;
         self.encode_gauges(&mut encoder, &snapshot)?;
         encode_pool(&mut encoder, &(self.pool)())?;
         if let Some(queue) = &self.queue {
@@ -123,7 +129,7 @@ impl Counts {
         };
         gauge("gateway_service_count", "Instances there should be.", &|g| g.want)?;
         gauge("gateway_service_ready_count", "Instances that take calls.", &|g| g.ready)?;
-        let settings = |f: &Function| f.route().map_or_else(|| f.latest().revision.clone(), Arc::clone);
+        let settings = |f: &Function| f.serving().map_or_else(|| f.latest().revision.clone(), Arc::clone);
         let help = "Instances kept even when idle.";
         let mut m = encoder.encode_descriptor("gateway_service_min", help, None, MetricType::Gauge)?;
         for (name, function) in &functions {
@@ -150,6 +156,31 @@ impl Counts {
         }
         Ok(())
     }
+}
+
+/// How calls and copies of them ended, by revision.
+fn encode_revisions(encoder: &mut DescriptorEncoder, revisions: &[(RevisionId, Arc<Ends>)]) -> fmt::Result {
+    let label = |id: &RevisionId, outcome| {
+        [("function_name", id.function().openfaas()), ("revision", id.name()), ("outcome", String::from(outcome))]
+    };
+    let help = "Calls that were answered, by the revision that they were for.";
+    let mut m = encoder.encode_descriptor("taper_revision_calls", help, None, MetricType::Counter)?;
+    for (id, ends) in revisions {
+        let all = ends.outcomes();
+        count(&mut m, &label(id, "ok"), all.answered - all.failed)?;
+        count(&mut m, &label(id, "failed"), all.failed)?;
+    }
+    let help = "Copies of calls, by the revision that they were for.";
+    let mut m = encoder.encode_descriptor("taper_mirrored", help, None, MetricType::Counter)?;
+    for (id, ends) in revisions {
+        let counts = Mirrored::ALL.map(|outcome| (outcome, ends.copies(outcome)));
+        if counts.iter().any(|(_, copies)| *copies > 0) {
+            for (outcome, copies) in counts {
+                count(&mut m, &label(id, outcome.as_str()), copies)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// What is kept ready for starts.

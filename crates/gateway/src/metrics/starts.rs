@@ -95,7 +95,7 @@ mod tests {
         assert!(recent.all().is_empty());
         for n in 0..100 {
             let timing = Timing { activate: Duration::from_millis(n), ..Timing::default() };
-            recent.add(&Served { start: Start::Pool, timing, phases: Some(Phases::default()) });
+            recent.add(&Served { start: Start::Pool, timing, phases: Some(Phases::default()), repeated: false });
         }
         let all = recent.all();
         assert_eq!((all.len(), all[0].1.timing.activate.as_millis()), (RECENT, 84));

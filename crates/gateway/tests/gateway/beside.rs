@@ -59,6 +59,14 @@ async fn metrics_and_health_and_nothing_else() {
 async fn an_address_that_is_taken_is_said() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap();
+    let listen = SocketAddr::from(([127, 0, 0, 1], 0));
+    let config = Config { listen, metrics_listen: Some(address), ..Config::default() };
+    let said = refused(config).await;
+    assert!(said.contains(&address.to_string()) && said.contains("gateway.metricsListen"), "{said}");
+}
+
+/// Why a gateway with this configuration cannot begin.
+pub(crate) async fn refused(config: Config) -> String {
     let (_, snapshot) = tokio::sync::watch::channel(std::sync::Arc::new(snapshot()));
     let credentials = taper_gateway::Credentials { user: "admin".into(), password: "secret".into() };
     let parts = taper_gateway::Parts {
@@ -72,10 +80,9 @@ async fn an_address_that_is_taken_is_said() {
         ready: Box::new(|| true),
         log: Box::new(std::io::sink()),
     };
-    let listen = SocketAddr::from(([127, 0, 0, 1], 0));
-    let config = Config { listen, metrics_listen: Some(address), ..Config::default() };
-    let said = taper_gateway::Gateway::bind(config, parts).await.err().expect("it is taken").to_string();
-    assert!(said.contains(&address.to_string()) && said.contains("gateway.metricsListen"), "{said}");
+    let config = Config { listen: SocketAddr::from(([127, 0, 0, 1], 0)), ..config };
+    let begun = taper_gateway::Gateway::bind(config, parts, taper_gateway::Listeners::default()).await;
+    begun.err().expect("it cannot begin").to_string()
 }
 
 struct Nobody;

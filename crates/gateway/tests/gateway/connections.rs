@@ -186,6 +186,9 @@ async fn what_comes_during_the_end_is_told_to_come_again() {
     half.write("GET /function/hello HT").await;
     let mut probe = platform.raw().await;
     probe.write("GET /readyz HT").await;
+    // On its own host that path is the function's.
+    let mut hosted = platform.raw().await;
+    hosted.write("GET /readyz HT").await;
     // Their first bytes have been read when a later connection has been served.
     platform.get("/healthz").await;
     platform.stop();
@@ -195,6 +198,9 @@ async fn what_comes_during_the_end_is_told_to_come_again() {
     let (answer, _) = half.rest().await;
     assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("retry-after: 1"), "{answer}");
     assert!(answer.contains("x-taper-fault: accept") && answer.contains("shutting_down"), "{answer}");
+    hosted.write("TP/1.1\r\nhost: hello.default.localhost\r\n\r\n").await;
+    let (answer, _) = hosted.rest().await;
+    assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("shutting_down"), "{answer}");
     probe.write("TP/1.1\r\nhost: x\r\n\r\n").await;
     assert!(probe.rest().await.0.starts_with("HTTP/1.1 503 "), "not ready any more");
     go.add_permits(1);

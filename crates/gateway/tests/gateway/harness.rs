@@ -14,17 +14,20 @@ use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use taper_gateway::{AccessLog, Config, Credentials, Drained, Gateway, Gauges, Parts};
+use taper_gateway::{AccessLog, Adopt, Config, Credentials, Drained, End, Gateway, Gauges, Listeners, Parts};
 use taper_model::{
-    Body, BoxError, BoxFuture, Call, Fault, Function, FunctionName, FunctionSpec, Invoke, Pooled, Reply, Revision,
-    RevisionId, RevisionState, call, quantity::Span, revision::Entry,
+    Body, BoxError, BoxFuture, Call, Fault, Function, FunctionName, FunctionSpec, Invoke, Name, Pooled, Reply,
+    Revision, RevisionId, RevisionState, call,
+    quantity::Span,
+    revision::Entry,
+    route::{Bound, Owner, Rule, Table},
 };
 use taper_queue::Queue;
 use taper_store::Snapshot;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
-    sync::{mpsc, watch},
+    sync::{Semaphore, mpsc, watch},
     task::JoinHandle,
 };
 use tokio_util::sync::CancellationToken;
@@ -41,9 +44,15 @@ pub(crate) struct Platform {
     pub(crate) address: SocketAddr,
     /// Where metrics are, if they have an address of their own.
     pub(crate) metrics_address: Option<SocketAddr>,
+    /// Where TLS is spoken, if it is.
+    pub(crate) secure_address: Option<SocketAddr>,
     pub(crate) publish: watch::Sender<Arc<Snapshot>>,
     pub(crate) credentials: watch::Sender<Credentials>,
     pub(crate) log: Lines,
+    pub(crate) adopt: Adopt,
+    successor: Arc<Mutex<Option<Adopt>>>,
+    /// One permit for each connection that was given to a successor.
+    pub(crate) passed: Arc<Semaphore>,
     stop: CancellationToken,
     run: Option<JoinHandle<Drained>>,
 }
@@ -83,6 +92,7 @@ impl io::Write for Lines {
 pub(crate) fn function(name: &str, spec: FunctionSpec, state: RevisionState) -> (FunctionName, Arc<Function>) {
     let name = FunctionName::parse(name).unwrap();
     let revision = Revision {
+        by: String::new(),
         id: RevisionId::new(name.clone(), 1),
         spec,
         artifact: None,
@@ -91,7 +101,18 @@ pub(crate) fn function(name: &str, spec: FunctionSpec, state: RevisionState) -> 
         created_ms: 0,
     };
     let entry = Entry { revision: Arc::new(revision), state };
-    (name.clone(), Arc::new(Function { name, revisions: vec![entry], scale: None, created_ms: 0 }))
+    (
+        name.clone(),
+        Arc::new(Function {
+            held: None,
+            routing: Default::default(),
+            shift: None,
+            name,
+            revisions: vec![entry],
+            scale: None,
+            created_ms: 0,
+        }),
+    )
 }
 
 /// What is deployed: `hello` and `hello.dev` with a long timeout, `quick` with a short one, `open` that shows details,
@@ -111,6 +132,22 @@ pub(crate) fn snapshot() -> Snapshot {
         function("pending", spec(PATIENCE), RevisionState::Pending),
     ];
     Snapshot { version: 1, functions: functions.into_iter().collect(), ..Snapshot::default() }
+}
+
+/// The same with these rules, as JSON, each a route of the namespace beside it.
+pub(crate) fn routed(rules: &[(&str, &str)]) -> Snapshot {
+    let mut tables: BTreeMap<String, Vec<Arc<Bound>>> = BTreeMap::new();
+    for (at, (namespace, json)) in rules.iter().enumerate() {
+        let rule: Rule = serde_json::from_str(json).unwrap_or_else(|e| panic!("{json}: {e}"));
+        rule.validate("rule").unwrap();
+        let namespace = Name::new(namespace).unwrap();
+        let function = FunctionName::new(namespace.clone(), rule.function.clone().expect("it leads to a function"));
+        let owner = Owner::Route(namespace, Name::new(&format!("r{at}")).unwrap());
+        let bound = rule.bind(&owner, function, None);
+        tables.entry(bound.host.clone()).or_default().push(Arc::new(bound));
+    }
+    let tables = tables.into_iter().map(|(host, rules)| (host, Arc::new(Table::build(rules).unwrap())));
+    Snapshot { tables: tables.collect(), ..snapshot() }
 }
 
 impl Platform {
@@ -135,11 +172,37 @@ impl Platform {
         Self::build(config, api, None, behave).await
     }
 
+    /// A gateway that takes this one's place as soon as it is told to hand over.
+    pub(crate) async fn heir(
+        &self,
+        config: Config,
+        behave: impl Fn(Call) -> BoxFuture<'static, Result<Reply, Fault>> + Send + Sync + 'static,
+    ) -> Self {
+        let inherited = self.adopt.listeners().unwrap();
+        Self::inheriting(config, axum::Router::new(), None, inherited, behave).await
+    }
+
+    /// Has it hand over to a successor.
+    pub(crate) fn hand_over(&self, to: &Self) {
+        *self.successor.lock().unwrap() = Some(to.adopt.clone());
+        self.stop();
+    }
+
     /// A gateway with a queue, too.
     pub(crate) async fn build(
         config: Config,
         api: axum::Router,
         queue: Option<Arc<dyn Queue>>,
+        behave: impl Fn(Call) -> BoxFuture<'static, Result<Reply, Fault>> + Send + Sync + 'static,
+    ) -> Self {
+        Self::inheriting(config, api, queue, Listeners::default(), behave).await
+    }
+
+    pub(crate) async fn inheriting(
+        config: Config,
+        api: axum::Router,
+        queue: Option<Arc<dyn Queue>>,
+        inherited: Listeners,
         behave: impl Fn(Call) -> BoxFuture<'static, Result<Reply, Fault>> + Send + Sync + 'static,
     ) -> Self {
         let (publish, snapshot) = watch::channel(Arc::new(snapshot()));
@@ -160,11 +223,38 @@ impl Platform {
             log: Box::new(log.clone()),
         };
         let config = Config { listen: SocketAddr::from(([127, 0, 0, 1], 0)), ..config };
-        let gateway = Gateway::bind(config, parts).await.unwrap();
+        let gateway = Gateway::bind(config, parts, inherited).await.unwrap();
         let (address, metrics_address) = (gateway.local_addr(), gateway.metrics_addr());
+        let secure_address = gateway.secure_addr();
         let stop = CancellationToken::new();
-        let run = tokio::spawn(gateway.run(stop.clone().cancelled_owned()));
-        Self { address, metrics_address, publish, credentials, log, stop, run: Some(run) }
+        let (adopt, successor) = (gateway.adopt(), Arc::new(Mutex::new(None::<Adopt>)));
+        let passed = Arc::new(Semaphore::new(0));
+        let (told, heir, counted) = (stop.clone(), Arc::clone(&successor), Arc::clone(&passed));
+        let run = tokio::spawn(gateway.run(async move {
+            told.cancelled().await;
+            let Some(adopt) = heir.lock().unwrap().take() else { return End::Drain };
+            let (gives, mut passes) = mpsc::unbounded_channel();
+            tokio::spawn(async move {
+                while let Some((stream, peer)) = passes.recv().await {
+                    adopt.take(stream, peer);
+                    counted.add_permits(1);
+                }
+            });
+            End::HandOver(gives)
+        }));
+        Self {
+            address,
+            metrics_address,
+            secure_address,
+            publish,
+            credentials,
+            log,
+            adopt,
+            successor,
+            passed,
+            stop,
+            run: Some(run),
+        }
     }
 
     /// Tells the gateway to end.
@@ -320,6 +410,16 @@ impl Raw {
             let n = within(self.stream.read_buf(&mut self.seen)).await.unwrap_or(0);
             assert_ne!(n, 0, "it ended with {:?}", String::from_utf8_lossy(&self.seen));
         }
+    }
+
+    /// Reads so many bytes.
+    pub(crate) async fn exactly(&mut self, bytes: usize) -> String {
+        while self.seen.len() < bytes {
+            let n = within(self.stream.read_buf(&mut self.seen)).await.unwrap_or(0);
+            assert_ne!(n, 0, "it ended with {:?}", String::from_utf8_lossy(&self.seen));
+        }
+        let rest = self.seen.split_off(bytes);
+        String::from_utf8_lossy(&std::mem::replace(&mut self.seen, rest)).into_owned()
     }
 
     /// Reads to the end; an error ends it, too.

@@ -133,7 +133,7 @@ async fn what_a_caller_sees() {
             };
             let ms = Duration::from_millis;
             let phases = Some(Phases { claim: ms(1), bind: ms(2), load: Duration::from_micros(16_500) });
-            reply.extensions_mut().insert(Served { start: Start::Pool, timing, phases });
+            reply.extensions_mut().insert(Served { start: Start::Pool, timing, phases, repeated: false });
             Ok(reply)
         })
     })

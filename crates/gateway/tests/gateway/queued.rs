@@ -13,7 +13,10 @@ use taper_queue::{
     Accepted, Backlog, Details, Entry, Error, Filter, Lease, Listed, Page, Queue, Settled, State, Stats,
 };
 
-use crate::harness::*;
+use crate::{
+    harness::*,
+    traffic::{of, split},
+};
 
 /// A queue that remembers what it was given, and says what it was told to say.
 #[derive(Default)]
@@ -318,6 +321,69 @@ async fn all_bodies_together_are_bounded() {
     assert_eq!(notebook.only().body.len(), 100 << 20, "what one holds is given back when it leaves");
 }
 
+/// A host or a rule leads to a function whether its caller waits or not.
+#[tokio::test]
+async fn what_a_host_or_a_rule_leads_to_can_be_called_for_later() {
+    let (platform, notebook) = platform().await;
+    let rule = r#"{"path": "/users/{id}/*", "strip": true, "function": "quick", "cors": {"origins": ["*"]}}"#;
+    platform.publish.send_replace(Arc::new(routed(&[("default", rule)])));
+    for (host, path, function, target) in [
+        ("hello.dev.localhost", "/a/b?c", "hello.dev", "/a/b?c"),
+        ("localhost", "/users/7/x?c", "quick.default", "/7/x?c"),
+    ] {
+        let request =
+            Request::post(path).header("host", host).header("x-taper-async", "true").header("origin", "https://a.b");
+        let answer = platform.send(request.header("x-taper-param-id", "root").body(call::full("x")).unwrap()).await;
+        assert_eq!(answer.status, 202, "{answer:?}");
+        let entry = notebook.only();
+        notebook.pushed.lock().unwrap().clear();
+        assert_eq!((entry.function.to_string(), entry.path.as_str()), (function.to_owned(), target));
+        let id = entry.headers.get("x-taper-param-id").map(|v| v.to_str().unwrap());
+        assert_eq!(id, (function == "quick.default").then_some("7"));
+        assert_eq!(answer.header("access-control-allow-origin"), if id.is_some() { "*" } else { "" });
+    }
+}
+
+/// The queue keeps what chooses the revision when the call runs; a tag that the address names cannot be had otherwise, nor forged.
+#[tokio::test]
+async fn what_chooses_the_revision_is_kept() {
+    let (platform, notebook) = platform().await;
+    let tagged = r#"{"traffic": [{"latest": true, "percent": 100}, {"revision": "split-00001", "tag": "old"}]}"#;
+    platform.publish.send_replace(of(2, split(tagged)));
+    for (host, given, pin, status) in [
+        ("old-split.default.localhost", "x-taper-tag", Some("old"), 202),
+        ("split.default.localhost", "x-taper-tag", None, 202),
+        ("split.default.localhost", "x-taper-pin", None, 202),
+        ("split.default.localhost", "cookie", None, 202),
+        ("new-split.default.localhost", "x-taper-tag", None, 404),
+    ] {
+        let request = Request::post("/").header("host", host).header("x-taper-async", "true").header(given, "gone=1");
+        let answer = platform.send(request.body(call::full("x")).unwrap()).await;
+        assert_eq!(answer.status.as_u16(), status, "{answer:?}");
+        let Some(entry) = notebook.pushed.lock().unwrap().pop() else { continue };
+        assert_eq!(entry.headers.get("x-taper-pin").map(|v| v.to_str().unwrap()), pin);
+        let kept = if given == "x-taper-pin" { None } else { Some("gone=1") };
+        assert_eq!(entry.headers.get(given).map(|v| v.to_str().unwrap()).filter(|v| Some(*v) != pin), kept);
+        assert!(!entry.headers.contains_key("knative-serving-default-route"), "that is found out when it runs");
+    }
+}
+
+/// What is accepted counts for the rate, and holds no place among the calls at a time.
+#[tokio::test]
+async fn a_rate_holds_for_what_is_accepted() {
+    let (platform, notebook) = platform().await;
+    let limits = r#"{"limits": {"rate": 0.01, "burst": 3, "concurrency": 1}}"#;
+    platform.publish.send_replace(of(2, split(limits)));
+    for _ in 0..3 {
+        assert_eq!(platform.post("/async-function/split", "x").await.status, 202);
+    }
+    let answer = platform.post("/async-function/split", "x").await;
+    assert_eq!((answer.status.as_u16(), answer.header("x-taper-fault")), (429, "queue"));
+    assert!(answer.header("retry-after").parse::<u64>().unwrap() >= 99);
+    assert_eq!(platform.post("/function/split", "x").await.status, 429, "it is one rate");
+    assert_eq!(notebook.count(), 3);
+}
+
 #[tokio::test]
 async fn the_queue_is_counted() {
     let (platform, _) = platform().await;
@@ -332,5 +398,6 @@ async fn the_queue_is_counted() {
     }
     let text = platform.metrics().await;
     assert!(!text.contains("gone.openfaas-fn"), "{text}");
-    assert!(!text.contains("gateway_function_invocation_started{"), "it has not run");
+    let mut started = text.lines().filter(|line| line.starts_with("gateway_function_invocation_started{"));
+    assert!(started.all(|line| line.ends_with(" 0")), "it has not run");
 }

@@ -28,7 +28,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::{Connect, Fate, Resumed, Slot, deadline, is_hop, named_hops};
+use super::{Connect, Fate, Resumed, Slot, deadline, is_hop, may_repeat, named_hops};
 use alarm::Alarm;
 
 /// How long after its deadline a call may take to come to rest before the whole instance is ended.
@@ -37,6 +37,8 @@ const REST: Duration = Duration::from_secs(2);
 const GATHER: usize = 64 << 10;
 /// Idle connections that are kept.
 const KEEP: usize = 64;
+/// What is said of a connection that broke before its answer.
+const ENDED: &str = "the process that ran the call ended";
 
 thread_local! {
     static HERE: ThreadId = thread::current().id();
@@ -88,7 +90,7 @@ impl Framed {
                     Err(_) => return Err(deadline()),
                 },
             };
-            let Call { id, revision, deadline: until, request } = call;
+            let Call { id, revision, deadline: until, terms, request } = call;
             let (parts, body) = request.into_parts();
             let head =
                 Head { id: id.as_str(), revision: &revision, until, parts: &parts, length: length(&parts, &body) };
@@ -104,9 +106,20 @@ impl Framed {
                     return Err(Fault::new(Stage::Invoke, Cause::Died, text));
                 }
                 Some(Err(e)) => {
-                    let Some((again, body)) = running.give_up() else { return Err(self.broken(e).await) };
-                    slot = again;
-                    call = Call { id, revision, deadline: until, request: Request::from_parts(parts, body) };
+                    let repeatable =
+                        !matches!(e, Error::Malformed { .. }) && may_repeat(&terms, &parts.method, &parts.headers);
+                    let (unsent, body) = match running.give_up(repeatable) {
+                        Some(back) => back,
+                        None => return Err(Box::pin(self.broken(e)).await),
+                    };
+                    call = Call { id, revision, deadline: until, terms, request: Request::from_parts(parts, body) };
+                    match unsent {
+                        Some(again) => slot = again,
+                        None => {
+                            let fault = Box::pin(self.fate.broke(ENDED, call.deadline)).await;
+                            return Err(fault.with_source(e).with_repeatable(call));
+                        }
+                    }
                 }
                 None => return Err(deadline()),
             }
@@ -163,7 +176,7 @@ impl Framed {
             Error::Malformed { .. } => {
                 Fault::new(Stage::Invoke, Cause::Died, "the runtime broke the call protocol").with_source(e)
             }
-            e => self.fate.broken("the process that ran the call ended").await.with_source(e),
+            e => self.fate.broken(ENDED).await.with_source(e),
         }
     }
 
@@ -300,10 +313,15 @@ impl Running {
         Poll::Ready(event)
     }
 
-    /// Lets go of a connection that broke; the slot and the whole body, when the runtime can have seen nothing of the call.
-    fn give_up(mut self) -> Option<(Slot, Body)> {
+    /// Lets go of a connection that broke; the whole body, and the slot when the runtime can have seen nothing of the call. When it
+    /// can, the body only of a call that may be sent twice.
+    fn give_up(mut self, repeatable: bool) -> Option<(Option<Slot>, Body)> {
         let (exchange, _, slot) = self.held.take()?;
-        let (mut again, Upload { body: rest, broken }) = exchange.into_unsent()?;
+        let slot = (!exchange.is_sent()).then_some(slot);
+        if slot.is_none() && !repeatable {
+            return None;
+        }
+        let (mut again, Upload { body: rest, broken }) = exchange.into_whole()?;
         if broken.is_some() {
             return None;
         }

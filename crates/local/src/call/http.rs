@@ -21,16 +21,18 @@ use bytes::BytesMut;
 use taper_model::{Body, BoxError, Call, Cause, Fault, Reply, Stage, call};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::{Connect, Fate, Slot, deadline};
+use super::{Connect, Fate, Slot, deadline, repeatable};
 use body::{Held, Rest};
 use framing::{Framing, Piece};
 use head::{Head, Looked, Malformed};
 use line::{Line, Socket, here};
-use sending::{Sending, Unsent, repeatable};
+use sending::{Sending, Unsent};
 use two::Two;
 
 /// Idle connections that are kept.
 const KEEP: usize = 64;
+/// What is said of a connection that ended before its answer.
+const CLOSED: &str = "the function's server closed the connection before it answered";
 
 /// The connections to one instance that serves HTTP.
 pub(crate) struct Http {
@@ -86,7 +88,6 @@ impl Http {
             }
             // A server may close an idle connection in the moment it is used again. What was not sent goes to a new one,
             // and so does what may be sent twice.
-            let twice = repeatable(&call.request);
             let mut carried = None;
             for pooled in [true, false] {
                 let kept = if pooled { self.kept() } else { None };
@@ -106,10 +107,16 @@ impl Http {
                     Err(failed) => failed,
                 };
                 let mut sending = std::mem::take(&mut line.sending);
+                let silent = line.input.is_empty();
                 drop(line);
                 match failed {
                     Failed::Closed(_) if !sending.begun() => {}
-                    Failed::Closed(_) if reused && twice => sending.again(),
+                    Failed::Closed(_) if reused && silent && repeatable(&call) && sending.again() => {
+                        call.terms.repeated = true;
+                    }
+                    Failed::Closed(e) if silent && repeatable(&call) => {
+                        return Err(Box::pin(self.broke(e, call, sending)).await);
+                    }
                     failed => return Err(Box::pin(self.failed(failed)).await),
                 }
                 carried = Some(sending);
@@ -218,7 +225,16 @@ impl Http {
     }
 
     async fn closed(&self) -> Fault {
-        self.fate.broken("the function's server closed the connection before it answered").await
+        self.fate.broken(CLOSED).await
+    }
+
+    /// The fault of a call that may be sent twice and of which no byte of an answer came, with the call in it where its body was kept.
+    async fn broke(&self, e: Option<io::Error>, call: Call, mut sending: Sending) -> Fault {
+        let Call { id, revision, deadline, terms, request } = call;
+        let (parts, body) = request.into_parts();
+        let Some(body) = sending.whole(body) else { return Box::pin(self.failed(Failed::Closed(e))).await };
+        let request = Request::from_parts(parts, body);
+        self.fate.broke(CLOSED, deadline).await.with_repeatable(Call { id, revision, deadline, terms, request })
     }
 
     /// The fault of a call that found no connection.
@@ -296,10 +312,12 @@ impl From<Unsent> for Failed {
 
 /// The fault of a call of which nothing was sent, with the call in it where it is still whole.
 fn unsent(fault: Fault, call: Call, sending: Option<Sending>) -> Fault {
-    let Call { id, revision, deadline, request } = call;
+    let Call { id, revision, deadline, terms, request } = call;
     let (parts, body) = request.into_parts();
     match sending.unwrap_or_default().back(body) {
-        Some(body) => fault.with_unsent(Call { id, revision, deadline, request: Request::from_parts(parts, body) }),
+        Some(body) => {
+            fault.with_unsent(Call { id, revision, deadline, terms, request: Request::from_parts(parts, body) })
+        }
         None => fault,
     }
 }

@@ -14,11 +14,11 @@ use std::{
     time::Duration,
 };
 
-use ::http::{HeaderMap, HeaderName, header, request::Parts};
+use ::http::{HeaderMap, HeaderName, Method, header, request::Parts};
 use bytes::Bytes;
 use futures_core::Stream;
 use http_body::{Body as _, Frame, SizeHint};
-use taper_model::{Body, BoxError, BoxFuture, Call, Cause, Fault, Invoke, Reply, Stage, quantity::Memory};
+use taper_model::{Body, BoxError, BoxFuture, Call, Cause, Fault, Invoke, Reply, Stage, call::Terms, quantity::Memory};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, watch},
     time::{Instant, timeout, timeout_at},
@@ -194,6 +194,24 @@ impl Fate {
         self.explained.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The fault of a call whose connection broke and that goes on elsewhere: waits a moment for the news of the instance's end, so that
+    /// it does not come back to what is ending, and not for the reason.
+    pub(crate) async fn broke(&self, what: &str, deadline: Instant) -> Fault {
+        let mut news = self.phase.subscribe();
+        let _ = timeout_at(deadline.min(Instant::now() + NEWS), news.wait_for(|phase| *phase != Phase::Alive)).await;
+        match &*self.phase.borrow() {
+            Phase::Ended(end) => self.died(end),
+            Phase::Alive | Phase::Ending => Fault::new(Stage::Invoke, Cause::Died, what),
+        }
+    }
+
+    fn died(&self, end: &End) -> Fault {
+        if end.out_of_memory {
+            return Fault::new(Stage::Invoke, Cause::OutOfMemory, self.out_of_memory());
+        }
+        Fault::new(Stage::Invoke, Cause::Died, format!("the instance died during the call: {}", end.why))
+    }
+
     /// The fault of a call whose connection broke: waits a moment for the news of the instance's end.
     pub(crate) async fn broken(&self, what: &str) -> Fault {
         let mut news = self.phase.subscribe();
@@ -206,15 +224,21 @@ impl Fate {
         let patience = if ending { REASON } else { Duration::ZERO };
         let end = timeout(patience, news.wait_for(|phase| matches!(phase, Phase::Ended(_)))).await.ok();
         match end.and_then(|phase| phase.ok().map(|phase| phase.clone())) {
-            Some(Phase::Ended(end)) if end.out_of_memory => {
-                Fault::new(Stage::Invoke, Cause::OutOfMemory, self.out_of_memory())
-            }
-            Some(Phase::Ended(end)) => {
-                Fault::new(Stage::Invoke, Cause::Died, format!("the instance died during the call: {}", end.why))
-            }
+            Some(Phase::Ended(end)) => self.died(&end),
             _ => Fault::new(Stage::Invoke, Cause::Died, what),
         }
     }
+}
+
+/// Whether a call may be sent to another instance although this one may have seen it, which broke off: its method is safe (RFC 9110,
+/// section 9.2.1), or its caller says with a key that the function knows what it has done already; and it was sent once only.
+/// Asked when it has happened, so that no other call pays for it.
+fn repeatable(call: &Call) -> bool {
+    may_repeat(&call.terms, call.request.method(), call.request.headers())
+}
+
+fn may_repeat(terms: &Terms, method: &Method, headers: &HeaderMap) -> bool {
+    !terms.repeated && (method.is_safe() || headers.contains_key("idempotency-key"))
 }
 
 /// The fault of a call whose time is up while the function has it.
@@ -409,14 +433,15 @@ struct Ticket {
     id: taper_model::CallId,
     revision: taper_model::RevisionId,
     deadline: Instant,
+    terms: Terms,
 }
 
 impl Ticket {
     /// Takes a call apart.
     fn of(call: Call) -> (Self, Parts, Upload) {
-        let Call { id, revision, deadline, request } = call;
+        let Call { id, revision, deadline, terms, request } = call;
         let (parts, body) = request.into_parts();
-        (Self { id, revision, deadline }, parts, Upload::new(body))
+        (Self { id, revision, deadline, terms }, parts, Upload::new(body))
     }
 
     /// The fault of a call of which nothing was sent, with the call in it where it is still whole.
@@ -426,6 +451,7 @@ impl Ticket {
                 id: self.id,
                 revision: self.revision,
                 deadline: self.deadline,
+                terms: self.terms,
                 request: ::http::Request::from_parts(parts, body),
             }),
             None => fault,

@@ -4,12 +4,14 @@
 //! A position counts bytes since the log's first line ever; a file is named by the position of its first byte.
 //! Positions never go back, so that a reader that knows where it is can neither skip nor repeat a line, whatever is
 //! rotated or removed.
+//!
+//! Two platforms may write one log while one replaces the other: whoever writes looks first what is there.
 
 use std::{
     collections::VecDeque,
     fs::{self, File},
-    io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write},
-    os::unix::fs::FileExt,
+    io::{self, BufRead, BufReader, Read, Write},
+    os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard,
@@ -73,8 +75,32 @@ struct Files {
 
 struct Current {
     file: File,
+    /// The position of its first byte.
+    base: u64,
     /// When its first line was written.
     began_ms: u64,
+}
+
+impl Current {
+    /// Whoever adds to it does so at its end, wherever another one has put that meanwhile.
+    fn open(folder: &Path, base: u64) -> io::Result<Self> {
+        let file = File::options().read(true).append(true).open(path(folder, base))?;
+        let began_ms = began(&file).unwrap_or_else(clock::unix_ms);
+        Ok(Self { file, base, began_ms })
+    }
+
+    fn create(folder: &Path, base: u64) -> io::Result<Self> {
+        let path = path(folder, base);
+        // What stands at this position already was never part of the log.
+        let _ = fs::remove_file(&path);
+        let file = File::options().read(true).append(true).create_new(true).open(path)?;
+        Ok(Self { file, base, began_ms: clock::unix_ms() })
+    }
+
+    /// Whether it still has a name.
+    fn is_kept(&self) -> bool {
+        self.file.metadata().is_ok_and(|found| found.nlink() > 0)
+    }
 }
 
 /// One line, as it is written. Read back as [`LogLine`].
@@ -115,29 +141,44 @@ impl Book {
         let _ = told.await;
     }
 
-    /// Opens the files; a last line that a killed process left unfinished is cut off. By the writer alone, like all that
-    /// follows.
+    /// Finds out what is there: also what another platform has begun or added. A last line that a killed process left
+    /// unfinished is cut off. By the writer alone and in its turn, like all that follows.
     pub(super) fn open(&self) -> io::Result<()> {
         let mut files = self.lock();
-        if files.open {
+        let (mark, first) = (*self.mark.borrow(), !files.open);
+        if mark.closed {
             return Ok(());
         }
         let mut bases = bases(&self.folder)?;
         bases.sort_unstable();
-        if let Some(base) = bases.last() {
-            let file = File::options().read(true).append(true).open(path(&self.folder, *base))?;
-            let whole = last_line_end(&file)?;
-            if file.metadata()?.len() > whole {
-                file.set_len(whole)?;
+        let current = files.current.take().filter(|current| Some(&current.base) == bases.last() && current.is_kept());
+        if let Some(base) = bases.last().copied() {
+            let known = current.as_ref().map(|_| mark.end - base);
+            let current = current.map_or_else(|| Current::open(&self.folder, base), Ok)?;
+            let length = current.file.metadata()?.len();
+            let whole = if known == Some(length) { length } else { last_line_end(&current.file)? };
+            if length > whole {
+                current.file.set_len(whole)?;
             }
-            let began_ms = began(&file).unwrap_or_else(clock::unix_ms);
-            files.current = Some(Current { file, began_ms });
-            self.mark.send_modify(|mark| mark.end = base + whole);
+            // Where somebody has removed the log and begun anew, the next line begins a file: positions never go back.
+            if base + whole >= mark.end {
+                files.current = Some(current);
+                if base + whole > mark.end {
+                    self.mark.send_modify(|mark| mark.end = base + whole);
+                }
+            }
         }
         files.bases = bases.into();
         files.open = true;
-        self.trim(&mut files, clock::unix_ms());
+        if first {
+            self.trim(&mut files, clock::unix_ms());
+        }
         Ok(())
+    }
+
+    /// Asks the writer to look whether another platform has added something.
+    pub(super) fn look(self: &Arc<Self>) {
+        let _ = self.jobs.send(Job::Open(self.clone(), oneshot::channel().0));
     }
 
     /// Writes what waits.
@@ -209,8 +250,8 @@ impl Book {
             let (piece, rest) = bytes.split_at(fit.unwrap_or_else(first));
             let Some(Current { file, .. }) = &mut files.current else { return Ok(()) };
             if let Err(e) = file.write_all(piece) {
-                if file.set_len(end - base).and_then(|()| file.seek(SeekFrom::Start(end - base))).is_err() {
-                    // Its end is not where it should be any more: the next line begins another.
+                if file.set_len(end - base).is_err() {
+                    // Its end is not where it should be any more, and is looked for again.
                     files.current = None;
                 }
                 return Err((bytes, e));
@@ -233,12 +274,11 @@ impl Book {
         }
         files.current = None;
         fs::create_dir_all(&self.folder)?;
-        // What stands at this position already was never part of the log.
-        let file = File::create(path(&self.folder, end))?;
+        let current = Current::create(&self.folder, end)?;
         if files.bases.back() != Some(&end) {
             files.bases.push_back(end);
         }
-        files.current = Some(Current { file, began_ms: now });
+        files.current = Some(current);
         self.trim(files, now);
         Ok(end)
     }

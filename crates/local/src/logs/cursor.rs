@@ -7,11 +7,12 @@ use std::{
     io::{Read, Seek, SeekFrom},
     os::unix::fs::FileExt,
     sync::Arc,
+    time::Duration,
 };
 
 use taper_model::clock;
 use taper_provider::{LogLine, LogQuery};
-use tokio::sync::watch;
+use tokio::{sync::watch, time::timeout};
 
 use super::book::{Book, Mark, modified_ms, path};
 
@@ -19,6 +20,8 @@ use super::book::{Book, Mark, modified_ms, path};
 pub(super) const CHUNK: u64 = 256 << 10;
 /// Bytes that one read takes on the way back from the end: most tails are short.
 const BACK: u64 = 64 << 10;
+/// How often whoever waits for more looks for what another platform has written.
+const LOOK: Duration = Duration::from_millis(250);
 /// How far a file's time may be behind its last line's: the kernel's clock for files is a coarse one.
 const COARSE_MS: u64 = 1000;
 
@@ -64,8 +67,13 @@ impl Cursor {
     /// Waits until there is more; false when there never will be.
     pub(super) async fn more(&mut self) -> bool {
         let at = self.at;
-        let Ok(mark) = self.mark.wait_for(|mark| mark.end > at || mark.closed).await.map(|mark| *mark) else {
-            return false;
+        let mark = loop {
+            match timeout(LOOK, self.mark.wait_for(|mark| mark.end > at || mark.closed)).await {
+                Ok(Ok(mark)) => break *mark,
+                Ok(Err(_)) => return false,
+                // What another platform writes is not told here.
+                Err(_) => self.book.look(),
+            }
         };
         self.end = mark.end;
         self.at < self.end && !mark.closed

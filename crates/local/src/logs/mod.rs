@@ -10,6 +10,7 @@ mod writer;
 
 use std::{
     collections::{HashMap, VecDeque},
+    fs::File,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, Weak, atomic::AtomicUsize, mpsc},
@@ -67,7 +68,7 @@ const LAST: Duration = Duration::from_secs(2);
 ///
 /// *Guarantees.* A function that writes without end costs one buffer, 2 MiB that wait for the disk, its files' bound, and a
 /// share of two threads. A disk that is slow or full costs lines, which are counted in the log, and never makes a function
-/// wait. A follower sees every line once, unless it is slower than the files' bound allows: then it goes on with the oldest
+/// wait. Another platform may use the same folder: what both write is one log. A follower sees every line once, unless it is slower than the files' bound allows: then it goes on with the oldest
 /// line that is kept.
 pub(crate) struct Logs {
     shared: Arc<Shared>,
@@ -77,6 +78,8 @@ pub(crate) struct Logs {
 
 struct Shared {
     dir: PathBuf,
+    /// The same, open.
+    folder: File,
     bounds: Bounds,
     books: Mutex<HashMap<FunctionName, Weak<Book>>>,
     /// Bytes that wait for the disk.
@@ -122,7 +125,8 @@ impl Logs {
         named("taper-logs").spawn(read).map_err(host)?;
         let (jobs, queue) = mpsc::channel();
         let (books, waiting) = (Mutex::default(), Arc::default());
-        let shared = Arc::new(Shared { dir: dir.into(), bounds, books, waiting, jobs });
+        let folder = File::open(dir).map_err(host)?;
+        let shared = Arc::new(Shared { dir: dir.into(), folder, bounds, books, waiting, jobs });
         let writing = shared.clone();
         named("taper-logs-disk").spawn(move || writer::run(&writing, &queue)).map_err(host)?;
         Ok(Self { shared, thread, _stop: stop })
@@ -177,7 +181,7 @@ impl Logs {
     pub(crate) fn forget(&self, function: &FunctionName) {
         // A book that is opened anew comes after this in the writer's queue, and begins in an empty folder.
         let book = self.shared.lock().remove(function).and_then(|book| book.upgrade());
-        let _ = self.shared.jobs.send(Job::Forget(book, self.shared.folder(function)));
+        let _ = self.shared.jobs.send(Job::Forget(book, self.shared.folder_of(function)));
     }
 }
 
@@ -225,7 +229,7 @@ impl Shared {
         self.books.lock().expect("the books are never poisoned")
     }
 
-    fn folder(&self, function: &FunctionName) -> PathBuf {
+    fn folder_of(&self, function: &FunctionName) -> PathBuf {
         self.dir.join(function.namespace.as_str()).join(function.name.as_str())
     }
 
@@ -241,7 +245,7 @@ impl Shared {
             return book;
         }
         books.retain(|_, book| book.strong_count() > 0);
-        let book = self.book_in(self.folder(function));
+        let book = self.book_in(self.folder_of(function));
         books.insert(function.clone(), Arc::downgrade(&book));
         book
     }

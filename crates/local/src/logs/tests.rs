@@ -152,7 +152,7 @@ async fn a_flood_stays_within_its_bound() {
     let total: u64 = files.iter().map(|f| f.metadata().unwrap().len()).sum();
     assert!(total <= 2 * (64 << 10), "{total} bytes");
     let lines = all(&logs, LogQuery { tail: Some(3), ..LogQuery::default() }).await;
-    assert!(texts(&lines).iter().any(|l| l.starts_with("199999 ")));
+    assert!(texts(&lines).iter().any(|l| l.starts_with("199999 ")), "{:?}", texts(&lines));
 }
 
 #[tokio::test]
@@ -414,4 +414,53 @@ async fn a_disk_that_does_not_answer_makes_nobody_wait() {
     let kept = seen.iter().filter(|l| l.text.ends_with("xxx")).count() as u64;
     assert_eq!(kept + told.iter().sum::<u64>(), lines, "every line is there or counted");
     assert_eq!(logs.shared.waiting.load(std::sync::atomic::Ordering::Relaxed), 0);
+}
+
+#[tokio::test]
+async fn two_platforms_write_one_log_and_each_reads_both() {
+    let dir = tempfile::tempdir().unwrap();
+    // Files so small that both begin new ones all the time.
+    let bounds = bounds(4096, 1000);
+    let platforms = [(), ()].map(|()| Logs::start(dir.path(), bounds.clone()).unwrap());
+    let follow = LogQuery { follow: true, ..LogQuery::default() };
+    let following = platforms.each_ref().map(|logs| logs.query(&name(), follow.clone()).take(400));
+    let write = |logs: Writer, from: usize| async move {
+        let mut logs = logs;
+        for n in (from..400).step_by(2) {
+            writeln!(logs.out, "line {n} {}", "x".repeat(n % 97)).unwrap();
+            if n % 20 < 2 {
+                tokio::task::yield_now().await;
+            }
+        }
+        logs.end().await;
+    };
+    let [a, b] = [writer(&platforms[0], "a"), writer(&platforms[1], "b")];
+    tokio::join!(write(a, 0), write(b, 1));
+    for logs in &platforms {
+        let lines = all(logs, LogQuery::default()).await;
+        let mut numbers: Vec<usize> =
+            lines.iter().map(|line| line.text.split(' ').nth(1).unwrap().parse().unwrap()).collect();
+        numbers.sort_unstable();
+        assert_eq!(numbers, (0..400).collect::<Vec<_>>(), "each line once, whoever wrote it");
+    }
+    for lines in following {
+        let mut lines = timeout(PATIENCE, lines.map(|line| line.text).collect::<Vec<_>>()).await.expect("all are told");
+        lines.sort();
+        lines.dedup();
+        assert_eq!(lines.len(), 400);
+    }
+    assert!(files(dir.path()).len() > 5, "{:?}", files(dir.path()));
+
+    // One removes the log while the other has it open, and begins anew.
+    let [first, second] = &platforms;
+    first.forget(&name());
+    let mut anew = writer(first, "a");
+    writeln!(anew.out, "after").unwrap();
+    anew.end().await;
+    let mut other = writer(second, "b");
+    writeln!(other.out, "and after that").unwrap();
+    other.end().await;
+    for logs in [first, second] {
+        assert_eq!(texts(&all(logs, LogQuery::default()).await), ["after", "and after that"]);
+    }
 }

@@ -1,8 +1,8 @@
 //! Owns the one thread that changes anything on the disk: it opens, writes, rotates and removes log files, one job after
-//! another. Nobody waits for it but those who ask to.
+//! another, each in its turn where another platform uses the same folder. Nobody waits for it but those who ask to.
 
 use std::{
-    fs,
+    fs::{self, File},
     path::{Path, PathBuf},
     sync::{Arc, mpsc},
     time::Duration,
@@ -30,15 +30,35 @@ pub(super) enum Job {
     End(mpsc::Sender<()>),
 }
 
+/// The right to change something, which one platform has at a time.
+struct Turn<'a>(&'a File);
+
+impl<'a> Turn<'a> {
+    fn take(folder: &'a File) -> Self {
+        // Where the file system knows no locks there is no second platform either.
+        let _ = folder.lock();
+        Self(folder)
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let _ = self.0.unlock();
+    }
+}
+
 /// Does jobs until the end.
 pub(super) fn run(shared: &Shared, jobs: &mpsc::Receiver<Job>) {
     let mut next = Instant::now();
     loop {
         if next <= Instant::now() {
+            let _turn = Turn::take(&shared.folder);
             sweep(shared, clock::unix_ms());
             next = Instant::now() + SWEEP;
         }
-        match jobs.recv_timeout(next.saturating_duration_since(Instant::now())) {
+        let job = jobs.recv_timeout(next.saturating_duration_since(Instant::now()));
+        let _turn = Turn::take(&shared.folder);
+        match job {
             Ok(Job::Write(book)) => book.write(),
             Ok(Job::Open(book, told)) => drop(told.send(book.open())),
             Ok(Job::Forget(book, folder)) => {

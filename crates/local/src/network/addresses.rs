@@ -23,6 +23,11 @@ pub(super) fn choose(seed: u32, taken: &[Network4]) -> Option<Network4> {
         .find(|block| !taken.iter().any(|network| network.overlaps(*block)))
 }
 
+/// The block that begins at this address.
+pub(super) fn block_at(address: Ipv4Addr) -> Network4 {
+    Network4::of(address, BLOCK_BITS)
+}
+
 /// Lends the addresses of one block. The first belongs to the platform's end of every link.
 #[derive(Debug)]
 pub(super) struct Pool {
@@ -51,6 +56,13 @@ impl Pool {
         self.last = number;
         self.lent.insert(number);
         Some(Loan { number, address: Ipv4Addr::from_bits(self.block.address.to_bits() + number) })
+    }
+
+    /// Lends an address that somebody has had for long.
+    pub(super) fn keep(&mut self, number: u32) -> Option<Loan> {
+        let fits = (2..BLOCK_SIZE - 1).contains(&number) && self.lent.insert(number);
+        self.last = self.last.max(number);
+        fits.then(|| Loan { number, address: Ipv4Addr::from_bits(self.block.address.to_bits() + number) })
     }
 
     pub(super) fn give_back(&mut self, loan: Loan) {
@@ -90,6 +102,17 @@ mod tests {
         assert!(first.address > pool.gateway());
         pool.give_back(first);
         assert_ne!(pool.lend().expect("three"), first);
+    }
+
+    #[test]
+    fn what_was_lent_before_is_not_lent_again() {
+        let mut pool = Pool::new(choose(0, &[]).expect("a block"));
+        let kept = pool.keep(7).expect("it fits");
+        assert_eq!((kept.number, pool.keep(7), pool.keep(1), pool.keep(BLOCK_SIZE - 1)), (7, None, None, None));
+        let mut others = std::iter::from_fn(|| pool.lend());
+        assert!(others.all(|loan| loan.number != 7));
+        pool.give_back(kept);
+        assert_eq!(pool.lend(), Some(kept));
     }
 
     #[test]

@@ -6,26 +6,28 @@
 //! of a link is born in the instance's namespace and set up there before anybody waits for it; a thread that enters one never
 //! comes back, it ends.
 
+use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tokio::sync::oneshot;
 
-use super::addresses::{Loan, Pool, choose};
+use super::addresses::{Loan, Pool, block_at, choose};
 use super::names::{Forwarder, Resolvers};
 use super::netlink::{Netlink, Request};
 use super::routes::Surroundings;
 use super::rules::{self, Rules};
-use super::{Address, Outbound, Policy, Refusal};
-use crate::Error;
+use super::{Address, Config, Kept, Outbound, Policy, Refusal};
 use crate::sandbox::{Mark, Route};
+use crate::{Error, Generation};
 
 /// How long nothing must have been asked for before links given back are looked at, and how many may wait for that.
 const QUIET: Duration = Duration::from_millis(300);
@@ -38,8 +40,10 @@ pub(super) struct Links {
     jobs: mpsc::Sender<Job>,
     resolv_conf: String,
     program: PathBuf,
-    mark: Mark,
+    generation: Generation,
     _forwarder: Option<Forwarder>,
+    /// Those of instances that have outlived another platform, until they are taken over.
+    kept: Mutex<HashMap<u32, Made>>,
     /// Also noted in the table, for others; kept here for when somebody has flushed the ruleset.
     forwarding_was_off: bool,
 }
@@ -48,14 +52,24 @@ pub(super) struct Links {
 #[derive(Debug)]
 pub(super) struct Link {
     made: Option<Made>,
+    mark: Mark,
     jobs: mpsc::Sender<Job>,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Made {
     index: u32,
+    /// Of its policy, in its name.
+    letter: char,
     loan: Loan,
     gateway: Ipv4Addr,
+}
+
+impl Made {
+    /// The name of the platform's end.
+    fn name(mark: &Mark, letter: char, number: u32) -> String {
+        format!("{}{letter}{number:x}", rules::prefix(mark))
+    }
 }
 
 enum Job {
@@ -77,18 +91,23 @@ struct Ground {
     rules: Rules,
     netlink: Netlink,
     host: Vec<Ipv4Addr>,
+    pool: Pool,
+    kept: HashMap<u32, Made>,
 }
 
 impl Links {
-    pub(super) async fn start(data: &Path, resolv_conf: &str) -> Result<(Links, Outbound), Refusal> {
-        let data = fs::canonicalize(data).unwrap_or_else(|_| data.to_owned());
-        let mark = Mark::of(&data);
+    pub(super) async fn start(
+        generation: &Generation,
+        resolv_conf: &str,
+        config: &Config,
+    ) -> Result<(Links, Outbound), Refusal> {
+        let (life, left, keeper) = (generation.clone(), config.kept.clone(), config.keeper);
         let ground = tokio::task::spawn_blocking(move || {
             let turn = exclusively().map_err(|why| refusal(format!("{FORWARDING}: {why}"), ""))?;
-            Ok((turn, Ground::prepare(mark)?))
+            Ok((turn, Ground::prepare(&life, &left, keeper)?))
         });
         let (turn, ground) = ground.await.map_err(|why| refusal(why.to_string(), ""))??;
-        let Ground { program, mut rules, netlink, host } = ground;
+        let Ground { program, mut rules, netlink, host, pool, kept } = ground;
 
         let known = Resolvers::parse(resolv_conf);
         let reachable = known.reachable(&host);
@@ -128,7 +147,7 @@ impl Links {
         };
         let forwarding_was_off = rules.forwarding_was_off;
         let (jobs, work) = mpsc::channel();
-        let (pool, prefix) = (Pool::new(rules.block), rules::prefix(&rules.mark));
+        let mark = rules.mark;
         let surroundings = Surroundings {
             host,
             closed: vec![rules.block],
@@ -145,10 +164,12 @@ impl Links {
         let (open, public) = (routes(Policy::Open), routes(Policy::Public));
         std::thread::Builder::new()
             .name("taper-links".to_owned())
-            .spawn(move || Worker { netlink, pool, prefix, open, public, retired: Vec::new() }.run(&work))
+            .spawn(move || Worker { netlink, pool, mark, open, public, retired: Vec::new() }.run(&work))
             .map_err(|why| refusal(why.to_string(), ""))?;
         let resolv_conf = known.with_servers(&servers);
-        let links = Links { jobs, resolv_conf, program, mark: rules.mark, _forwarder: forwarder, forwarding_was_off };
+        let generation = generation.clone();
+        let kept = Mutex::new(kept);
+        let links = Links { jobs, resolv_conf, program, generation, kept, _forwarder: forwarder, forwarding_was_off };
         Ok((links, outbound))
     }
 
@@ -166,7 +187,20 @@ impl Links {
             Err(_) => Err(stopped()),
         };
         let made = made.map_err(Error::network("the link of an instance"))?;
-        Ok(Link { made: Some(made), jobs: self.jobs.clone() })
+        Ok(Link { made: Some(made), mark: self.generation.mark().clone(), jobs: self.jobs.clone() })
+    }
+
+    /// Takes over the link with this number.
+    pub(super) fn adopt(&self, number: u32) -> Option<Link> {
+        let made = self.kept.lock().unwrap_or_else(PoisonError::into_inner).remove(&number)?;
+        Some(Link { made: Some(made), mark: self.generation.mark().clone(), jobs: self.jobs.clone() })
+    }
+
+    /// Notes who else the table belongs to.
+    pub(super) async fn kept_by(&self, keeper: u32) -> io::Result<()> {
+        let (program, generation) = (self.program.clone(), self.generation.clone());
+        let noted = tokio::task::spawn_blocking(move || rules::kept_by(&program, generation.mark(), keeper));
+        noted.await.unwrap_or_else(|why| Err(io::Error::other(why)))
     }
 
     /// Removes every link, the table, and the change of forwarding.
@@ -176,11 +210,12 @@ impl Links {
             Ok(()) => answered.await.unwrap_or(Ok(())),
             Err(_) => Ok(()),
         };
-        let (program, mark, was_off) = (self.program.clone(), self.mark.clone(), self.forwarding_was_off);
+        let (program, generation, was_off) = (self.program.clone(), self.generation.clone(), self.forwarding_was_off);
         let table = tokio::task::spawn_blocking(move || {
             let _turn = exclusively()?;
-            let found = rules::find(&program, &mark)?;
-            rules::remove(&program, &mark)?;
+            let mark = generation.mark();
+            let found = rules::find(&program, mark, |number| generation.lives(number))?;
+            rules::remove(&program, mark)?;
             // While another platform needs it, it stays; its table says that it is to be turned off.
             if (was_off || found.forwarding_was_off) && found.others == 0 { forwarding(false) } else { Ok(()) }
         });
@@ -201,6 +236,15 @@ impl Link {
 }
 
 impl Link {
+    /// What whoever takes it over must know.
+    pub(super) fn kept(&self) -> Kept {
+        self.made.map_or(Kept::Nothing, |made| Kept::Link {
+            name: Made::name(&self.mark, made.letter, made.loan.number),
+            number: made.loan.number,
+            block: Ipv4Addr::from_bits(made.loan.address.to_bits() - made.loan.number),
+        })
+    }
+
     /// Removes it now, and returns when it is gone.
     pub(super) async fn remove(mut self) {
         if let Some(made) = self.made.take() {
@@ -224,7 +268,9 @@ impl Drop for Link {
 
 impl Ground {
     /// Looks at the host, sweeps what a killed platform left, and decides what the rules will be. Blocks.
-    fn prepare(mark: Mark) -> Result<Ground, Refusal> {
+    // long because: the order of looking and sweeping is the content
+    fn prepare(generation: &Generation, left: &[Kept], keeper: Option<u32>) -> Result<Ground, Refusal> {
+        let mark = generation.mark();
         let capable = rustix::thread::capabilities(None)
             .is_ok_and(|sets| sets.effective.contains(rustix::thread::CapabilitySet::NET_ADMIN));
         if !capable {
@@ -235,15 +281,21 @@ impl Ground {
         }
         let netlink = Netlink::open().map_err(|why| refusal(format!("the interface list: {why}"), ""))?;
         // Links first: they can be swept even where the program is missing.
-        remove_links(&netlink, &rules::prefix(&mark)).map_err(|why| refusal(format!("sweeping links: {why}"), ""))?;
+        // What is ours by its mark, and not yet made, was left by somebody before.
+        let stays = |name: &str, of: &Mark| match of == mark {
+            true => left.iter().any(|kept| matches!(kept, Kept::Link { name: kept, .. } if kept == name)),
+            false => !of.is_kin(mark) || generation.lives(of.number()),
+        };
+        remove_links(&netlink, |name, of| !stays(name, of))
+            .map_err(|why| refusal(format!("sweeping links: {why}"), ""))?;
         let Some(program) = rules::program() else {
             return Err(refusal("the program nft is not installed".to_owned(), "apt-get install nftables"));
         };
-        let tables = rules::find(&program, &mark)
+        let tables = rules::find(&program, mark, |number| generation.lives(number))
             .map_err(|why| refusal(why.to_string(), "a kernel with nf_tables and the right to use it are needed"))?;
         // What platforms left that nobody will start again: they hold blocks, and keep forwarding on.
         for dead in &tables.dead {
-            let swept = remove_links(&netlink, &rules::prefix(dead)).and_then(|()| rules::remove(&program, dead));
+            let swept = remove_links(&netlink, |_, of| of == dead).and_then(|()| rules::remove(&program, dead));
             if let Err(why) = swept {
                 tracing::warn!(%why, table = rules::table(dead), "what a killed platform left could not be removed");
             }
@@ -257,26 +309,38 @@ impl Ground {
             ));
         }
         let mut taken = netlink.networks().map_err(|why| refusal(format!("the host's routes: {why}"), ""))?;
-        let host = netlink.addresses().map_err(|why| refusal(format!("the host's addresses: {why}"), ""))?;
+        let mut host = netlink.addresses().map_err(|why| refusal(format!("the host's addresses: {why}"), ""))?;
         taken.extend(&tables.blocks);
         let seed = u32::from_str_radix(mark.as_str(), 16).unwrap_or_default();
-        let Some(block) = choose(seed, &taken) else {
+        // Addresses that are in use decide; those of another block are lost.
+        let before = left.iter().find_map(|kept| if let Kept::Link { block, .. } = kept { Some(*block) } else { None });
+        let Some(block) = before.map(block_at).or_else(|| choose(seed, &taken)) else {
             return Err(refusal(
                 "no block of private addresses in 10.64.0.0 to 10.255.255.255 is free".to_owned(),
                 "remove a route that covers all of them",
             ));
         };
-        let gateway = Pool::new(block).gateway();
+        let (mut pool, mut kept) = (Pool::new(block), HashMap::new());
+        let gateway = pool.gateway();
+        host.retain(|address| *address != gateway);
+        for one in left {
+            let Kept::Link { name, number, block: at } = one else { continue };
+            let letter = name.chars().nth_back(format!("{number:x}").len()).unwrap_or('o');
+            if let (true, Ok(index), Some(loan)) = (*at == block.address, netlink.index(name), pool.keep(*number)) {
+                kept.insert(*number, Made { index, letter, loan, gateway });
+            }
+        }
         let forwarding_was_off = off || tables.forwarding_was_off;
-        let rules = Rules { mark, block, gateway, resolvers: Vec::new(), forwarder: false, forwarding_was_off };
-        Ok(Ground { program, rules, netlink, host })
+        let (mark, resolvers) = (mark.clone(), Vec::new());
+        let rules = Rules { mark, block, gateway, resolvers, forwarder: false, forwarding_was_off, keeper };
+        Ok(Ground { program, rules, netlink, host, pool, kept })
     }
 }
 
 struct Worker {
     netlink: Netlink,
     pool: Pool,
-    prefix: String,
+    mark: Mark,
     /// What is closed in an instance, by its policy.
     open: Vec<Route>,
     public: Vec<Route>,
@@ -304,7 +368,7 @@ impl Worker {
                     let _ = answer.send(());
                 }
                 Ok(Job::RemoveAll(answer)) => {
-                    let _ = answer.send(remove_links(&self.netlink, &self.prefix));
+                    let _ = answer.send(remove_links(&self.netlink, |_, of| *of == self.mark));
                     return;
                 }
                 Err(RecvTimeoutError::Timeout) => self.remove_retired(),
@@ -325,11 +389,11 @@ impl Worker {
     fn make(&mut self, policy: Policy, pid: u32) -> io::Result<Made> {
         let (letter, routes) = if policy == Policy::Public { ('p', &self.public) } else { ('o', &self.open) };
         let loan = self.pool.lend().ok_or_else(|| io::Error::other("every address is in use"))?;
-        let (name, gateway) = (format!("{}{letter}{:x}", self.prefix, loan.number), self.pool.gateway());
+        let (name, gateway) = (Made::name(&self.mark, letter, loan.number), self.pool.gateway());
         let index = self.netlink.make_pair(&name, "eth0", pid).and_then(|()| self.netlink.index(&name));
         match index {
             Ok(index) => {
-                let made = Made { index, loan, gateway };
+                let made = Made { index, letter, loan, gateway };
                 let assigned = self.netlink.ask(Request::assign(index, gateway, loan.address));
                 let furnished = assigned.and_then(|()| inside(pid, || furnish(&made, routes)));
                 if furnished.is_err() {
@@ -382,9 +446,10 @@ fn inside(pid: u32, work: impl FnOnce() -> io::Result<()> + Send) -> io::Result<
     })
 }
 
-/// Removes every link whose name begins with `prefix`.
-fn remove_links(netlink: &Netlink, prefix: &str) -> io::Result<()> {
-    for link in netlink.links()?.into_iter().filter(|link| link.name.starts_with(prefix)) {
+/// Removes links of platforms, by their names and marks.
+fn remove_links(netlink: &Netlink, which: impl Fn(&str, &Mark) -> bool) -> io::Result<()> {
+    let goes = |name: &str| rules::owner_of(name).is_some_and(|mark| which(name, &mark));
+    for link in netlink.links()?.into_iter().filter(|link| goes(&link.name)) {
         match netlink.delete(link.index) {
             Err(why) if why.raw_os_error() == Some(libc::ENODEV) => {}
             answer => answer?,

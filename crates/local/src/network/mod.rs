@@ -21,17 +21,18 @@
 //! it off again at the end also turns off what somebody set for single interfaces meanwhile.
 
 use std::fs;
+use std::io;
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use self::links::{Link, Links};
 use self::netlink::Netlink;
 use self::pasta::{Pasta, Tether};
-use crate::Error;
 use crate::sandbox::{Binding, Mark, Route};
+use crate::{Error, Generation};
 
 /// What a function may reach. [`Policy::Host`] must be parked with
 /// [`NetworkSpace::Host`](crate::sandbox::NetworkSpace::Host).
@@ -46,18 +47,25 @@ mod routes;
 mod rules;
 
 /// What the network needs to know.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Config {
-    /// The platform's data directory, whose mark the table and the links carry.
+    /// The platform's data directory.
     pub data: PathBuf,
+    /// Whose mark the table and the links carry. `None`: one of its own, from its start to its end.
+    pub generation: Option<Generation>,
     /// The file that names the host's resolvers.
     pub resolv_conf: PathBuf,
+    /// Who else the table belongs to: as long as this process lives, too, nobody removes it. The spawner.
+    pub keeper: Option<u32>,
+    /// Leases of instances that have outlived another platform, to be taken over with [`Network::adopt`].
+    pub kept: Vec<Kept>,
 }
 
 impl Config {
     /// The defaults over a data directory.
     pub fn new(data: impl Into<PathBuf>) -> Config {
-        Config { data: data.into(), resolv_conf: "/etc/resolv.conf".into() }
+        let resolv_conf = "/etc/resolv.conf".into();
+        Config { data: data.into(), generation: None, resolv_conf, keeper: None, kept: Vec::new() }
     }
 }
 
@@ -108,6 +116,8 @@ struct Shared {
     outbound: Outbound,
     /// The host's own.
     resolv_conf: String,
+    /// Nobody else has to do with it.
+    own: Option<Generation>,
 }
 
 #[derive(Debug)]
@@ -133,28 +143,68 @@ pub struct Lease {
     resolv_conf: String,
 }
 
+/// What is to be known of a lease by whoever takes it over.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Kept {
+    /// A link: its name, the number of its address, and the first address of the block.
+    Link {
+        /// The name of the platform's end.
+        name: String,
+        /// The number of the address in the block.
+        number: u32,
+        /// The first address of the block.
+        block: Ipv4Addr,
+    },
+    /// A `pasta` process, by the file with its id.
+    Tether {
+        /// The file.
+        file: PathBuf,
+    },
+    /// The instance is not connected, or has the host's network.
+    Nothing,
+}
+
 #[derive(Debug)]
 enum Hold {
     Link(Link),
-    Tether { _process: Tether, routes: Vec<Route> },
+    Tether { process: Tether, routes: Vec<Route> },
     Nothing,
 }
 
 impl Network {
-    /// Prepares the network of one platform, after removing what a killed one over the same data directory left.
+    /// Prepares the network of one platform, after removing what killed ones have left.
     ///
     /// It does not fail: where instances cannot be let out, they are not, and [`Network::outbound`] tells why.
-    ///
-    /// *Assumptions*: nobody else runs over the same data directory.
     pub async fn start(config: &Config) -> Network {
         let resolv_conf = fs::read_to_string(&config.resolv_conf).unwrap_or_default();
-        let found = if rustix::process::geteuid().is_root() {
-            Links::start(&config.data, &resolv_conf).await.map(|(links, outbound)| (Way::Links(links), outbound))
-        } else {
-            Pasta::start(&config.data, &resolv_conf).map(|(pasta, outbound)| (Way::Pasta(pasta), outbound))
+        let mut own = None;
+        let found = match &config.generation {
+            Some(generation) => Network::way(generation, &resolv_conf, config).await,
+            None => {
+                let data = config.data.clone();
+                match tokio::task::spawn_blocking(move || Generation::begin(&data)).await.map_err(io::Error::other) {
+                    Ok(Ok(generation)) => {
+                        let found = Network::way(&generation, &resolv_conf, config).await;
+                        generation.settled();
+                        own = Some(generation);
+                        found
+                    }
+                    Ok(Err(why)) => Err(Refusal { why: why.to_string(), mend: String::new() }),
+                    Err(why) => Err(Refusal { why: why.to_string(), mend: String::new() }),
+                }
+            }
         };
         let (way, outbound) = found.unwrap_or_else(|Refusal { why, mend }| (Way::None, Outbound::None { why, mend }));
-        Network { shared: Arc::new(Shared { way, outbound, resolv_conf }) }
+        Network { shared: Arc::new(Shared { way, outbound, resolv_conf, own }) }
+    }
+
+    async fn way(generation: &Generation, resolv_conf: &str, config: &Config) -> Result<(Way, Outbound), Refusal> {
+        if rustix::process::geteuid().is_root() {
+            Links::start(generation, resolv_conf, config).await.map(|(links, outbound)| (Way::Links(links), outbound))
+        } else {
+            Pasta::start(generation.path(), resolv_conf, &config.kept)
+                .map(|(pasta, outbound)| (Way::Pasta(pasta), outbound))
+        }
     }
 
     /// How instances get out.
@@ -176,10 +226,39 @@ impl Network {
             (Way::Links(links), _) => (Hold::Link(links.make(policy, pid).await?), links.resolv_conf()),
             (Way::Pasta(pasta), _) => {
                 let (process, routes) = pasta.make(policy, pid).await?;
-                (Hold::Tether { _process: process, routes }, pasta.resolv_conf())
+                (Hold::Tether { process, routes }, pasta.resolv_conf())
             }
         };
         Ok(Lease { hold, resolv_conf: resolv_conf.to_owned() })
+    }
+
+    /// Takes over the lease of an instance that has outlived another platform.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Network`] when there is no such link or process any more.
+    pub async fn adopt(&self, kept: &Kept) -> Result<Lease, Error> {
+        let gone = || Error::network("a lease that was left")(io::Error::other("what it was made of is gone"));
+        let hold = match (&self.shared.way, kept) {
+            (_, Kept::Nothing) => Hold::Nothing,
+            (Way::Links(links), Kept::Link { number, .. }) => Hold::Link(links.adopt(*number).ok_or_else(gone)?),
+            (Way::Pasta(pasta), Kept::Tether { file }) => {
+                Hold::Tether { process: pasta.adopt(file).ok_or_else(gone)?, routes: Vec::new() }
+            }
+            _ => return Err(gone()),
+        };
+        // Its instance has been told long since.
+        Ok(Lease { hold, resolv_conf: String::new() })
+    }
+
+    /// Has the table belong to another spawner. Where that cannot be said, a start of another platform may remove it if this
+    /// one should be killed.
+    pub(crate) async fn kept_by(&self, keeper: u32) {
+        if let Way::Links(links) = &self.shared.way
+            && let Err(why) = links.kept_by(keeper).await
+        {
+            tracing::warn!(%why, "the packet filter does not say who keeps it");
+        }
     }
 
     /// Takes everything down: links, table, forwarding. Instances still running lose their network.
@@ -188,10 +267,12 @@ impl Network {
     ///
     /// [`Error::Network`] with the first thing that could not be undone; the rest is.
     pub async fn remove(self) -> Result<(), Error> {
-        match &self.shared.way {
+        let removed = match &self.shared.way {
             Way::Links(links) => links.remove().await,
             Way::Pasta(_) | Way::None => Ok(()),
-        }
+        };
+        self.shared.own.iter().for_each(Generation::remove);
+        removed
     }
 }
 
@@ -201,6 +282,15 @@ impl Lease {
         match &self.hold {
             Hold::Link(link) => Some(link.address()),
             Hold::Tether { .. } | Hold::Nothing => None,
+        }
+    }
+
+    /// What whoever takes it over must know.
+    pub(crate) fn kept(&self) -> Kept {
+        match &self.hold {
+            Hold::Link(link) => link.kept(),
+            Hold::Tether { process, .. } => Kept::Tether { file: process.file().to_owned() },
+            Hold::Nothing => Kept::Nothing,
         }
     }
 
@@ -225,23 +315,28 @@ impl Lease {
     }
 }
 
-/// What the platform with this mark has on the host's network now. Blocks.
+/// What platforms over the data directory with this mark have on the host's network now. Blocks.
 pub(crate) fn traces(mark: &Mark) -> Vec<String> {
     let mut found = Vec::new();
-    let prefix = rules::prefix(mark);
+    let prefix = format!("tp{}", mark.directory());
     let links = Netlink::open().and_then(|netlink| netlink.links()).unwrap_or_default();
     let links = links.iter().filter(|link| link.name.starts_with(&prefix)).count();
     if links > 0 {
         found.push(format!("{links} links {prefix}*"));
     }
-    let tables = rules::program().and_then(|program| rules::find(&program, mark).ok());
-    if let Some(tables) = tables.filter(|tables| tables.own) {
-        found.push(format!("nftables table inet {}", rules::table(mark)));
+    let tables = rules::program().and_then(|program| rules::find(&program, mark, |_| true).ok());
+    if let Some(tables) = tables.filter(|tables| !tables.kin.is_empty()) {
+        found.extend(tables.kin.iter().map(|kin| format!("nftables table inet {}", rules::table(kin))));
         if tables.forwarding_was_off {
             found.push("net.ipv4.ip_forward=1".to_owned());
         }
     }
     found
+}
+
+/// Ends the processes that carried the connections of instances whose folder this is.
+pub(crate) fn untether(folder: &Path) {
+    pasta::sweep(folder, |_| false);
 }
 
 /// Where the program is that lets instances out: what loads packet filters for root, `pasta` for others.

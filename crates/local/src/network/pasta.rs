@@ -17,7 +17,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use super::names::Resolvers;
 use super::netlink::Netlink;
 use super::routes::Surroundings;
-use super::{Outbound, Policy, Refusal};
+use super::{Kept, Outbound, Policy, Refusal};
 use crate::Error;
 use crate::sandbox::Route;
 
@@ -46,10 +46,10 @@ pub(super) struct Tether {
 }
 
 impl Pasta {
-    /// Looks whether it can be used, and ends what a killed platform left running.
-    pub(super) fn start(data: &Path, resolv_conf: &str) -> Result<(Pasta, Outbound), Refusal> {
-        let run = fs::canonicalize(data).unwrap_or_else(|_| data.to_owned()).join("run");
-        sweep(&run);
+    /// Looks whether it can be used. In the folder `run` its processes leave their ids; those that a killed platform left there
+    /// end, but for the kept ones.
+    pub(super) fn start(run: &Path, resolv_conf: &str, kept: &[Kept]) -> Result<(Pasta, Outbound), Refusal> {
+        sweep(run, |file| kept.iter().any(|kept| matches!(kept, Kept::Tether { file: kept } if kept == file)));
         let Some(program) = program() else {
             let mend = "apt-get install passt, or start the platform as root".to_owned();
             return Err(Refusal {
@@ -73,7 +73,15 @@ impl Pasta {
         };
         let resolv_conf = known.with_servers(&resolvers);
         let outbound = Outbound::Pasta { program: program.clone(), names };
-        Ok((Pasta { program, run, resolvers, resolv_conf, next: AtomicU64::new(1) }, outbound))
+        Ok((Pasta { program, run: run.to_owned(), resolvers, resolv_conf, next: AtomicU64::new(1) }, outbound))
+    }
+
+    /// Takes over the process that another platform has told to leave its id in this file.
+    pub(super) fn adopt(&self, file: &Path) -> Option<Tether> {
+        let number: u64 = file.file_name()?.to_str()?.strip_suffix(SUFFIX)?.parse().ok()?;
+        self.next.fetch_max(number + 1, Ordering::Relaxed);
+        let process = identified(&fs::read_to_string(file).ok()?, file)?;
+        (file.parent() == Some(&self.run)).then(|| Tether { process, file: file.to_owned() })
     }
 
     pub(super) fn resolv_conf(&self) -> &str {
@@ -93,6 +101,11 @@ impl Pasta {
 }
 
 impl Tether {
+    /// The file with its id.
+    pub(super) fn file(&self) -> &Path {
+        &self.file
+    }
+
     /// Returns when the namespace is connected. Blocks.
     fn start(program: &Path, pid: u32, file: PathBuf) -> io::Result<Tether> {
         // No port of the host in, none out to the host's loopback, and no second name for the host. It goes to the background when
@@ -141,11 +154,11 @@ fn surroundings(resolvers: Vec<Ipv4Addr>) -> io::Result<Surroundings> {
     Ok(Surroundings { host, routed, resolvers, ..Surroundings::default() })
 }
 
-/// Ends the processes whose files lie in `run`.
-fn sweep(run: &Path) {
+/// Ends the processes whose files lie in `run`, but for those that stay.
+pub(super) fn sweep(run: &Path, stays: impl Fn(&Path) -> bool) {
     for entry in fs::read_dir(run).into_iter().flatten().flatten() {
         let file = entry.path();
-        if file.to_str().is_some_and(|name| name.ends_with(SUFFIX)) {
+        if file.to_str().is_some_and(|name| name.ends_with(SUFFIX)) && !stays(&file) {
             let process = fs::read_to_string(&file).ok().and_then(|text| identified(&text, &file));
             if let Some(process) = process {
                 let _ = pidfd_send_signal(&process, Signal::KILL);
@@ -175,7 +188,9 @@ mod tests {
         let file = folder.path().join("1.pasta");
         assert!(identified(&std::process::id().to_string(), &file).is_none());
         fs::write(&file, std::process::id().to_string()).expect("writes");
-        sweep(folder.path());
+        sweep(folder.path(), |other| other == file);
+        assert!(file.exists());
+        sweep(folder.path(), |_| false);
         assert!(!file.exists());
     }
 }

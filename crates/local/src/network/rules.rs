@@ -32,16 +32,18 @@ pub(super) struct Rules {
     /// Whether the platform answers names at the gateway's address.
     pub(super) forwarder: bool,
     pub(super) forwarding_was_off: bool,
+    /// A process besides this one that the table belongs to.
+    pub(super) keeper: Option<u32>,
 }
 
 /// The tables of platforms on this host.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Tables {
-    /// Ours, left by a platform that was killed.
-    pub(super) own: bool,
+    /// Those of platforms over the same data directory, ours among them.
+    pub(super) kin: Vec<Mark>,
     /// Those of other platforms that live, as far as can be known.
     pub(super) others: usize,
-    /// The marks of platforms that were killed, and whose data directory nobody has started over since.
+    /// The marks of platforms that are no more, and left theirs.
     pub(super) dead: Vec<Mark>,
     pub(super) forwarding_was_off: bool,
     /// The blocks of the others.
@@ -51,6 +53,11 @@ pub(super) struct Tables {
 /// The beginning of the names of this platform's links; the next letter tells the policy.
 pub(super) fn prefix(mark: &Mark) -> String {
     format!("tp{}", mark.as_str())
+}
+
+/// Whose a link with this name is.
+pub(super) fn owner_of(link: &str) -> Option<Mark> {
+    Mark::read(link.strip_prefix("tp")?.get(..8)?)
 }
 
 /// The table's name.
@@ -83,7 +90,9 @@ impl Rules {
             String::new()
         };
         let was_off = if self.forwarding_was_off { format!("  chain {WAS_OFF} {{ }}\n") } else { String::new() };
-        let (note, owner) = (block_note(self.block), owner_note(&Owner::this()));
+        let note = block_note(self.block);
+        let owners = [Some(std::process::id()), self.keeper].into_iter().flatten();
+        let owner = owners.map(|pid| owner_note(&Owner::of(pid))).collect::<Vec<_>>().join(" { }\n  chain ");
         format!(
             "table inet {table}\ndelete table inet {table}\ntable inet {table} {{\n{was_off}  chain {note} {{ }}\n  \
              chain {owner} {{ }}\n  \
@@ -111,15 +120,22 @@ pub(super) fn load(program: &Path, text: &str) -> io::Result<()> {
     run(program, &["-f", "-"], text).map(drop)
 }
 
+/// Notes in a table that it belongs to this process, too. Blocks.
+pub(super) fn kept_by(program: &Path, mark: &Mark, keeper: u32) -> io::Result<()> {
+    load(program, &format!("table inet {} {{\n  chain {} {{ }}\n}}\n", table(mark), owner_note(&Owner::of(keeper))))
+}
+
 /// Removes our table, if it is there. Blocks.
 pub(super) fn remove(program: &Path, mark: &Mark) -> io::Result<()> {
     let table = table(mark);
     load(program, &format!("table inet {table}\ndelete table inet {table}\n"))
 }
 
-/// Finds the tables of platforms on this host. Blocks.
-pub(super) fn find(program: &Path, mark: &Mark) -> io::Result<Tables> {
-    run(program, &["list", "chains", "inet"], "").map(|text| parse(&text, mark, Owner::lives))
+/// Finds the tables of platforms on this host; of those over our own data directory, `lives` tells by its number whether one
+/// goes on. Blocks.
+pub(super) fn find(program: &Path, mark: &Mark, lives: impl Fn(u8) -> bool) -> io::Result<Tables> {
+    let judge = |of: &Mark, owners: &[Owner]| if of.is_kin(mark) { lives(of.number()) } else { anybody(owners) };
+    run(program, &["list", "chains", "inet"], "").map(|text| parse(&text, mark, judge))
 }
 
 fn run(program: &Path, arguments: &[&str], input: &str) -> io::Result<String> {
@@ -142,28 +158,31 @@ fn run(program: &Path, arguments: &[&str], input: &str) -> io::Result<String> {
 }
 
 /// Reads the answer of `nft list chains inet`: tables, and in them the names of their chains.
-fn parse(text: &str, mark: &Mark, lives: impl Fn(&Owner) -> bool) -> Tables {
+fn parse(text: &str, mark: &Mark, lives: impl Fn(&Mark, &[Owner]) -> bool) -> Tables {
     let mut found = Tables::default();
-    let mut current = None;
+    let mut all: Vec<(Mark, Vec<Owner>)> = Vec::new();
+    let mut inside = false;
     for line in text.lines().map(str::trim) {
         if let Some(name) = line.strip_prefix("table inet ").and_then(|rest| rest.strip_suffix(" {")) {
-            current = name.strip_prefix("taper_").and_then(Mark::read);
-            match &current {
-                Some(other) if other == mark => found.own = true,
-                Some(_) => found.others += 1,
-                None => {}
-            }
-        } else if let (Some(of), Some(rest)) = (&current, line.strip_prefix("chain ")) {
+            let of = name.strip_prefix("taper_").and_then(Mark::read);
+            inside = of.is_some();
+            all.extend(of.map(|of| (of, Vec::new())));
+        } else if let (true, Some((of, owners)), Some(rest)) = (inside, all.last_mut(), line.strip_prefix("chain ")) {
             let chain = rest.split_whitespace().next().unwrap_or_default();
             found.forwarding_was_off |= chain == WAS_OFF;
-            if of == mark {
-                continue;
-            }
-            found.blocks.extend(read_block_note(chain));
-            if Owner::read(chain).is_some_and(|owner| !lives(&owner)) {
-                found.dead.push(of.clone());
-                found.others -= 1;
-            }
+            found.blocks.extend(read_block_note(chain).filter(|_| of != mark));
+            owners.extend(Owner::read(chain));
+        }
+    }
+    for (of, owners) in all {
+        let living = lives(&of, &owners);
+        if of.is_kin(mark) {
+            found.kin.push(of.clone());
+        }
+        match (of == *mark, living) {
+            (true, _) => {}
+            (false, true) => found.others += 1,
+            (false, false) => found.dead.push(of),
         }
     }
     found
@@ -179,8 +198,7 @@ struct Owner {
 }
 
 impl Owner {
-    fn this() -> Owner {
-        let pid = std::process::id();
+    fn of(pid: u32) -> Owner {
         Owner { space: pid_space(), pid, began: began(pid).unwrap_or_default() }
     }
 
@@ -196,6 +214,11 @@ impl Owner {
             _ => None,
         }
     }
+}
+
+/// Whether one of these lives, or nobody is named.
+fn anybody(owners: &[Owner]) -> bool {
+    owners.is_empty() || owners.iter().any(Owner::lives)
 }
 
 /// The name of an empty chain that tells whose a table is.
@@ -238,12 +261,22 @@ mod tests {
     fn rules() -> Rules {
         let block = Network4 { address: Ipv4Addr::new(10, 77, 64, 0), bits: 18 };
         let gateway = Ipv4Addr::new(10, 77, 64, 1);
-        Rules { mark: mark(), block, gateway, resolvers: Vec::new(), forwarder: false, forwarding_was_off: true }
+        Rules {
+            mark: mark(),
+            block,
+            gateway,
+            resolvers: Vec::new(),
+            forwarder: false,
+            forwarding_was_off: true,
+            keeper: None,
+        }
     }
 
     #[test]
     fn links_are_named_within_what_the_kernel_takes() {
-        assert!(format!("{}p3fff", prefix(&mark())).len() <= 15);
+        let name = format!("{}p3fff", prefix(&mark()));
+        assert!(name.len() <= 15);
+        assert_eq!((owner_of(&name), owner_of("tpo"), owner_of("eth0")), (Some(mark()), None, None));
     }
 
     #[test]
@@ -267,16 +300,17 @@ mod tests {
              \tchain block_10_77_64_0_18 {{\n\t}}\n}}\ntable inet taper_0000ffff {{\n\tchain block_10_99_0_0_18 {{\n\t}}\n\tchain \
              block_x {{\n\t}}\n\tchain forward {{\n\t\ttype filter hook forward priority -10; policy accept;\n\t}}\n}}\n"
         );
-        let found = parse(&text, &mark(), |_| true);
+        let found = parse(&text, &mark(), |_, _| true);
         let block = Network4 { address: Ipv4Addr::new(10, 99, 0, 0), bits: 18 };
-        let want = Tables { own: true, others: 1, dead: Vec::new(), forwarding_was_off: true, blocks: vec![block] };
+        let want =
+            Tables { kin: vec![mark()], others: 1, dead: Vec::new(), forwarding_was_off: true, blocks: vec![block] };
         assert_eq!(found, want);
-        assert_eq!(parse("", &mark(), |_| true), Tables::default());
+        assert_eq!(parse("", &mark(), |_, _| true), Tables::default());
     }
 
     #[test]
     fn a_table_whose_process_has_ended_is_dead_and_one_that_cannot_be_judged_is_not() {
-        let this = Owner::this();
+        let this = Owner::of(std::process::id());
         assert!(this.lives());
         assert_eq!(Owner::read(&owner_note(&this)), Some(this.clone()));
         let later = Owner { began: this.began + 1, ..this.clone() };
@@ -286,9 +320,20 @@ mod tests {
         let text = table("00000001", owner_note(&this))
             + &table("00000002", owner_note(&later))
             + &table("00000003", "forward".to_owned())
-            + &table("x; flush", owner_note(&later));
-        let found = parse(&text, &mark(), Owner::lives);
-        assert_eq!((found.others, found.dead), (2, vec![Mark::read("00000002").expect("a mark")]));
+            + &table("x; flush", owner_note(&later))
+            + &table("00000004", format!("{} {{\n\t}}\n\tchain {}", owner_note(&later), owner_note(&this)));
+        let found = parse(&text, &mark(), |_, owners| anybody(owners));
+        assert_eq!((found.others, found.dead), (3, vec![Mark::read("00000002").expect("a mark")]));
+    }
+
+    #[test]
+    fn another_life_over_the_same_directory_is_judged_by_its_number() {
+        let (second, third) = (mark().of_life(2), mark().of_life(3));
+        let table = |of: &Mark| format!("table inet {} {{\n\tchain block_10_99_0_0_18 {{\n\t}}\n}}\n", table(of));
+        let text = [mark(), second.clone(), third.clone()].iter().map(table).collect::<String>();
+        let found = parse(&text, &mark(), |of, _| of.number() != 2);
+        assert_eq!((found.others, found.dead), (1, vec![second.clone()]));
+        assert_eq!((found.kin, found.blocks.len()), (vec![mark(), second, third], 2));
     }
 
     #[test]

@@ -169,12 +169,16 @@ pub(super) fn unpack(descriptors: Vec<OwnedFd>) -> Result<Brought, String> {
 fn seal(header: &Header, secrets: &[Secret]) -> std::io::Result<OwnedFd> {
     let header = serde_json::to_vec(header)?;
     let length = u32::try_from(header.len()).map_err(std::io::Error::other)?;
-    let memory = memfd_create("binding", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
-    let mut file = File::from(memory);
     let mut all = length.to_be_bytes().to_vec();
     all.extend_from_slice(&header);
     secrets.iter().for_each(|secret| all.extend_from_slice(&secret.value));
-    file.write_all(&all)?;
+    sealed("binding", &all)
+}
+
+/// Bytes in memory that nobody can change any more.
+pub(crate) fn sealed(name: &str, bytes: &[u8]) -> std::io::Result<OwnedFd> {
+    let mut file = File::from(memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
+    file.write_all(bytes)?;
     fcntl_add_seals(&file, SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?;
     Ok(file.into())
 }

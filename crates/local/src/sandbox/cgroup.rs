@@ -95,22 +95,33 @@ impl Cgroups {
         &self.hierarchy
     }
 
-    /// Ends whatever still runs in groups of this platform, and removes them. For the start, when nobody else uses the
-    /// same data directory: what is found was left by a platform that was killed. Blocks until it is done.
+    /// Ends whatever still runs in groups of this platform, and removes them. For the start, and when the spawner has died:
+    /// what is found was left behind. Blocks until it is done.
     ///
     /// # Errors
     ///
     /// [`Error::Cgroup`] when a group cannot be emptied or removed.
     pub(crate) fn sweep(&self) -> Result<(), Error> {
-        for base in self.bases() {
-            for entry in fs::read_dir(base).map_err(at(base))?.flatten() {
-                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                    let group = entry.path();
-                    empty(&group).and_then(|()| fs::remove_dir(&group)).map_err(at(&group))?;
-                }
+        self.sweep_but(&[])
+    }
+
+    /// [`sweep`](Self::sweep) without the groups of these instances.
+    pub(crate) fn sweep_but(&self, tags: &[u64]) -> Result<(), Error> {
+        self.bases().into_iter().try_for_each(|base| sweep(base, tags))
+    }
+
+    /// The group that was made before for an instance that lives, whatever limits it has.
+    pub(crate) fn of(&self, tag: u64) -> Cgroup {
+        let name = name(tag);
+        let at = |base: &Option<PathBuf>| base.as_ref().map(|base| base.join(&name));
+        let shape = match &self.hierarchy {
+            Hierarchy::Absent { .. } => Shape::Absent,
+            Hierarchy::V2(base) => Shape::V2(base.join(&name)),
+            Hierarchy::V1 { memory, cpu, pids, account } => {
+                Shape::V1 { memory: at(memory), cpu: at(cpu), pids: at(pids), account: at(account) }
             }
-        }
-        Ok(())
+        };
+        Cgroup::of(shape, false)
     }
 
     /// Removes the platform's own folder. For the end, when every instance is gone.
@@ -127,7 +138,7 @@ impl Cgroups {
     ///
     /// [`Error::Cgroup`]; nothing is left then.
     pub(crate) fn make(&self, tag: u64, limits: &Limits, waits: bool) -> Result<Cgroup, Error> {
-        let name = format!("i{tag}");
+        let name = name(tag);
         let one = |base: &PathBuf| make(&base.join(&name));
         let several = |base: &Option<PathBuf>| base.as_ref().map(one).transpose();
         let group = match &self.hierarchy {
@@ -162,7 +173,7 @@ impl Cgroups {
         }
     }
 
-    fn bases(&self) -> Vec<&PathBuf> {
+    pub(crate) fn bases(&self) -> Vec<&PathBuf> {
         match &self.hierarchy {
             Hierarchy::V1 { memory, cpu, pids, account } => {
                 [memory, cpu, pids, account].into_iter().flatten().collect()
@@ -318,6 +329,23 @@ impl Cgroup {
         }
         answer
     }
+}
+
+/// The name of an instance's group.
+fn name(tag: u64) -> String {
+    format!("i{tag}")
+}
+
+/// Empties and removes every group in a folder but those of these instances.
+fn sweep(base: &Path, but: &[u64]) -> Result<(), Error> {
+    for entry in fs::read_dir(base).map_err(at(base))?.flatten() {
+        let stays = but.iter().any(|tag| entry.file_name() == *name(*tag));
+        if !stays && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            let group = entry.path();
+            empty(&group).and_then(|()| fs::remove_dir(&group)).map_err(at(&group))?;
+        }
+    }
+    Ok(())
 }
 
 /// Kills what is in `group` until nothing is.

@@ -44,6 +44,7 @@ pub use confine::{Confinement, Inside};
 pub use landlock::abi as landlock_abi;
 pub use parked::{Exit, Layout, Life, Parked};
 
+pub(crate) use binding::sealed;
 pub(crate) use calls::{Call, surrender};
 pub(crate) use enter::{ENDING, Gate, Ids, Passage, enter, enter_apart};
 pub(crate) use filter::Filters;
@@ -136,13 +137,17 @@ impl Default for ParkSpec {
     }
 }
 
-/// The short mark of a data directory. Whatever this platform makes on the host carries it, so that the next start over
-/// the same directory recognises and removes what a killed one left, and nothing of anybody else's.
+/// The mark of a platform's life over a data directory. Whatever it makes on the host carries it, so that the next start over
+/// the same directory recognises and removes what a killed one left, and nothing of anybody else's. The first six digits
+/// are the directory's, the other two the life's ([`Generation`](crate::Generation)); a life that has begun has not 0.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mark(String);
 
+/// How many digits are the directory's.
+const DIRECTORY: usize = 6;
+
 impl Mark {
-    /// The mark of the data directory at `path`, which should be canonical.
+    /// The mark of the data directory at `path`, which should be canonical, and of no life.
     pub fn of(path: &Path) -> Mark {
         use std::os::unix::ffi::OsStrExt;
         // FNV-1a, 64 bits: it must only be stable and spread well; nobody gains by a collision.
@@ -151,7 +156,27 @@ impl Mark {
             .as_bytes()
             .iter()
             .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
-        Mark(format!("{:08x}", (hash ^ (hash >> 32)) & 0xffff_ffff))
+        Mark(format!("{:06x}00", ((hash ^ (hash >> 32)) & 0xffff_ffff) >> 8))
+    }
+
+    /// The mark of one life over the same directory.
+    pub(crate) fn of_life(&self, number: u8) -> Mark {
+        Mark(format!("{}{number:02x}", self.directory()))
+    }
+
+    /// What all marks of the same directory begin with.
+    pub fn directory(&self) -> &str {
+        self.0.get(..DIRECTORY).unwrap_or_default()
+    }
+
+    /// Whether both belong to the same directory.
+    pub(crate) fn is_kin(&self, other: &Mark) -> bool {
+        self.directory() == other.directory()
+    }
+
+    /// The number of the life.
+    pub(crate) fn number(&self) -> u8 {
+        self.0.get(DIRECTORY..).and_then(|digits| u8::from_str_radix(digits, 16).ok()).unwrap_or_default()
     }
 
     /// A mark as it is found in a name on the host.

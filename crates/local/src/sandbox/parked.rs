@@ -50,8 +50,13 @@ impl Layout {
         }
     }
 
+    /// Those of an instance that has such a folder where nothing is isolated.
+    pub(crate) fn of(folder: Option<&Path>) -> Layout {
+        folder.map_or_else(Layout::sandboxed, Layout::under)
+    }
+
     /// The paths of an instance without isolation, all under `folder`.
-    pub(crate) fn under(folder: &Path) -> Layout {
+    fn under(folder: &Path) -> Layout {
         Layout {
             code: folder.join("function"),
             dependencies: folder.join("deps"),
@@ -64,7 +69,7 @@ impl Layout {
 /// A sandbox that waits for its claim. Dropping it, or only its [`Life`], kills it.
 #[derive(Debug)]
 pub struct Parked {
-    /// The platform's end of the control channel (`SOCK_SEQPACKET`). The instance dies when it is closed.
+    /// The platform's end of the control channel (`SOCK_SEQPACKET`). The instance dies when nobody holds it any more.
     pub control: OwnedFd,
     /// Connect here to reach the stream socket on which the instance listens. Valid in this process only.
     pub listener: PathBuf,
@@ -126,6 +131,11 @@ impl Life {
         let _ = pidfd_send_signal(&*self.process, Signal::KILL);
     }
 
+    /// How it ended, if it has and nothing of it is left.
+    pub(crate) fn over(&self) -> Option<Exit> {
+        *self.exit.borrow()
+    }
+
     /// Waits until it has ended and nothing of it is left on the host. Cancel safe, and may be asked again.
     pub async fn gone(&self) -> Exit {
         let mut exit = self.exit.clone();
@@ -152,6 +162,8 @@ impl Drop for Life {
 /// What one instance has on the host while it lives.
 #[derive(Debug)]
 pub(crate) struct Traces {
+    /// The spawner's number for it.
+    pub(crate) tag: u64,
     pub(crate) cgroup: Cgroup,
     pub(crate) socket: PathBuf,
     /// Only where nothing is isolated.

@@ -9,19 +9,19 @@
 //!
 //! [`Spawner::start`] → re-executes this binary with `__spawner` (so `main` must begin with [`main_if_spawner`]) →
 //! [`Spawner::park`], any number of times → [`Spawner::stop`].
+//! After a crash: `heir::adopt` finds the spawner of a platform that is dead → `Spawner::adopt` goes on with it.
 //!
 //! # Guarantees
 //!
-//! - When the platform ends, however it ends, every instance ends: pid 1 of each holds the other end of a control
-//!   socket, the spawner ends at the end of its own, and the kernel kills each pid 1 when the spawner is gone.
+//! - When the platform leaves, every instance ends: pid 1 of each holds the other end of a control socket, the spawner ends, and
+//!   the kernel kills each pid 1 when the spawner is gone.
+//! - When the platform dies without having left, the same happens, but to the instances that it has left with the spawner (`keep`):
+//!   these live on for [`Config::adopt`], and a platform that comes in time has them (`heir`).
 //! - When the spawner ends, every instance ends and [`Spawner::gone`] resolves; nothing is started after that.
 //! - No mount made here is ever visible in the host's mount namespace.
-//! - Whatever else an instance has on the host (control groups, a socket, pipes) carries the data directory's [`Mark`] or lies in
-//!   it, is removed when the instance is gone, and is swept by the next start.
-//!
-//! # Assumptions
-//!
-//! One platform per data directory, which the caller holds a lock for: a start sweeps what another one would be using.
+//! - Whatever else an instance has on the host (control groups, a socket, pipes) carries the mark of its platform's
+//!   [`Generation`] or lies in its folder, is removed when the instance is gone, and is swept by the next start when the
+//!   platform is.
 
 use std::ffi::OsString;
 use std::fs;
@@ -31,6 +31,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, socketpair};
 use rustix::thread::CapabilitySet;
@@ -38,21 +39,23 @@ use taper_watchdog::{Ahead, Fork, control::Report};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use self::folder::Folder;
-use self::replies::{Answer, Ends, Shared, Theirs, Unborn};
-use self::wire::{Begin, FirstWord, Reply, Request, receive, send, watched};
-use crate::Error;
+use self::heir::Left;
+use self::replies::{Answer, Ends, Process, Shared, Theirs, Unborn};
+use self::wire::{Begin, Ended, FirstWord, Reply, Request, receive, send, watched};
 use crate::sandbox::cgroup::Cgroups;
-use crate::sandbox::{Inside, Isolation, Layout, Life, Mark, ParkSpec, Parked, Tree, read_only};
+use crate::sandbox::{Exit, Inside, Isolation, Layout, Life, ParkSpec, Parked, Tree, read_only, sealed};
+use crate::{Error, Generation};
 
-mod folder;
+mod heir;
 mod ids;
+mod keep;
 mod replies;
 mod serve;
 mod template;
 mod wire;
 mod zygote;
 
+pub(crate) use heir::{Estate, SOCKET, adopt as adopt_from};
 pub use zygote::Door;
 
 pub(crate) use ids::has_id_range;
@@ -65,6 +68,8 @@ const ARGUMENT: &str = "__spawner";
 pub struct Config {
     /// The platform's data directory. It must exist; `run` in it is the spawner's.
     pub data: PathBuf,
+    /// Which life of the platform it belongs to. `None`: one of its own, from its start to its [`stop`](Spawner::stop).
+    pub generation: Option<Generation>,
     /// How strongly to isolate. `None`: as strongly as this account can, but never [`Isolation::None`].
     pub isolation: Option<Isolation>,
     /// Folders of interpreters outside `/usr`, which functions see read-only at the same path: see
@@ -74,12 +79,25 @@ pub struct Config {
     pub runtime: Option<PathBuf>,
     /// Where control groups are made; `None` looks for it.
     pub cgroups: Option<Cgroups>,
+    /// How long instances that were left to it are kept when this process dies without having stopped it. Default: not at all.
+    pub adopt: Duration,
+    /// Who may adopt them then: a platform that says the same.
+    pub identity: String,
 }
 
 impl Config {
     /// The defaults over a data directory.
     pub fn new(data: impl Into<PathBuf>) -> Config {
-        Config { data: data.into(), isolation: None, interpreters: Vec::new(), runtime: None, cgroups: None }
+        Config {
+            data: data.into(),
+            generation: None,
+            isolation: None,
+            interpreters: Vec::new(),
+            runtime: None,
+            cgroups: None,
+            adopt: Duration::ZERO,
+            identity: String::new(),
+        }
     }
 }
 
@@ -132,6 +150,7 @@ pub fn main_if_spawner_with(entry: fn(Inside) -> ExitCode) -> Option<ExitCode> {
 #[derive(Clone, Debug)]
 pub struct Spawner {
     held: Arc<Held>,
+    pid: u32,
 }
 
 impl Spawner {
@@ -153,31 +172,93 @@ impl Spawner {
     ///
     /// As [`Spawner::start`].
     pub async fn start_with(config: &Config, program: &Path, arguments: &[OsString]) -> Result<Spawner, Error> {
-        let data = fs::canonicalize(&config.data).map_err(Error::file(&config.data))?;
-        let cgroups = config.cgroups.clone().unwrap_or_else(|| Cgroups::find(&Mark::of(&data)));
-        let run = Folder::open(&data)?;
-        let swept = (run.clone(), cgroups.clone());
-        tokio::task::spawn_blocking(move || swept.1.sweep().and_then(|()| swept.0.sweep()))
-            .await
-            .map_err(|why| Error::Spawner(why.to_string()))??;
-
+        let (data, given, own) = (config.data.clone(), config.generation.clone(), config.generation.is_none());
+        let wanted = config.cgroups.clone();
+        let prepared = tokio::task::spawn_blocking(move || {
+            let generation = given.map_or_else(|| Generation::begin(&data), Ok)?;
+            let cgroups = wanted.unwrap_or_else(|| Cgroups::find(generation.mark()));
+            cgroups.sweep().and_then(|()| generation.clear()).map(|()| (generation, cgroups))
+        });
+        let (generation, cgroups) = prepared.await.map_err(|why| Error::Spawner(why.to_string()))??;
         let isolation = config.isolation.unwrap_or_else(strongest);
         let (interpreters, runtime) = (config.interpreters.clone(), config.runtime.clone());
-        let begin = Begin { isolation, data, template: run.template(), interpreters, runtime };
-        let started = match launch(program, arguments, begin).await {
+        let (data, template) = (generation.data().to_owned(), generation.template());
+        let groups = cgroups.bases().into_iter().cloned().collect();
+        let adopt_ms = u64::try_from(config.adopt.as_millis()).unwrap_or(u64::MAX);
+        let identity = config.identity.clone();
+        let begin = Begin { isolation, data, template, interpreters, runtime, groups, identity, adopt_ms };
+        let started = match launch(program, arguments, begin, &generation).await {
             Ok((socket, process)) => {
-                Spawner::over(isolation, run.clone(), cgroups.clone(), socket, process).tried().await
+                let shared = Shared::new(socket, isolation, generation.clone(), own, cgroups.clone(), 1);
+                Spawner::over(Arc::new(shared), Process::Own(process)).tried().await
             }
             Err(why) => Err(why),
         };
         if started.is_err() {
             cgroups.remove();
-            run.remove();
+        }
+        if own {
+            generation.settled();
         }
         started.map_err(|why| match why {
             Error::Park(why) if isolation != Isolation::None => forbidden(why),
             other => other,
         })
+    }
+
+    /// Becomes the platform of a spawner that has outlived another one, and takes over what it has kept.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Spawner`] and [`Error::Cgroup`]; the spawner ends then.
+    pub(crate) async fn adopt(
+        config: &Config,
+        generation: &Generation,
+        estate: Estate,
+    ) -> Result<(Spawner, Vec<Heir>), Error> {
+        let Estate { socket, pid, process, lock: _, next, left } = estate;
+        let cgroups = config.cgroups.clone().unwrap_or_else(|| Cgroups::find(generation.mark()));
+        let isolation = config.isolation.unwrap_or_else(strongest);
+        let socket =
+            watched(socket, Interest::READABLE | Interest::WRITABLE).map_err(|why| Error::Spawner(why.to_string()))?;
+        let shared = Arc::new(Shared::new(socket, isolation, generation.clone(), false, cgroups.clone(), next));
+        // Before the first word of the spawner is heard, which may be that one of them has ended.
+        let heirs: Vec<Heir> = left.into_iter().map(|left| Heir::of(left, &shared)).collect();
+        let spawner = Spawner::over(shared, Process::Adopted(pid, process));
+        // What the dead one was about to make, or had not left to anybody.
+        let tags: Vec<u64> = heirs.iter().map(|heir| heir.parked.life.traces.tag).collect();
+        let life = generation.clone();
+        tokio::task::spawn_blocking(move || cgroups.sweep_but(&tags).and_then(|()| life.clear_but(&tags)))
+            .await
+            .map_err(|why| Error::Spawner(why.to_string()))??;
+        Ok((spawner, heirs))
+    }
+
+    /// Leaves an instance to whoever comes after this process, should it die: with a record that says all about it, and second
+    /// holds on its control socket, standard output and standard error. Without these it is only a new record.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::SpawnerGone`], and [`Error::Spawner`] when there is no memory for the record.
+    pub(crate) async fn keep(&self, life: &Life, record: &[u8], held: Option<&[OwnedFd; 3]>) -> Result<(), Error> {
+        if !self.held.0.has(&life.traces) {
+            return Err(Error::SpawnerGone);
+        }
+        let record = sealed("record", record).map_err(|why| Error::Spawner(why.to_string()))?;
+        let mut beside = vec![record.as_fd()];
+        beside.extend(held.into_iter().flatten().map(AsFd::as_fd));
+        let keep = Request::Keep { tag: life.traces.tag };
+        self.held.0.say(&keep, &beside).await.map_err(|_| Error::SpawnerGone)
+    }
+
+    /// The process id of the spawner.
+    pub(crate) fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Tells it to end, and all instances with it. Nothing waits for that.
+    pub(crate) fn leave(&self) {
+        self.held.0.hang_up();
     }
 
     /// How instances are isolated.
@@ -236,7 +317,7 @@ impl Spawner {
             listener: life.traces.socket.clone(),
             stdout: mine.stdout,
             stderr: mine.stderr,
-            layout: life.traces.folder.as_deref().map_or_else(Layout::sandboxed, Layout::under),
+            layout: Layout::of(life.traces.folder.as_deref()),
             life,
         })
     }
@@ -258,7 +339,7 @@ impl Spawner {
         }
         if shared.isolation == Isolation::Full {
             // What it takes the platform may do itself; the spawner may be making a sandbox, and a call waits for this.
-            return read_only(shared.run.data(), path).map(Tree::Mount).map_err(refused);
+            return read_only(shared.generation.data(), path).map(Tree::Mount).map_err(refused);
         }
         let tag = shared.tag();
         let answer = shared.send(tag, &Request::Tree { tag, path: path.to_owned() }, &[]).await;
@@ -292,13 +373,15 @@ impl Spawner {
         self.held.0.hang_up();
         self.gone().await;
         self.held.0.cgroups.remove();
-        self.held.0.run.remove();
+        if self.held.0.owns_generation {
+            self.held.0.generation.remove();
+        }
     }
 
-    fn over(isolation: Isolation, run: Folder, cgroups: Cgroups, socket: AsyncFd<OwnedFd>, process: Child) -> Spawner {
-        let shared = Arc::new(Shared::new(socket, isolation, run, cgroups));
+    fn over(shared: Arc<Shared>, process: Process) -> Spawner {
+        let pid = process.id();
         tokio::spawn(replies::read(Arc::clone(&shared), process));
-        Spawner { held: Arc::new(Held(shared)) }
+        Spawner { held: Arc::new(Held(shared)), pid }
     }
 
     /// Makes one sandbox and lets it go, so that what cannot work is known at the start and not at the first call.
@@ -328,8 +411,32 @@ impl Drop for Held {
     }
 }
 
+/// An instance that another platform has made, and what that one knew of it.
+#[derive(Debug)]
+pub(crate) struct Heir {
+    /// What it left behind about it.
+    pub(crate) record: Vec<u8>,
+    /// It has been claimed long since. Its life is over if it ended before it could be adopted.
+    pub(crate) parked: Parked,
+}
+
+impl Heir {
+    fn of(left: Left, shared: &Shared) -> Heir {
+        let Left { tag, pid, process, record, control, stdout, stderr, ended } = left;
+        let ended = ended.map(|Ended { code, signal }| Exit { code, signal, memory_kills: 0 });
+        let life = shared.take_in(tag, pid, process, ended);
+        let (listener, layout) = (life.traces.socket.clone(), Layout::of(life.traces.folder.as_deref()));
+        Heir { record, parked: Parked { control, listener, stdout, stderr, layout, life } }
+    }
+}
+
 /// Starts the program as a spawner and waits until it takes orders.
-async fn launch(program: &Path, arguments: &[OsString], begin: Begin) -> Result<(AsyncFd<OwnedFd>, Child), Error> {
+async fn launch(
+    program: &Path,
+    arguments: &[OsString],
+    begin: Begin,
+    generation: &Generation,
+) -> Result<(AsyncFd<OwnedFd>, Child), Error> {
     let (mine, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
         .map_err(|why| Error::Spawner(format!("a socket: {why}")))?;
     let mut process = Command::new(program)
@@ -341,7 +448,7 @@ async fn launch(program: &Path, arguments: &[OsString], begin: Begin) -> Result<
         .stdout(Stdio::null())
         .spawn()
         .map_err(|why| Error::Spawner(format!("{}: {why}", program.display())))?;
-    match greet(mine, begin).await {
+    match greet(mine, begin, generation).await {
         Ok(socket) => Ok((socket, process)),
         Err(why) => {
             let _ = process.kill();
@@ -351,11 +458,13 @@ async fn launch(program: &Path, arguments: &[OsString], begin: Begin) -> Result<
     }
 }
 
-async fn greet(socket: OwnedFd, begin: Begin) -> Result<AsyncFd<OwnedFd>, Error> {
+async fn greet(socket: OwnedFd, begin: Begin, generation: &Generation) -> Result<AsyncFd<OwnedFd>, Error> {
     let failed = |why: io::Error| Error::Spawner(why.to_string());
     let socket = watched(socket, Interest::READABLE | Interest::WRITABLE).map_err(failed)?;
+    let door = generation.door().map_err(failed)?;
+    let beside = [generation.lock().as_fd(), door.as_fd()];
+    send(&socket, &Request::Begin(begin), &beside, SendFlags::empty()).map_err(failed)?;
     let say = |request| send(&socket, &request, &[], SendFlags::empty()).map_err(failed);
-    say(Request::Begin(begin))?;
     loop {
         let heard = socket.async_io(Interest::READABLE, |socket| receive(socket, RecvFlags::DONTWAIT)).await;
         match heard.map_err(failed)?.map(|(reply, _)| reply) {

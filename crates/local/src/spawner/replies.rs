@@ -4,12 +4,15 @@
 //! has on the host is removed here and nowhere else, when its process has ended.
 
 use std::collections::HashMap;
+use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::process::Child;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::Mode;
+use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, Shutdown, SocketAddrUnix, SocketFlags, SocketType, bind, listen, shutdown,
     socket_with, socketpair,
@@ -21,21 +24,55 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
-use super::folder::Folder;
 use super::wire::{Order, Reply, Request, receive, send, watched};
-use crate::Error;
 use crate::sandbox::cgroup::{Cgroups, Doors};
-use crate::sandbox::{Ending, Exit, Isolation, NetworkSpace, ParkSpec, Traces};
+use crate::sandbox::{Ending, Exit, Isolation, Life, NetworkSpace, ParkSpec, Traces};
+use crate::{Error, Generation};
 
 /// How many connections may wait at an instance's socket.
 const BACKLOG: i32 = 4096;
+
+/// The spawner's process.
+#[derive(Debug)]
+pub(super) enum Process {
+    /// This process has started it.
+    Own(Child),
+    /// Another platform has.
+    Adopted(u32, OwnedFd),
+}
+
+impl Process {
+    pub(super) fn id(&self) -> u32 {
+        match self {
+            Self::Own(child) => child.id(),
+            Self::Adopted(pid, _) => *pid,
+        }
+    }
+
+    /// Ends it. Blocks until it has.
+    fn end(self) {
+        match self {
+            Self::Own(mut child) => {
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+            Self::Adopted(_, process) => {
+                let _ = pidfd_send_signal(&process, Signal::KILL);
+                // A process descriptor is readable when the process has ended.
+                while poll(&mut [PollFd::new(&process, PollFlags::IN)], None) == Err(Errno::INTR) {}
+            }
+        }
+    }
+}
 
 /// What all handles of one spawner share.
 #[derive(Debug)]
 pub(super) struct Shared {
     socket: AsyncFd<OwnedFd>,
     pub(super) isolation: Isolation,
-    pub(super) run: Folder,
+    pub(super) generation: Generation,
+    /// Nobody else has to do with it.
+    pub(super) owns_generation: bool,
     pub(super) cgroups: Cgroups,
     pub(super) gone: watch::Sender<bool>,
     /// True as soon as its end is noticed.
@@ -115,9 +152,17 @@ impl Drop for Unborn<'_> {
 type Asked = Result<oneshot::Receiver<Result<Answer, String>>, Unanswered>;
 
 impl Shared {
-    pub(super) fn new(socket: AsyncFd<OwnedFd>, isolation: Isolation, run: Folder, cgroups: Cgroups) -> Shared {
+    pub(super) fn new(
+        socket: AsyncFd<OwnedFd>,
+        isolation: Isolation,
+        generation: Generation,
+        owns_generation: bool,
+        cgroups: Cgroups,
+        next: u64,
+    ) -> Shared {
         let (lost, gone) = (watch::Sender::new(false), watch::Sender::new(false));
-        Shared { socket, isolation, run, cgroups, lost, gone, next: AtomicU64::new(1), table: Mutex::default() }
+        let (next, table) = (AtomicU64::new(next), Mutex::default());
+        Shared { socket, isolation, generation, owns_generation, cgroups, lost, gone, next, table }
     }
 
     /// A number that no other request of this spawner has.
@@ -127,8 +172,35 @@ impl Shared {
 
     /// Tells the spawner to end. It does so after its children, and then closes its end.
     pub(super) fn hang_up(&self) {
-        // It fails only when the other end is closed already.
+        // Should it be too busy to be told, the half that is closed says the same for as long as this process lives.
+        let _ = send(self.socket.get_ref(), &Request::End, &[], SendFlags::DONTWAIT);
         let _ = shutdown(self.socket.get_ref(), Shutdown::Write);
+    }
+
+    /// Whether these are of an instance of this spawner, and not of one before it.
+    pub(super) fn has(&self, traces: &Arc<Traces>) -> bool {
+        self.table().living.get(&traces.tag).is_some_and(|ending| Arc::ptr_eq(&ending.traces, traces))
+    }
+
+    /// Says something that has no answer. When this is dropped before it returns, nothing was said.
+    pub(super) async fn say(&self, request: &Request, beside: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let send = |socket: &OwnedFd| send(socket, request, beside, SendFlags::DONTWAIT);
+        self.socket.async_io(Interest::WRITABLE, send).await
+    }
+
+    /// Takes in an instance that another platform has made, and its life: ended already, if it has.
+    pub(super) fn take_in(&self, tag: u64, pid: Pid, process: OwnedFd, ended: Option<Exit>) -> Life {
+        let folder = (self.isolation == Isolation::None).then(|| self.generation.instance(tag));
+        let (cgroup, socket) = (self.cgroups.of(tag), self.generation.socket(tag));
+        let (traces, process) = (Arc::new(Traces { tag, cgroup, socket, folder }), Arc::new(process));
+        let exit = ended.map(|ended| Exit { memory_kills: traces.remove(), ..ended });
+        let (told, exit) = (watch::Sender::new(exit), exit.is_none());
+        let seen = told.subscribe();
+        if exit {
+            let ending = Ending { traces: Arc::clone(&traces), exit: told, process: Some(Arc::clone(&process)) };
+            self.table().living.insert(tag, ending);
+        }
+        Life { pid, process, traces, exit: seen }
     }
 
     /// Sends one request. When this is dropped before it returns, nothing was sent.
@@ -164,16 +236,16 @@ impl Shared {
     /// Makes everything that instance `tag` has on the host besides its process, and enters it in the table.
     pub(super) fn prepare(&self, tag: u64, spec: &ParkSpec) -> Result<Ends, Error> {
         let failed = |what: &'static str| move |why: rustix::io::Errno| Error::Park(format!("{what}: {why}"));
-        let folder = (self.isolation == Isolation::None).then(|| self.run.instance(tag));
+        let folder = (self.isolation == Isolation::None).then(|| self.generation.instance(tag));
         let cgroup = self.cgroups.make(tag, &spec.limits, spec.waits)?;
-        let socket = self.run.socket(tag);
+        let socket = self.generation.socket(tag);
         let (told, exit) = watch::channel(None);
-        let traces = Arc::new(Traces { cgroup, socket, folder });
+        let traces = Arc::new(Traces { tag, cgroup, socket, folder });
         // From here on whoever drops the request clears up.
         self.table().living.insert(tag, Ending { traces: Arc::clone(&traces), exit: told, process: None });
 
         if let Some(folder) = &traces.folder {
-            Folder::furnish(folder)?;
+            Generation::furnish(folder)?;
         }
         let flags = SocketFlags::CLOEXEC;
         let listener = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).map_err(failed("a socket"))?;
@@ -266,7 +338,7 @@ impl Shared {
     }
 
     /// Clears up after everything: the spawner is gone.
-    async fn end(&self, mut process: Child) {
+    async fn end(&self, process: Process) {
         let (asked, living) = {
             let mut table = self.table();
             table.closed = true;
@@ -274,8 +346,7 @@ impl Shared {
         };
         self.lost.send_replace(true);
         // It closed its socket, so it has nothing left to do but to end; its children follow it.
-        let _ = process.kill();
-        let _ = tokio::task::spawn_blocking(move || process.wait()).await;
+        let _ = tokio::task::spawn_blocking(move || process.end()).await;
         drop(asked);
         for (_, ending) in living {
             if let Some(process) = &ending.process {
@@ -293,7 +364,7 @@ impl Shared {
 }
 
 /// Reads the spawner's replies until its end of the socket is closed, and then clears up.
-pub(super) async fn read(shared: Arc<Shared>, process: Child) {
+pub(super) async fn read(shared: Arc<Shared>, process: Process) {
     // Removing control groups takes the kernel long enough to keep it off this thread.
     let mut clearing = JoinSet::new();
     loop {

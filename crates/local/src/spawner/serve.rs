@@ -2,7 +2,7 @@
 //!
 //! Owns one thread, one loop: take an order, fork, write the id maps, reap. Nothing else runs in this process, no runtime, no
 //! second thread, so forking it is cheap and a fork may run any code. It never decides anything about functions, and
-//! ends, with all its children, when the platform's end of the socket closes.
+//! ends, with all its children, when the platform leaves, or has died and nobody comes after it ([`keep`](super::keep)).
 
 use std::collections::HashMap;
 use std::fs;
@@ -20,10 +20,12 @@ use rustix::mount::{MountPropagationFlags, mount_change};
 use rustix::net::{RecvFlags, SendFlags};
 use rustix::process::{Pid, Signal, WaitOptions, getgid, getuid, kill_process, wait};
 use rustix::thread::{UnshareFlags, set_no_new_privs, unshare_unsafe};
+use rustix::time::{ClockId, Timespec, clock_gettime};
 
 use super::ids::{COUNT, FIRST_ID};
+use super::keep::{Keeping, Visit};
 use super::template;
-use super::wire::{Begin, FirstWord, Order, Reply, Request, receive, send};
+use super::wire::{Begin, Ended, FirstWord, Order, Reply, Request, receive, send};
 use super::zygote::{Door, Zygotes};
 use crate::sandbox::{
     Call, Confinement, ENDING, FUNCTION_ID, Filters, Gate, Ids, Inside, Isolation, NetworkSpace, Passage, enter,
@@ -33,8 +35,9 @@ use crate::sandbox::{
 /// How many instances have ids of their own before they are used again.
 const ID_BLOCKS: u64 = 4095;
 
-/// Serves the platform behind `socket` until it closes it. Comes back in every child too, with that child's exit code.
-pub(super) fn serve(socket: OwnedFd, entry: fn(Inside) -> ExitCode) -> ExitCode {
+/// Serves the platform behind `socket` until it leaves, and the one that comes after it when it dies. Comes back in every
+/// child too, with that child's exit code.
+pub(super) fn serve(mut socket: OwnedFd, entry: fn(Inside) -> ExitCode) -> ExitCode {
     let mut spawner = match Spawner::begin(&socket) {
         Ok(Some(spawner)) => spawner,
         Ok(None) => return ExitCode::SUCCESS,
@@ -44,30 +47,32 @@ pub(super) fn serve(socket: OwnedFd, entry: fn(Inside) -> ExitCode) -> ExitCode 
             return ExitCode::FAILURE;
         }
     };
-    match spawner.run(&socket) {
-        Ok(Turn::Inside(inside)) => {
+    loop {
+        let turn = spawner.run(&socket);
+        if let Ok(Turn::Inside(_) | Turn::Stumbled) = turn {
             // The parent's descriptors are closed in here already; its values must not close their numbers again.
             let _never_dropped = (ManuallyDrop::new(spawner), ManuallyDrop::new(socket));
-            entry(*inside)
+            return if let Ok(Turn::Inside(inside)) = turn { entry(*inside) } else { ExitCode::FAILURE };
         }
-        Ok(Turn::Stumbled) => {
-            let _never_dropped = (ManuallyDrop::new(spawner), ManuallyDrop::new(socket));
-            ExitCode::FAILURE
-        }
-        Ok(Turn::Closed) => {
-            spawner.end();
-            ExitCode::SUCCESS
-        }
-        // The platform was killed; that is an end like any other.
-        Err(why) if why.kind() == io::ErrorKind::BrokenPipe => {
-            spawner.end();
-            ExitCode::SUCCESS
-        }
-        Err(why) => {
-            spawner.end();
-            eprintln!("taper spawner: {why}");
-            ExitCode::FAILURE
-        }
+        let code = match turn {
+            Ok(Turn::Died) => {
+                if let Some(next) = spawner.outlive() {
+                    socket = next;
+                    continue;
+                }
+                ExitCode::SUCCESS
+            }
+            Err(why) => {
+                eprintln!("taper spawner: {why}");
+                ExitCode::FAILURE
+            }
+            Ok(_) => ExitCode::SUCCESS,
+        };
+        spawner.end();
+        // A platform that lives sees this, ends this process and clears up.
+        drop(socket);
+        spawner.keeping.bury();
+        return code;
     }
 }
 
@@ -90,8 +95,10 @@ enum Turn {
     Inside(Box<Inside>),
     /// This is a child that could not be parked, and has said so.
     Stumbled,
-    /// The platform is gone.
-    Closed,
+    /// The platform has said that it leaves.
+    Left,
+    /// The platform is gone, and has said nothing.
+    Died,
 }
 
 struct Spawner {
@@ -104,6 +111,7 @@ struct Spawner {
     ended: OwnedFd,
     children: HashMap<Pid, u64>,
     zygotes: Zygotes,
+    keeping: Keeping,
     made: u64,
 }
 
@@ -111,11 +119,12 @@ impl Spawner {
     /// Takes the first message and becomes what it says. `None` when the platform thought better of it.
     fn begin(socket: &OwnedFd) -> Result<Option<Spawner>, Inability> {
         let first = receive(socket, RecvFlags::empty()).map_err(|why| format!("the first message: {why}"))?;
-        let begin = match first {
+        let (begin, descriptors) = match first {
             None => return Ok(None),
-            Some((Request::Begin(begin), _)) => begin,
+            Some((Request::Begin(begin), descriptors)) => (begin, descriptors),
             Some(_) => return Err("the first message was not the beginning".to_owned().into()),
         };
+        let keeping = Keeping::begin(&begin, descriptors)?;
         rustix::process::umask(Mode::from_raw_mode(0o022));
         for signal in ENDING {
             // SAFETY: ignoring a signal installs no code.
@@ -138,10 +147,20 @@ impl Spawner {
         tell(socket, &Reply::Ready, None).map_err(|why| why.to_string())?;
         let Begin { isolation, data, template, .. } = begin;
         let (children, zygotes) = (HashMap::new(), Zygotes::default());
-        Ok(Some(Spawner { isolation, ids, data, template, filters, ended, children, zygotes, made: 0 }))
+        Ok(Some(Spawner { isolation, ids, data, template, filters, ended, children, zygotes, keeping, made: 0 }))
     }
 
     fn run(&mut self, socket: &OwnedFd) -> io::Result<Turn> {
+        match self.obey(socket) {
+            // It was killed while something was said to it.
+            Err(why) if matches!(why.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {
+                Ok(Turn::Died)
+            }
+            turn => turn,
+        }
+    }
+
+    fn obey(&mut self, socket: &OwnedFd) -> io::Result<Turn> {
         loop {
             let mut sources = [PollFd::new(socket, PollFlags::IN), PollFd::new(&self.ended, PollFlags::IN)];
             match poll(&mut sources, self.zygotes.idle_in().as_ref()) {
@@ -150,23 +169,64 @@ impl Spawner {
                 answer => drop(answer?),
             }
             let (asked, died) = (!sources[0].revents().is_empty(), !sources[1].revents().is_empty());
+            // Half of it is closed by one that leaves and could not say so; all of it by one that is dead.
+            let dead = sources[0].revents().contains(PollFlags::HUP);
             if died {
-                // One signal may stand for several children: what the descriptor says does not matter.
-                let _ = rustix::io::read(&self.ended, &mut [0; 128]);
                 self.reap(Some(socket))?;
             }
             if asked {
                 match receive(socket, RecvFlags::empty())? {
-                    None => return Ok(Turn::Closed),
+                    None => return Ok(if dead { Turn::Died } else { Turn::Left }),
+                    Some((Request::End, _)) => return Ok(Turn::Left),
                     Some((Request::Park(order), descriptors)) => {
+                        self.keeping.used(order.tag);
                         if let Some(turn) = self.park(socket, &order, descriptors)? {
                             return Ok(turn);
                         }
                     }
                     Some((Request::Tree { tag, path }, _)) => self.tree(socket, tag, &path)?,
-                    Some((Request::Begin(_) | Request::Mapped { .. }, _)) => {
+                    Some((Request::Keep { tag }, descriptors)) => {
+                        if let Some((pid, _)) = self.children.iter().find(|(_, of)| **of == tag) {
+                            self.keeping.keep(tag, *pid, descriptors);
+                        }
+                    }
+                    Some((Request::Begin(_) | Request::Mapped { .. } | Request::Adopt { .. }, _)) => {
                         return Err(io::Error::new(io::ErrorKind::InvalidData, "an order out of order"));
                     }
+                }
+            }
+        }
+    }
+
+    /// Keeps what lives for whoever comes after a platform that has died, and gives it over. Nothing when nobody has come in
+    /// time who may have it.
+    fn outlive(&mut self) -> Option<OwnedFd> {
+        let now = || clock_gettime(ClockId::Monotonic);
+        let until = now() + Timespec::try_from(self.keeping.patience).ok()?;
+        self.reap(None).ok()?;
+        if self.keeping.patience.is_zero() || self.keeping.is_empty() {
+            return None;
+        }
+        // What waits for a claim, or has not come to be, is nobody's.
+        for (pid, _) in self.children.iter().filter(|(_, tag)| !self.keeping.has(**tag)) {
+            let _ = kill_process(*pid, Signal::KILL);
+        }
+        self.zygotes.end();
+        loop {
+            let left = until.checked_sub(now()).filter(|left| left.tv_sec >= 0)?;
+            let mut sources =
+                [PollFd::new(self.keeping.door(), PollFlags::IN), PollFd::new(&self.ended, PollFlags::IN)];
+            match poll(&mut sources, Some(&left)) {
+                Ok(0) => return None,
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(_) => return None,
+            }
+            let visited = !sources[0].revents().is_empty();
+            self.reap(None).ok()?;
+            if visited {
+                match self.keeping.visit() {
+                    Visit::Adopted(socket) => return Some(socket),
+                    Visit::Nothing => {}
                 }
             }
         }
@@ -276,13 +336,19 @@ impl Spawner {
 
     /// Collects every child that has ended, and tells the platform, if it is still there, about those it knows.
     fn reap(&mut self, socket: Option<&OwnedFd>) -> io::Result<()> {
+        // One signal may stand for several children: what the descriptor says does not matter.
+        let _ = rustix::io::read(&self.ended, &mut [0; 128]);
         while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
             let known = self.children.remove(&pid);
             self.zygotes.ended(pid);
             self.end_orphans();
-            if let (Some(tag), Some(socket)) = (known, socket) {
-                let ended = Reply::Ended { tag, code: status.exit_status(), signal: status.terminating_signal() };
-                tell(socket, &ended, None)?;
+            if let Some(tag) = known {
+                let (code, signal) = (status.exit_status(), status.terminating_signal());
+                self.keeping.ended(tag, Ended { code, signal });
+                if let Some(socket) = socket {
+                    tell(socket, &Reply::Ended { tag, code, signal }, None)?;
+                    self.keeping.forget(tag);
+                }
             }
         }
         Ok(())

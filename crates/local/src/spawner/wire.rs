@@ -28,7 +28,8 @@ const MOST: usize = 16;
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) enum Request {
-    /// The first message: what to be.
+    /// The first message: what to be. Descriptors: the lock that says that there is a spawner, and a socket at which to
+    /// wait for whoever comes after the platform.
     Begin(Begin),
     /// The answer to [`Reply::Unshared`]: whether a range of ids was mapped, or the spawner must map its own.
     Mapped { range: bool },
@@ -37,6 +38,14 @@ pub(super) enum Request {
     Park(Order),
     /// Clone a folder under the data directory into a detached, read-only mount.
     Tree { tag: u64, path: PathBuf },
+    /// Hold these for whoever comes after a platform that dies. Descriptors: its record, control, standard output, standard
+    /// error; or a new record alone.
+    Keep { tag: u64 },
+    /// The platform is about to leave: nothing is to be kept.
+    End,
+    /// From whoever comes after a platform that has died, as the first message on a connection: it is of the build and the
+    /// settings that this names.
+    Adopt { identity: String },
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -51,6 +60,12 @@ pub(super) struct Begin {
     pub(super) interpreters: Vec<PathBuf>,
     /// The folder of our language runtimes.
     pub(super) runtime: Option<PathBuf>,
+    /// The folders in which control groups are made.
+    pub(super) groups: Vec<PathBuf>,
+    /// What whoever may adopt its instances must be.
+    pub(super) identity: String,
+    /// How long instances are kept when the platform has died, in milliseconds.
+    pub(super) adopt_ms: u64,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -68,7 +83,7 @@ pub(super) struct Order {
 impl Order {
     /// Where things will be for this instance.
     pub(super) fn layout(&self) -> Layout {
-        self.folder.as_deref().map_or_else(Layout::sandboxed, Layout::under)
+        Layout::of(self.folder.as_deref())
     }
 }
 
@@ -90,6 +105,19 @@ pub(super) enum Reply {
     Refused { tag: u64, why: String },
     /// The process made for `tag` has ended and was reaped.
     Ended { tag: u64, code: Option<i32>, signal: Option<i32> },
+    /// Whoever asks may adopt; then come the instances, and [`Reply::Ready`]. Beside it is the lock that says that there is a
+    /// spawner. No tag from `next` on has been used.
+    Adopted { next: u64 },
+    /// An instance that was kept. Descriptors: its record, control, standard output, standard error, its process.
+    Kept { tag: u64, pid: u32, ended: Option<Ended> },
+}
+
+/// How a process has ended: its exit status, or the signal that ended it.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Ended {
+    pub(super) code: Option<i32>,
+    pub(super) signal: Option<i32>,
 }
 
 /// The first message on a control channel, from the new process, before the watchdog's own protocol begins.

@@ -55,10 +55,10 @@ async fn waiting(world: &World, count: u64) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn forks_share_a_layout_and_nothing_else() {
-    let world = World::with(|config| config.pool = kept(3)).await;
+    let world = World::with(|config| config.pool = kept(4)).await;
     let revision = world.python("py", PYTHON);
     world.local.prepare(&revision, Progress::silent()).await.unwrap();
-    waiting(&world, 3).await;
+    waiting(&world, 4).await;
     let zygote = zygotes(&world);
     assert_eq!(zygote.len(), 1, "one for all of them");
     let mut watch = Watch::open(&world.local).await;

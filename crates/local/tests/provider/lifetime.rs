@@ -1,6 +1,6 @@
 //! How instances come and go: draining, calling off, sandboxes kept ready, the end of the spawner and of the platform.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use taper_model::{Cause, call, call::Start};
 use taper_provider::{Error, Event, Progress, Provider};
@@ -192,4 +192,120 @@ async fn a_dropped_provider_ends_everything() {
 pub(crate) fn parent(pid: i32) -> i32 {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     stat.rsplit_once(") ").unwrap().1.split(' ').nth(1).unwrap().parse().unwrap()
+}
+
+/// Says when it is asked to end, takes `SLOW` seconds for it, and says so.
+const LINGERS: &str = r#"
+import http.server, os, signal, sys, threading, time
+def leave(*_):
+    def end():
+        time.sleep(float(os.environ["SLOW"]))
+        print("tidied up", file=sys.stderr, flush=True)
+        os._exit(0)
+    threading.Thread(target=end).start()
+signal.signal(signal.SIGTERM, leave)
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"] or 0))
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        for n in range(25):
+            self.wfile.write(b"1\r\n.\r\n")
+            time.sleep(0.1)
+        self.wfile.write(b"0\r\n\r\n")
+    def log_message(self, *_): pass
+http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler).serve_forever()
+"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_function_has_its_own_grace() {
+    let world = World::with(|config| config.grace = "200ms".parse().unwrap()).await;
+    for (grace, tidied) in [(Some("20s"), true), (None, false)] {
+        let mut revision = (*world.server("lingers", LINGERS)).clone();
+        revision.spec.env.insert("SLOW".into(), "1.5".into());
+        revision.spec.grace = grace.map(|text| text.parse().unwrap());
+        let revision = Arc::new(revision);
+        let mut watch = Watch::open(&world.local).await;
+        let instance = world.one(&revision).await;
+        let began = Instant::now();
+        world.apply(&revision, 0).await;
+        assert_eq!(watch.gone(&instance.id).await, None);
+        assert!(!tidied || began.elapsed() > Duration::from_millis(1500), "{:?}", began.elapsed());
+        let lines = world.logs(&revision, Default::default()).await;
+        let said = lines.iter().any(|line| line.revision == revision.id.name() && line.text == "tidied up");
+        assert_eq!(said, tidied, "{grace:?}");
+    }
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_platform_that_stops_gives_a_function_its_own_grace() {
+    let world = World::with(|config| config.grace = "100ms".parse().unwrap()).await;
+    let mut revision = (*world.server("lingers", LINGERS)).clone();
+    revision.spec.env.insert("SLOW".into(), "6".into());
+    revision.spec.grace = Some("30s".parse().unwrap());
+    let revision = Arc::new(revision);
+    world.one(&revision).await;
+    let began = Instant::now();
+    world.local.stop().await;
+    assert!(began.elapsed() > Duration::from_secs(6), "{:?}", began.elapsed());
+    world.assert_nothing_left();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_lives_on_in_an_instance_that_drains_for_as_long_as_its_grace() {
+    let world = World::with(|config| config.grace = "200ms".parse().unwrap()).await;
+    for (grace, whole) in [(Some("20s"), true), (None, false)] {
+        let mut revision = (*world.server("streams", LINGERS)).clone();
+        revision.spec.env.insert("SLOW".into(), "0".into());
+        revision.spec.timeout = Some("500ms".parse().unwrap());
+        revision.spec.grace = grace.map(|text| text.parse().unwrap());
+        let revision = Arc::new(revision);
+        let mut watch = Watch::open(&world.local).await;
+        let instance = world.one(&revision).await;
+        // It answers for two seconds and a half, which is longer than any call may take.
+        let reply = invoke(&instance, "").await.unwrap();
+        world.apply(&revision, 0).await;
+        let body = timeout(PATIENCE, http_body_util::BodyExt::collect(reply.into_body())).await.unwrap();
+        assert_eq!(body.is_ok_and(|body| body.to_bytes().len() == 25), whole, "{grace:?}");
+        watch.gone(&instance.id).await;
+    }
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_function_that_wants_many_instances_delays_no_others_first_one() {
+    let world = World::with(|config| config.starts = 2).await;
+    let mut many = (*world.python("many", SLEEPS)).clone();
+    many.spec.resources.memory = Some("64Mi".parse().unwrap());
+    let (many, one) = (Arc::new(many), world.python("one", SLEEPS));
+    for revision in [&many, &one] {
+        world.local.prepare(revision, Progress::silent()).await.unwrap();
+    }
+    let mut watch = Watch::open(&world.local).await;
+    world.apply(&many, 24).await;
+    world.apply(&one, 1).await;
+    let mut before = 0;
+    while watch.ready().await.revision != one.id {
+        before += 1;
+    }
+    assert!(before < 8, "{before} of 24 were started before it");
+    world.apply(&many, 0).await;
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_bound_is_a_thousand_slots_all_the_same() {
+    let world = World::start().await;
+    for revision in [world.server("wide", crate::modes::SERVER), world.classic("wide-cat", &["cat"])] {
+        let mut revision = (*revision).clone();
+        revision.spec.concurrency = Some(0);
+        let instance = world.one(&Arc::new(revision)).await;
+        assert_eq!(instance.slots.get(), 1000);
+        assert_eq!(text(&instance, "still one call").await, "still one call");
+    }
+    world.end().await;
 }

@@ -2,13 +2,17 @@
 
 #![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
 
+mod adopt;
+mod beside;
 mod contract;
 mod failures;
 mod forks;
+mod held;
 mod install;
 mod lifetime;
 mod modes;
 mod output;
 mod pool;
 mod probes;
+mod repeat;
 mod world;

@@ -63,8 +63,16 @@ async fn a_line_names_its_revision_and_its_call() {
     let said = async |instance: &Instance, id: &str| {
         let deadline = tokio::time::Instant::now() + PATIENCE;
         let request = http::Request::post("/").body(taper_model::call::full("0")).unwrap();
-        let _ =
-            instance.run.invoke(Call { id: call(id), revision: instance.revision.clone(), deadline, request }).await;
+        let _ = instance
+            .run
+            .invoke(Call {
+                terms: Default::default(),
+                id: call(id),
+                revision: instance.revision.clone(),
+                deadline,
+                request,
+            })
+            .await;
     };
     let classic = world.classic("classic", &["sh", "-c", "echo one >&2; echo '[not-1] two' >&2; cat"]);
     let python = world.python(

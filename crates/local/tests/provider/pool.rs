@@ -121,3 +121,27 @@ async fn a_pool_without_memory_keeps_nothing() {
     assert_eq!((shelf(&world.local.pool(), "python3").wanted, world.local.pool().budget), (0, 1 << 20));
     world.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_burst_leaves_the_last_one_to_the_first_start_of_another() {
+    let world = World::with(|config| config.pool = kept(2)).await;
+    let (burst, other) = (world.python("burst", PYTHON), world.python("other", PYTHON));
+    for revision in [&burst, &other] {
+        world.local.prepare(revision, Progress::silent()).await.unwrap();
+    }
+    until(&world, |pooled| shelf(pooled, "python3").ready == 2).await;
+    let mut watch = Watch::open(&world.local).await;
+    world.apply(&burst, 6).await;
+    world.apply(&other, 1).await;
+    let (mut found, mut starts) = (None, Vec::new());
+    for _ in 0..7 {
+        let instance = watch.ready().await;
+        if instance.revision == other.id {
+            found = Some(instance.start);
+        } else {
+            starts.push(instance.start);
+        }
+    }
+    assert_eq!((found, starts.len()), (Some(Start::Pool), 6));
+    world.end().await;
+}

@@ -35,6 +35,7 @@ pub(crate) struct World {
     pub(crate) dir: tempfile::TempDir,
     pub(crate) local: Arc<Local>,
     pub(crate) supply: Arc<Memory>,
+    pub(crate) config: Config,
     next: AtomicU32,
 }
 
@@ -73,8 +74,13 @@ impl World {
         };
         change(&mut config);
         let supply = Arc::new(Memory::default());
-        let local = Local::start(config, supply.clone()).await.unwrap();
-        Self { dir, local, supply, next: AtomicU32::new(1) }
+        let local = Local::start(config.clone(), supply.clone()).await.unwrap();
+        Self { dir, local, supply, config, next: AtomicU32::new(1) }
+    }
+
+    /// Another platform over the same folder.
+    pub(crate) async fn another(&self) -> Arc<Local> {
+        Local::start(self.config.clone(), self.supply.clone()).await.unwrap()
     }
 
     /// Stops the provider and checks that nothing of it is left on the host.
@@ -102,6 +108,20 @@ impl World {
 
     fn mark(&self) -> Mark {
         Mark::of(&fs::canonicalize(self.dir.path().join("local")).unwrap())
+    }
+
+    /// The blocks of addresses of the platforms over this folder, as their packet filters tell; nothing where there can be none.
+    pub(crate) fn blocks(&self) -> Option<Vec<String>> {
+        let listed = std::process::Command::new("nft").args(["list", "chains", "inet"]).output();
+        let text = String::from_utf8(listed.ok().filter(|listed| listed.status.success())?.stdout).ok()?;
+        let own = format!("table inet taper_{}", self.mark().directory());
+        let mut inside = false;
+        let mut blocks = Vec::new();
+        for line in text.lines().map(str::trim) {
+            inside = if line.starts_with("table ") { line.starts_with(&own) } else { inside };
+            blocks.extend(line.strip_prefix("chain block_").filter(|_| inside).map(str::to_owned));
+        }
+        Some(blocks)
     }
 
     /// Control groups of instances, processes in them, and sockets.
@@ -133,6 +153,7 @@ impl World {
             digest
         });
         Arc::new(Revision {
+            by: String::new(),
             id: RevisionId::new(FunctionName::parse(name).unwrap(), self.next.fetch_add(1, Ordering::Relaxed)),
             spec,
             artifact,
@@ -174,10 +195,7 @@ impl World {
 
     /// One instance, ready.
     pub(crate) async fn one(&self, revision: &Arc<Revision>) -> Instance {
-        let mut watch = Watch::open(&self.local).await;
-        self.local.prepare(revision, Progress::silent()).await.unwrap();
-        self.apply(revision, 1).await;
-        watch.ready().await
+        one(&self.local, revision).await
     }
 
     pub(crate) async fn logs(&self, revision: &Revision, query: LogQuery) -> Vec<LogLine> {
@@ -197,6 +215,14 @@ impl World {
         };
         timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("no line says `{words}`"))
     }
+}
+
+/// One instance of a provider's, ready.
+pub(crate) async fn one(local: &Arc<Local>, revision: &Arc<Revision>) -> Instance {
+    let mut watch = Watch::open(local).await;
+    local.prepare(revision, Progress::silent()).await.unwrap();
+    local.apply(revision, 1, &[]).await.unwrap();
+    watch.ready().await
 }
 
 /// A pool of so many sandboxes for each kind, and no more.
@@ -260,7 +286,16 @@ pub(crate) fn post(body: Body) -> http::Request<Body> {
 /// Calls an instance within a time.
 pub(crate) async fn within(time: Duration, instance: &Instance, request: http::Request<Body>) -> Result<Reply, Fault> {
     let deadline = Instant::now() + time;
-    instance.run.invoke(Call { id: CallId::random(), revision: instance.revision.clone(), deadline, request }).await
+    instance
+        .run
+        .invoke(Call {
+            terms: Default::default(),
+            id: CallId::random(),
+            revision: instance.revision.clone(),
+            deadline,
+            request,
+        })
+        .await
 }
 
 pub(crate) async fn invoke(instance: &Instance, body: impl Into<Bytes>) -> Result<Reply, Fault> {
@@ -324,7 +359,9 @@ fn counter(dir: &Path) -> impl Fn() -> usize + Send + Sync + 'static {
     move || {
         let groups = groups(&mark);
         let inside: usize = groups.iter().map(|group| processes(group).len()).sum();
-        let sockets = fs::read_dir(&run).into_iter().flatten().flatten().filter(|entry| entry.file_name() != "root");
+        let lives = fs::read_dir(&run).into_iter().flatten().flatten();
+        let sockets = lives.flat_map(|life| fs::read_dir(life.path()).into_iter().flatten().flatten());
+        let sockets = sockets.filter(|entry| entry.file_name() != "root" && entry.file_name() != "adopt.sock");
         groups.len() + inside + sockets.count()
     }
 }

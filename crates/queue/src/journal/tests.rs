@@ -368,3 +368,18 @@ async fn a_caller_that_leaves_takes_nothing_along() {
     let stats = journal.stats();
     assert_eq!((stats.depth, stats.running, stats.done), (0, 0, depth));
 }
+
+#[tokio::test]
+async fn a_closed_queue_is_another_s_and_takes_nothing_more() {
+    let (dir, journal) = fresh();
+    for n in 0..20 {
+        journal.push(entry(&format!("f{n}"), b"body")).await.unwrap();
+    }
+    assert!(Journal::open(&dir.path().join("queue"), Config::default()).is_err(), "it is held");
+    journal.close();
+    let next = open(&dir, Config::default());
+    assert!(matches!(journal.push(entry("late", b"")).await, Err(Error::Stopped)));
+    assert_eq!(next.backlog().len(), 20);
+    journal.close();
+    next.push(entry("again", b"")).await.unwrap();
+}

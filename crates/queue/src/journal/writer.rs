@@ -4,7 +4,7 @@
 use std::{
     io,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     },
     thread::{self, JoinHandle},
@@ -45,9 +45,9 @@ type Job = Box<dyn FnOnce(Result<&mut Batch<'_>, Error>) -> (Finish, Option<Erro
 
 /// The way to the writing thread. Dropping it waits for what was asked.
 pub(super) struct Writer {
-    commands: Option<Sender<Job>>,
+    commands: Mutex<Option<Sender<Job>>>,
     room: Arc<Semaphore>,
-    thread: Option<JoinHandle<()>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Writer {
@@ -60,7 +60,7 @@ impl Writer {
             work(&db, &shared, &waiting);
         };
         let thread = thread::Builder::new().name("taper-queue".into()).spawn(work)?;
-        Ok(Self { commands: Some(commands), room, thread: Some(thread) })
+        Ok(Self { commands: Mutex::new(Some(commands)), room, thread: Mutex::new(Some(thread)) })
     }
 
     /// Has the thread do this. `after` runs there once it is committed, and makes the answer; it is dropped unrun when it was not.
@@ -74,11 +74,10 @@ impl Writer {
     ) -> Result<A, Error> {
         let permit = Arc::clone(&self.room).acquire_owned().await.map_err(|_| Error::Stopped)?;
         let (tell, told) = oneshot::channel();
-        self.commands
-            .as_ref()
-            .ok_or(Error::Stopped)?
-            .send(command(job, after, tell, permit))
-            .map_err(|_| Error::Stopped)?;
+        let commands = lock(&self.commands).clone().ok_or(Error::Stopped)?;
+        commands.send(command(job, after, tell, permit)).map_err(|_| Error::Stopped)?;
+        // Who ends the thread waits for those who have asked, and not for those who still could.
+        drop(commands);
         told.await.map_err(|_| Error::Stopped)?
     }
 
@@ -87,14 +86,26 @@ impl Writer {
     }
 }
 
-impl Drop for Writer {
-    fn drop(&mut self) {
-        self.commands = None;
-        if let Some(thread) = self.thread.take() {
+impl Writer {
+    /// Ends the thread when it has done what was asked of it. Blocks until then.
+    pub(super) fn close(&self) {
+        drop(lock(&self.commands).take());
+        let thread = lock(&self.thread).take();
+        if let Some(thread) = thread {
             // A panic in it was reported when it happened.
             drop(thread.join());
         }
     }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// However the thread ends, everybody hears of it.

@@ -34,7 +34,7 @@ async fn receiver(answers: &'static [&'static str]) -> (Uri, mpsc::UnboundedRece
     (format!("http://{address}/back?x=1").parse().unwrap(), told)
 }
 
-struct Answers(u16);
+pub(crate) struct Answers(pub(crate) u16);
 
 impl Run for Answers {
     fn run<'a>(&'a self, _: &'a Entry, _: u32) -> BoxFuture<'a, Result<Reply, Fault>> {
@@ -43,7 +43,7 @@ impl Run for Answers {
     }
 }
 
-fn open(dir: &tempfile::TempDir) -> Arc<Journal> {
+pub(crate) fn open(dir: &tempfile::TempDir) -> Arc<Journal> {
     Arc::new(Journal::open(&dir.path().join("queue"), Config::default()).unwrap())
 }
 
@@ -51,7 +51,7 @@ fn tools(status: u16) -> Tools {
     Tools { config: Config { private_callbacks: true, ..Config::default() }, ..Tools::of(Answers(status)) }
 }
 
-fn entry(callback: &Uri) -> Entry {
+pub(crate) fn entry(callback: &Uri) -> Entry {
     let correlation = Some("mine".into());
     Entry { callback: Some(callback.clone()), correlation, ..conformance::entry("f", b"x") }
 }
@@ -130,13 +130,15 @@ async fn what_is_inside_the_host_is_never_sent_to() {
     let queue = open(&dir);
     assert!(futures_util::poll!(queue.outbox()).is_pending(), "it is over");
 
-    // Inside the host, and not allowed: never connected to.
+    // Inside the host, and not allowed: never connected to, whatever name it goes by.
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let uri = format!("http://{}/", listener.local_addr().unwrap()).parse().unwrap();
-    queue.push(entry(&uri)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    for there in ["http://127.0.0.1", "https://127.0.0.1", "http://localhost", "https://localhost"] {
+        queue.push(entry(&format!("{there}:{port}/").parse().unwrap())).await.unwrap();
+    }
     let refused = Tools::of(Answers(200));
     assert!(!refused.config.private_callbacks);
-    let over = until(|| queue.stats().done == 1 && queue.stats().callbacks == 0);
+    let over = until(|| queue.stats().done == 4 && queue.stats().callbacks == 0);
     serve(Arc::clone(&queue) as _, refused, over).await;
     assert!(futures_util::poll!(Box::pin(listener.accept())).is_pending());
 }

@@ -4,6 +4,7 @@
 
 mod callback;
 mod crash;
+mod secure;
 mod service;
 
 use std::sync::{Arc, Mutex};

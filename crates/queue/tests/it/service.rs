@@ -16,8 +16,8 @@ use hyper::body::Frame;
 use rand::RngExt;
 use taper_model::{BoxFuture, CallId, Cause, Fault, FunctionName, Reply, Retry, Stage, call};
 use taper_queue::{
-    Config, Deadline, Details, Entry, Filter, Journal, Observe, Observed, Page, Parts, Policy, Queue, Run, Service,
-    State, conformance::entry,
+    Config, Deadline, Details, Entry, Error, Filter, Journal, Observe, Observed, Page, Parts, Policy, Queue, Run,
+    Service, State, conformance::entry,
 };
 use tokio::{sync::Semaphore, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -45,7 +45,7 @@ fn status(fault: &Fault) -> StatusCode {
     }
 }
 
-fn build(queue: Arc<dyn Queue>, tools: Tools) -> (Service, taper_queue::Handle) {
+pub(crate) fn build(queue: Arc<dyn Queue>, tools: Tools) -> Result<(Service, taper_queue::Handle), Error> {
     let Tools { config, policy, run, observe } = tools;
     let policy = Box::new(move |_: &FunctionName| policy.clone());
     Service::build(config, Parts { queue, run, policy, status, observe })
@@ -53,7 +53,7 @@ fn build(queue: Arc<dyn Queue>, tools: Tools) -> (Service, taper_queue::Handle) 
 
 /// Runs a service until `until`, and then until what runs has ended.
 pub(crate) async fn serve(queue: Arc<dyn Queue>, tools: Tools, until: impl Future<Output = ()> + Send) {
-    build(queue, tools).0.run(until).await;
+    build(queue, tools).unwrap().0.run(until).await;
 }
 
 /// Runs every call through a closure.
@@ -307,7 +307,7 @@ async fn what_runs_at_the_end_is_given_back() {
             answers(200).await
         })
     });
-    let (service, handle) = build(Arc::clone(&queue) as _, Tools::of(run));
+    let (service, handle) = build(Arc::clone(&queue) as _, Tools::of(run)).unwrap();
     let shutdown = CancellationToken::new();
     let service = tokio::spawn(service.run(shutdown.clone().cancelled_owned()));
     begun.acquire_many(10).await.unwrap().forget();

@@ -6,13 +6,15 @@ use std::{sync::Arc, time::Duration};
 use http_body_util::BodyExt;
 use taper_dispatch::Dispatcher;
 use taper_model::{
-    Call, CallId, Fault, FunctionName, Invoke, Reply, RevisionState,
+    Call, CallId, Fault, Function, FunctionName, Invoke, Name, Reply, Revision, RevisionState,
     call::{self, Served, Start},
+    traffic::WHOLE,
 };
 use taper_store::Store;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use crate::{
+    dice::Dice,
     explain, function,
     ledger::{Parked, generation},
     plan::NAMES,
@@ -26,6 +28,7 @@ const GRACE: Duration = Duration::from_millis(250);
 pub(crate) enum End {
     /// The whole reply.
     Reply {
+        status: http::StatusCode,
         text: String,
         start: Option<Start>,
     },
@@ -50,25 +53,21 @@ pub(crate) async fn call(world: Arc<World>, n: usize) {
     let snapshot = Arc::clone(&world.store.snapshot().borrow());
     let Some(door) = world.door() else { return world.ledger.open().count("call: nobody listens") };
     let Some(function) = snapshot.function(&name) else { return world.ledger.open().count("call: no such function") };
-    let Some(revision) = function.route() else {
+    let Some((tag, revision)) = route(&world, function, n) else {
         let why = match function.latest().state {
             RevisionState::Failed(_) => "call: no revision could start",
             _ => "call: not ready yet",
         };
         return world.ledger.open().count(why);
     };
-    let (generation, deadline) = (generation(revision), Instant::now() + revision.spec.timeout());
+    let (generation, deadline) = (generation(&revision), Instant::now() + revision.spec.timeout());
     {
         let mut book = world.ledger.open();
         book.enter(n, plan.function, generation, deadline);
-        if !book.made[generation].kind.is_good() {
-            book.wrong(
-                "broken deploys never take the route",
-                &format!("call {n} is routed to generation {generation}"),
-            );
-        }
+        book.routed(n, function, revision.id.number(), tag.as_ref().map(Name::as_str));
     }
     let call = Call {
+        terms: Default::default(),
         id: CallId::given(&n.to_string()).expect("an id"),
         revision: revision.id.clone(),
         deadline,
@@ -87,6 +86,29 @@ pub(crate) async fn call(world: Arc<World>, n: usize) {
         () = sleep_until(deadline + GRACE) => End::Hung,
     };
     conclude(&world, n, &end);
+}
+
+/// The revision that a call goes to: mostly by the shares, sometimes by a tag.
+fn route(world: &World, function: &Function, n: usize) -> Option<(Option<Name>, Arc<Revision>)> {
+    let targets = function.targets();
+    let mut dice = Dice::of(world.plan.seed, ("route", n));
+    let tagged = targets.tags.get(dice.number(0..=9) as usize).cloned();
+    let drawn = targets.draw(dice.number(0..=WHOLE - 1)).cloned();
+    let (tag, revision) = match tagged {
+        Some((tag, revision)) => (Some(tag), revision),
+        None => (None, drawn?),
+    };
+    let mut book = world.ledger.open();
+    if tag.is_some() {
+        book.count("call: by its tag");
+    }
+    if targets.shares.len() > 1 {
+        book.count("several revisions share");
+    }
+    if !targets.shares_in(&revision.id) {
+        book.count("a tagged revision is called");
+    }
+    Some((tag, revision))
 }
 
 /// Sends the call, and reads its reply.
@@ -114,9 +136,10 @@ async fn converse(world: &World, dispatcher: &Dispatcher, call: Call, n: usize) 
 }
 
 async fn read(reply: Reply) -> End {
+    let status = reply.status();
     let start = reply.extensions().get::<Served>().map(|served| served.start);
     match reply.into_body().collect().await {
-        Ok(body) => End::Reply { text: String::from_utf8_lossy(&body.to_bytes()).into_owned(), start },
+        Ok(body) => End::Reply { status, text: String::from_utf8_lossy(&body.to_bytes()).into_owned(), start },
         Err(_) => End::Broken,
     }
 }
@@ -133,6 +156,7 @@ fn conclude(world: &World, n: usize, end: &End) {
     let function = call.function;
     book.touch(function);
     let words = match end {
+        End::Reply { status, .. } if status.is_server_error() => "bad reply".into(),
         End::Reply { .. } => "reply".into(),
         End::Broken => "broken reply".into(),
         End::Late => "reply cut at the deadline".into(),
@@ -154,8 +178,15 @@ fn conclude(world: &World, n: usize, end: &End) {
         let text = format!("call {n} of generation {}: {words}{more}: {how}", book.calls[&n].generation);
         book.wrong("every fault is explained", &text);
     }
-    if let End::Reply { text, .. } = end
-        && *text != function::answer(&world.plan, n)
+    let generation = book.calls[&n].generation;
+    match end {
+        End::Left | End::Cut | End::Hung => {}
+        End::Reply { status, .. } => book.answered(generation, status.is_server_error()),
+        End::Broken | End::Late | End::Fault(_) => book.answered(generation, true),
+    }
+    let is_bad = world.plan.calls[n].fate < book.made[generation].kind.fails();
+    if let End::Reply { status, text, .. } = end
+        && (status.is_server_error() != is_bad || !is_bad && *text != function::answer(&world.plan, n))
     {
         book.wrong("no reply is cut short", &format!("call {n} got `{text}`"));
     }

@@ -31,6 +31,14 @@ impl Running {
     }
 }
 
+impl Running {
+    /// Whether what it runs on fails calls of this fate.
+    fn fails(&self, fate: u32) -> bool {
+        let book = self.0.open();
+        fate < book.made[book.instances[&self.1].generation].kind.fails()
+    }
+}
+
 impl Drop for Running {
     fn drop(&mut self) {
         self.0.open().end(&self.1);
@@ -46,6 +54,9 @@ pub(crate) fn behaviour(
         let (n, running, plan) = (number(&call), Running::new(Arc::clone(&ledger), id), Arc::clone(&plan));
         Box::pin(async move {
             let what = &plan.calls[n];
+            if running.fails(what.fate) {
+                return Ok(http::Response::builder().status(500).body(call::full("no")).expect("a reply"));
+            }
             if timeout_at(call.deadline, sleep(what.takes)).await.is_err() {
                 return Err(Fault::new(Stage::Invoke, Cause::Deadline, "the deadline passed while it ran"));
             }

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use crate::{
     passage::{Overtake, Passage},
     plan::{Kind, Shape},
+    traffic,
 };
 
 /// Where it is written down.
@@ -38,6 +39,7 @@ pub(crate) struct Book {
     pub(crate) overtakes: Vec<Overtake>,
     /// How many calls have come.
     pub(crate) entries: usize,
+    pub(crate) traffic: traffic::Standing,
 }
 
 /// A deploy.
@@ -136,6 +138,7 @@ impl Ledger {
             tally: BTreeMap::new(),
             overtakes: Vec::new(),
             entries: 0,
+            traffic: traffic::Standing::default(),
         }))
     }
 
@@ -266,11 +269,12 @@ impl Book {
                     }
                 }
             }
-            Event::Failed { .. } => {}
+            Event::Unready { .. } | Event::Failed { .. } => {}
         }
         match event {
             Event::Ready(i) => self.note(format!("learnt: {} is ready", i.id)),
             Event::Draining { id, .. } => self.note(format!("learnt: {id} drains")),
+            Event::Unready { id, .. } => self.note(format!("learnt: {id} is not ready any more")),
             Event::Gone { id, .. } => self.note(format!("learnt: {id} is gone")),
             Event::Reset(all) => self.note(format!("learnt: {all:?} are all")),
             Event::Failed { revision, .. } => self.note(format!("learnt: {} cannot start", revision.name())),
@@ -282,11 +286,15 @@ impl Book {
         let now = Instant::now();
         self.instances.values_mut().for_each(|seen| (seen.learnt, seen.out) = (None, None));
         self.made.iter_mut().filter(|m| m.judged.is_none()).for_each(|m| m.since = now);
+        self.traffic.begin_anew();
     }
 
     /// What the store says of every deploy.
     pub(crate) fn adopt(&mut self, snapshot: &Snapshot) {
         let now = Instant::now();
+        for function in snapshot.functions.values() {
+            self.moved(function);
+        }
         for number in 0..self.made.len() {
             let made = &mut self.made[number];
             let function = snapshot.function(made.id.function());
@@ -296,9 +304,12 @@ impl Book {
                 made.unknown.get_or_insert(now);
                 continue;
             };
-            let serves = function.route().is_some_and(|r| r.id == made.id);
+            let serves = function.targets().reaches(&made.id);
             let is_tried = entry.state == RevisionState::Pending && function.latest().revision.id == made.id;
-            if !serves && !is_tried {
+            if serves || is_tried {
+                // It may be gone back to.
+                made.over = None;
+            } else {
                 made.over.get_or_insert(now);
             }
             if entry.state != RevisionState::Pending && made.judged.is_none() {

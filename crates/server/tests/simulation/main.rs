@@ -1,6 +1,6 @@
 //! The whole platform in one seeded run, a thousand times: the real control plane with its reconciler and autoscaler and the real
 //! dispatcher, over the store in memory and the fake provider, on one thread with a paused clock. What a seed draws befalls it: deploys
-//! good and broken, calls, clients that leave, instances that die or go deaf, starts and orders that fail, blinks and restarts.
+//! good, bad and broken, rollouts, rollbacks, other traffic, calls, clients that leave, instances that die or go deaf, starts and orders that fail, blinks and restarts.
 //!
 //! A seed that fails prints itself; `SIM_SEED=7 cargo test -p taper-server --test simulation` plays it again and prints all of it,
 //! `SIM_SEED=0..100000` plays as many.
@@ -15,6 +15,7 @@ mod operator;
 mod passage;
 mod plan;
 mod stage;
+mod traffic;
 mod world;
 
 use std::{
@@ -35,8 +36,20 @@ use taper_store::Artifacts;
 const SEEDS: Range<u64> = 0..1000;
 
 /// What must have happened in the course of these seeds: a promise that nothing puts to the test is not held.
-const SEEN: [&str; 31] = [
+const SEEN: [&str; 43] = [
     "call: reply",
+    "call: bad reply",
+    "call: by its tag",
+    "traffic: spread",
+    "traffic: refused",
+    "rolled back",
+    "nothing to roll back to",
+    "rollout: begun",
+    "rollout: over",
+    "rollout: stopped",
+    "taken over",
+    "several revisions share",
+    "a tagged revision is called",
     "call: broken reply",
     "call: reply cut at the deadline",
     "call: client left",

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use taper_model::{Function, InstanceId, Name, RevisionState};
+use taper_model::{Function, InstanceId, Name, RevisionId, RevisionState};
 use taper_store::{Snapshot, Store};
 use tokio::{
     task::yield_now,
@@ -12,6 +12,7 @@ use tokio::{
 use crate::{
     ledger::{Book, Parked, What, generation},
     plan::{DEPLOY_TIMEOUT, NAMES},
+    traffic::TAKES_OVER,
     world::World,
 };
 
@@ -46,6 +47,7 @@ fn look(world: &World, before: &Starving) -> Starving {
         book.wrong("nothing panics", "the control plane or a feed has ended");
     }
     verdicts_are_given(&mut book);
+    book.bad_rollouts_are_stopped();
     what_is_over_ends(world, &mut book);
     for (index, name) in NAMES.iter().enumerate() {
         let function = snapshot.functions.values().find(|f| f.name.name.as_str() == *name).cloned();
@@ -70,6 +72,9 @@ pub(crate) fn everything_rests(world: &World) {
     for (index, name) in NAMES.iter().enumerate() {
         if let Some(function) = snapshot.functions.values().find(|f| f.name.name.as_str() == *name) {
             at_rest(world, &mut book, index, function, true);
+            if function.shift.is_some() {
+                book.wrong("a rollout comes to its end", NAMES[index]);
+            }
         }
     }
     let calls = book.calls.iter().filter(|(_, c)| c.ended.is_none()).map(|(n, _)| *n).collect::<Vec<_>>();
@@ -103,7 +108,8 @@ fn verdicts_are_given(book: &mut Book) {
         let left = before.filter_map(|m| Some(m.gone? + m.shape.timeout)).max();
         let base = left.into_iter().chain(last_trouble(book, number)).fold(made.since, Instant::max);
         let most = if made.kind.is_good() && !book.had(number, made.since, &[What::OrderFailed]) {
-            made.kind.prepare() + made.kind.start()
+            // Under load it is brought to what it will have to carry.
+            made.kind.prepare() + made.kind.start() + TAKES_OVER
         } else {
             DEPLOY_TIMEOUT
         };
@@ -120,7 +126,7 @@ fn what_is_over_ends(world: &World, book: &mut Book) {
         if world.stage.is_doubled(book, number) {
             book.made[number].over = Some(now);
         }
-        let by = calm(book, number, over + book.made[number].shape.timeout) + REACTION;
+        let by = calm(book, number, over + book.made[number].shape.timeout.max(TAKES_OVER)) + REACTION;
         let there = world.stage.there(book, number);
         if now > by && there > 0 {
             book.wrong(
@@ -152,7 +158,14 @@ fn held_at_zero(world: &World, book: &mut Book, index: usize, function: Option<&
 
 /// A call that waits for long is there because there are as many instances as there may be.
 fn what_waits_is_scaled_for(world: &World, book: &mut Book, function: &Function) {
-    let Some(serving) = function.route().map(|r| generation(r)) else { return };
+    let targets = function.targets();
+    let reached = function.revisions.iter().filter(|e| targets.reaches(&e.revision.id));
+    for serving in reached.map(|e| generation(&e.revision)) {
+        what_waits_has_as_many_as_may_be(world, book, serving);
+    }
+}
+
+fn what_waits_has_as_many_as_may_be(world: &World, book: &mut Book, serving: usize) {
     let made = &book.made[serving];
     let waiting = book.calls.iter().filter(|(_, c)| c.generation == serving && c.waits() && c.attempts.is_empty());
     let Some((n, oldest)) = waiting.min_by_key(|(_, c)| c.entry) else { return };
@@ -170,30 +183,47 @@ fn what_waits_is_scaled_for(world: &World, book: &mut Book, function: &Function)
 fn at_rest(world: &World, book: &mut Book, index: usize, function: &Function, must: bool) {
     let is_called = book.calls.values().any(|c| c.function == index && c.ended.is_none());
     let still = if is_called { Duration::ZERO } else { book.functions[index].touched.elapsed() };
-    let Some(serving) = function.route().map(|r| generation(r)) else { return };
-    let (id, shape) = (book.made[serving].id.clone(), book.made[serving].shape);
-    let ready = world.stage.fake.ready().iter().filter(|i| i.revision == id).count();
-    let there = world.stage.there(book, serving);
-    let is_held = function.scale == Some(0);
-    let least = if is_held { 0 } else { shape.min as usize };
     let past = book.started.elapsed().saturating_sub(still);
-    if still > shape.idle(past) + REACTION && least == 0 && shape.min == 0 && there > 0 {
-        book.wrong("an idle function tapers to zero", &format!("{there} instances of generation {serving}"));
+    let targets = function.targets();
+    let is_held = function.scale == Some(0);
+    let reached: Vec<(usize, usize)> = function
+        .revisions
+        .iter()
+        .filter(|e| targets.reaches(&e.revision.id))
+        .map(|e| {
+            let number = generation(&e.revision);
+            let keeps = targets.shares_in(&e.revision.id) && !is_held;
+            (number, if keeps { book.made[number].shape.min as usize } else { 0 })
+        })
+        .collect();
+    // A person's zero is judged elsewhere.
+    for (number, _) in reached.iter().filter(|(_, least)| *least == 0 && !is_held) {
+        let there = world.stage.there(book, *number);
+        if still > book.made[*number].shape.idle(past) + REACTION && there > 0 {
+            book.wrong("an idle function tapers to zero", &format!("{there} instances of generation {number}"));
+        }
     }
-    if still <= shape.rest(past) {
+    let Some(rest) = reached.iter().map(|(n, _)| book.made[*n].shape.rest(past)).max() else { return };
+    if still <= rest {
         if must {
             book.wrong("everything comes to rest", &format!("{} was touched {still:?} ago", NAMES[index]));
         }
         return;
     }
-    if (ready, there) != (least, least) {
-        let text = format!("generation {serving}: {ready} ready and {there} in all, not {least}");
-        book.wrong("at rest there are exactly as many as should be", &text);
-    }
-    let newest = |name: &Name| world.store.snapshot().borrow().secret_version(&Name::default_namespace(), name);
-    for i in world.stage.fake.ready().iter().filter(|i| i.revision == id) {
-        if i.secrets.is_empty() || i.secrets.iter().any(|(name, v)| newest(name) != Some(*v)) {
-            book.wrong("at rest every instance has the newest secrets", &format!("{}: {:?}", i.id, i.secrets));
+    for (number, least) in &reached {
+        let id = book.made[*number].id.clone();
+        let all = world.stage.fake.ready();
+        let mine: Vec<_> = all.iter().filter(|i| i.revision == id).collect();
+        let (ready, there) = (mine.len(), world.stage.there(book, *number));
+        if (ready, there) != (*least, *least) {
+            let text = format!("generation {number}: {ready} ready and {there} in all, not {least}");
+            book.wrong("at rest there are exactly as many as should be", &text);
+        }
+        let newest = |name: &Name| world.store.snapshot().borrow().secret_version(&Name::default_namespace(), name);
+        for i in mine {
+            if i.secrets.is_empty() || i.secrets.iter().any(|(name, v)| newest(name) != Some(*v)) {
+                book.wrong("at rest every instance has the newest secrets", &format!("{}: {:?}", i.id, i.secrets));
+            }
         }
     }
     match book.functions[index].parked {
@@ -201,16 +231,24 @@ fn at_rest(world: &World, book: &mut Book, index: usize, function: &Function, mu
         Parked::Since(_) if !is_held => book.wrong("zero by hand holds until the next call", NAMES[index]),
         _ => {}
     }
+    everybody_knows(world, book, function, &reached);
+}
+
+/// At rest the dispatcher and the control plane know what there is of each generation.
+fn everybody_knows(world: &World, book: &mut Book, function: &Function, reached: &[(usize, usize)]) {
+    let should = |book: &Book, id: &RevisionId| {
+        reached.iter().find(|(n, _)| book.made[*n].id == *id).map_or(0, |(_, least)| *least)
+    };
     let stats = world.door().map(|d| d.dispatcher.stats()).unwrap_or_default();
-    for s in stats.into_iter().filter(|s| s.revision.function() == id.function()) {
-        let should = if s.revision == id { least } else { 0 };
+    for s in stats.into_iter().filter(|s| *s.revision.function() == function.name) {
+        let should = should(book, &s.revision);
         if (s.waiting, s.running, s.ready as usize, s.leaving) != (0, 0, should, 0) {
             book.wrong("at rest the dispatcher knows what there is", &format!("{s:?}, {should} are ready"));
         }
     }
     let gauges = world.control().map(|c| c.gauges()).unwrap_or_default();
-    for g in gauges.into_iter().filter(|g| g.revision.function() == id.function()) {
-        let should = if g.revision == id { least } else { 0 };
+    for g in gauges.into_iter().filter(|g| *g.revision.function() == function.name) {
+        let should = should(book, &g.revision);
         if (g.want as usize, g.ready as usize, g.starting, g.draining) != (should, should, 0, 0) {
             book.wrong("at rest the control plane knows what there is", &format!("{g:?}, {should} are ready"));
         }

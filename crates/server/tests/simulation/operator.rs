@@ -1,14 +1,17 @@
 //! Carries out the steps of a plan: what a person does through the resource API, and what befalls the machine.
 
+use std::sync::Arc;
+
 use axum::body::Body;
 use http::{Request, StatusCode};
 use serde_json::{Value, json};
-use taper_model::{FunctionName, Name, RevisionId};
+use taper_model::{FunctionName, Name, RevisionId, RevisionState};
 use taper_store::{Put, Store};
 use tokio::time::Instant;
 use tower::ServiceExt;
 
 use crate::{
+    dice::Dice,
     ledger::{Made, Parked, What, generation},
     plan::{Kind, NAMES, SECRET, Shape, Step},
     world::World,
@@ -20,6 +23,8 @@ pub(crate) async fn act(world: &World, step: Step) {
     match step {
         Step::Deploy { function, shape, kind } => deploy(world, function, shape, kind).await,
         Step::Scale { function, count } => scale(world, function, count).await,
+        Step::Traffic { function, luck } => spread(world, function, luck).await,
+        Step::Rollback { function, luck } => rollback(world, function, luck).await,
         Step::Delete { function } => delete(world, function).await,
         Step::Kill { luck } => strike(world, luck, What::Killed),
         Step::Deafen { luck } => strike(world, luck, What::Deafened),
@@ -97,14 +102,14 @@ async fn deploy(world: &World, function: usize, shape: Shape, kind: Kind) {
 
 async fn scale(world: &World, function: usize, count: u32) {
     let Some(found) = world.store.snapshot().borrow().function(&name(function)).cloned() else { return };
-    let revision = found.latest_ready().unwrap_or(&found.latest().revision);
+    let revision = found.serving().unwrap_or(&found.latest().revision);
     let count = count.min(revision.spec.max());
     {
         // The answer may come after calls did.
         let mut book = world.ledger.open();
         book.tell(function);
-        if let Some(serving) = found.latest_ready() {
-            book.trouble(Some(generation(serving)), What::Scaled);
+        for share in found.targets().shares {
+            book.trouble(Some(generation(&share.revision)), What::Scaled);
         }
         let is_busy = book.calls.values().any(|c| c.function == function && c.ended.is_none());
         book.functions[function].parked = match (count, is_busy) {
@@ -119,6 +124,78 @@ async fn scale(world: &World, function: usize, count: u32) {
     }
     if status.is_none() {
         world.ledger.open().functions[function].parked = Parked::Perhaps;
+    }
+}
+
+/// Spreads a function's calls anew over what is ready, or tries to in a way that must be refused.
+async fn spread(world: &World, function: usize, luck: u64) {
+    let Some(found) = world.store.snapshot().borrow().function(&name(function)).cloned() else { return };
+    let mut dice = Dice::of(luck, "traffic");
+    let (ready, others): (Vec<_>, Vec<_>) = found.revisions.iter().partition(|e| e.state == RevisionState::Ready);
+    let [ready, others] = [ready, others].map(|all| all.iter().map(|e| e.revision.id.name()).collect::<Vec<_>>());
+    let some = |dice: &mut Dice| ready.get(dice.number(0..=7) as usize % ready.len().max(1)).cloned();
+    let part = dice.among(&[0, 1, 10, 50, 90, 99, 100]);
+    let (one, two) = (some(&mut dice), some(&mut dice));
+    let (traffic, is_right) = match (dice.number(0..=9), one, two) {
+        (0..=1, _, _) => (json!([]), true),
+        (2..=4, Some(one), _) => {
+            (json!([{"latest": true, "percent": part}, {"revision": one, "percent": 100 - part}]), true)
+        }
+        (5, Some(one), Some(two)) => {
+            (json!([{"revision": one, "percent": part}, {"revision": two, "percent": 100 - part}]), true)
+        }
+        (6..=8, Some(one), Some(two)) => {
+            let tags = json!([
+                {"latest": true, "percent": 100}, {"revision": one, "tag": "a"}, {"revision": two, "tag": "b", "mirror": 5}
+            ]);
+            (tags, true)
+        }
+        (n, Some(one), _) if n % 2 == 1 && others.is_empty() => {
+            (json!([{"latest": true, "percent": 99, "tag": "a"}, {"revision": one, "tag": "a"}]), false)
+        }
+        _ => match others.first() {
+            Some(other) => (json!([{"latest": true, "percent": 50}, {"revision": other, "percent": 50}]), false),
+            None => (json!([{"latest": true, "percent": 99}]), false),
+        },
+    };
+    world.ledger.open().tell(function);
+    let status = ask(world, "PUT", &format!("{}/traffic", path(function)), &json!({"traffic": traffic})).await;
+    let expected = if is_right { StatusCode::OK } else { StatusCode::BAD_REQUEST };
+    if status.is_some_and(|s| s != expected) {
+        world.ledger.wrong("traffic is taken or refused as it should", &format!("{traffic}: {status:?}"));
+    }
+    if status.is_some() {
+        let snapshot = Arc::clone(&world.store.snapshot().borrow());
+        let mut book = world.ledger.open();
+        book.adopt(&snapshot);
+        book.count(if is_right { "traffic: spread" } else { "traffic: refused" });
+    }
+}
+
+/// Goes back: to the revision before, or to any that is ready.
+async fn rollback(world: &World, function: usize, luck: u64) {
+    let Some(found) = world.store.snapshot().borrow().function(&name(function)).cloned() else { return };
+    let mut ready = found.revisions.iter().filter(|e| e.state == RevisionState::Ready);
+    let named = ready.nth((luck >> 8) as usize % 3).filter(|_| luck.is_multiple_of(2));
+    let body = named.map_or(json!({}), |e| json!({"revision": e.revision.id.name()}));
+    world.ledger.open().tell(function);
+    let status = ask(world, "POST", &format!("{}/rollback", path(function)), &body).await;
+    let words = match status {
+        None => return,
+        Some(StatusCode::OK) => "rolled back",
+        Some(StatusCode::CONFLICT) => "nothing to roll back to",
+        Some(_) => return world.ledger.wrong("a rollback goes back or says why not", &format!("{body}: {status:?}")),
+    };
+    let snapshot = Arc::clone(&world.store.snapshot().borrow());
+    let after = snapshot.function(&name(function));
+    let mut book = world.ledger.open();
+    book.adopt(&snapshot);
+    book.count(words);
+    let serves = after.and_then(|f| f.serving()).map(|r| r.id.name());
+    if let Some(wanted) =
+        named.map(|e| e.revision.id.name()).filter(|w| status == Some(StatusCode::OK) && serves.as_ref() != Some(w))
+    {
+        book.wrong("a rollback goes where it was told", &format!("to {wanted}, and {serves:?} serves"));
     }
 }
 

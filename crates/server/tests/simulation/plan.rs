@@ -41,6 +41,8 @@ pub(crate) struct CallPlan {
     pub(crate) chunks: Vec<Duration>,
     /// Its client leaves after this long.
     pub(crate) leaves: Option<Duration>,
+    /// What decides whether a revision that fails some calls fails this one, of a hundred.
+    pub(crate) fate: u32,
 }
 
 /// Something that is done to the platform, or to what it stands on.
@@ -57,6 +59,16 @@ pub(crate) enum Step {
     },
     Delete {
         function: usize,
+    },
+    /// Its calls are spread anew; luck says how.
+    Traffic {
+        function: usize,
+        luck: u64,
+    },
+    /// It goes back to a revision before; luck says to which.
+    Rollback {
+        function: usize,
+        luck: u64,
     },
     /// An instance crashes; luck says which one.
     Kill {
@@ -102,6 +114,8 @@ pub(crate) enum Kind {
     Good {
         start: Duration,
         prepare: Duration,
+        /// It answers so many of a hundred calls badly.
+        fails: u32,
     },
     /// Its code cannot be prepared.
     NoCode,
@@ -124,6 +138,11 @@ impl Kind {
         }
     }
 
+    /// Of a hundred calls, how many it answers badly.
+    pub(crate) fn fails(self) -> u32 {
+        if let Self::Good { fails, .. } = self { fails } else { 0 }
+    }
+
     pub(crate) fn prepare(self) -> Duration {
         if let Self::Good { prepare, .. } = self { prepare } else { Duration::from_millis(100) }
     }
@@ -142,13 +161,15 @@ pub(crate) struct Shape {
     pub(crate) adaptive: bool,
     pub(crate) window: Duration,
     pub(crate) down_delay: Duration,
+    /// How long it takes over for, and after how many calls its failures count.
+    pub(crate) rollout: Option<(Duration, u32)>,
 }
 
 impl Shape {
     /// The `spec` of its manifest. The generation makes every deploy another one, and names it.
     pub(crate) fn spec(&self, generation: usize) -> Value {
         let ms = |d: Duration| format!("{}ms", d.as_millis());
-        json!({
+        let mut spec = json!({
             "command": ["cat"],
             "env": {"GENERATION": generation.to_string()},
             "concurrency": self.concurrency,
@@ -158,7 +179,11 @@ impl Shape {
                 "min": self.min, "max": self.max, "initialScale": self.initial, "zeroAfter": ms(self.zero_after),
                 "keepAlive": if self.adaptive { "adaptive" } else { "fixed" }, "window": ms(self.window), "scaleDownDelay": ms(self.down_delay),
             },
-        })
+        });
+        if let Some((duration, calls)) = self.rollout {
+            spec["rollout"] = json!({"duration": ms(duration), "errors": ERRORS, "calls": calls});
+        }
+        spec
     }
 
     /// After the last thing that happened to a function: when nothing of it is kept any more, and nothing starts ahead of a call. `past` is
@@ -179,6 +204,8 @@ impl Shape {
     }
 }
 
+/// Percent of a new revision's calls that may fail beyond those of the one before.
+pub(crate) const ERRORS: f64 = 10.0;
 /// When whoever starts an instance gives it up. Longer than a deploy may take.
 const START_TIMEOUT: Duration = Duration::from_secs(40);
 /// The longest that a good revision takes to start.
@@ -211,6 +238,7 @@ impl Plan {
             takes,
             chunks: Vec::new(),
             leaves: None,
+            fate: 99,
         };
         calls.extend((0..functions).map(|f| last(f, Duration::ZERO, Duration::from_millis(10))));
         calls.extend((0..functions * 3).map(|n| last(n % functions, SHUTDOWN, dice.ms(0..=2000))));
@@ -232,8 +260,9 @@ fn trouble(
 ) {
     let function = dice.number(0..=functions as u32 - 1) as usize;
     let step = match dice.number(0..=99) {
-        0..=24 => deploy(dice, function, 35),
-        25..=39 => Step::Scale { function, count: if dice.chance(60) { 0 } else { dice.number(1..=5) } },
+        0..=19 => deploy(dice, function, 30),
+        20..=31 => elsewhere(dice, function, at, steps),
+        32..=39 => Step::Scale { function, count: if dice.chance(60) { 0 } else { dice.number(1..=5) } },
         40..=43 => {
             // Changed again while instances are replaced.
             for _ in 0..dice.among(&[0, 0, 1, 3]) {
@@ -277,6 +306,16 @@ fn trouble(
     }
 }
 
+/// Its calls go elsewhere, and perhaps again elsewhere while what gains is not there yet.
+fn elsewhere(dice: &mut Dice, function: usize, at: Duration, steps: &mut Vec<(Duration, Step)>) -> Step {
+    let is_back = dice.chance(50);
+    let step = |luck| if is_back { Step::Rollback { function, luck } } else { Step::Traffic { function, luck } };
+    for _ in 0..dice.among(&[0, 0, 1, 2]) {
+        steps.push((at + dice.ms(0..=6000), step(dice.luck())));
+    }
+    step(dice.luck())
+}
+
 fn deploy(dice: &mut Dice, function: usize, broken: u32) -> Step {
     let min = dice.among(&[0, 0, 0, 0, 1, 2]);
     let max = dice.number(min.max(1)..=5);
@@ -291,13 +330,15 @@ fn deploy(dice: &mut Dice, function: usize, broken: u32) -> Step {
         adaptive: zero_after.as_secs().is_multiple_of(2),
         window: dice.seconds(6..=12),
         down_delay: if dice.chance(20) { dice.seconds(1..=4) } else { Duration::ZERO },
+        rollout: dice.chance(40).then(|| (dice.seconds(2..=30), dice.number(1..=8))),
     };
     let kind = if dice.chance(broken) {
         dice.among(&[Kind::NoCode, Kind::NoStart, Kind::NoStart, Kind::NeverReady])
     } else {
         let start = if dice.chance(15) { dice.ms(500..=LONGEST_START.as_millis() as u64) } else { dice.ms(0..=300) };
         let prepare = if dice.chance(50) { Duration::ZERO } else { dice.ms(1..=500) };
-        Kind::Good { start, prepare }
+        let fails = if dice.chance(25) { dice.number(20..=100) } else { 0 };
+        Kind::Good { start, prepare, fails }
     };
     Step::Deploy { function, shape, kind }
 }
@@ -340,7 +381,7 @@ fn regular(dice: &mut Dice, functions: usize, length: Duration) -> Vec<CallPlan>
     let mut calls = Vec::new();
     while at < length {
         let takes = dice.ms(0..=300);
-        calls.push(CallPlan { at, function, takes, chunks: Vec::new(), leaves: None });
+        calls.push(CallPlan { at, function, takes, chunks: Vec::new(), leaves: None, fate: dice.number(0..=99) });
         at += every + dice.ms(0..=100);
     }
     calls
@@ -356,5 +397,5 @@ fn one(dice: &mut Dice, function: usize, at: Duration) -> CallPlan {
     };
     let chunks = (0..dice.among(&[0, 0, 1, 3])).map(|_| dice.ms(0..=200)).collect();
     let leaves = dice.chance(8).then(|| dice.ms(0..=2000));
-    CallPlan { at, function, takes, chunks, leaves }
+    CallPlan { at, function, takes, chunks, leaves, fate: dice.number(0..=99) }
 }

@@ -245,9 +245,14 @@ impl Provider for Stage {
                 let source = std::io::Error::from(std::io::ErrorKind::OutOfMemory);
                 return Err(Error::Host { what: "no cgroup can be made".into(), source });
             }
-            // Those that others are about to replace take no place.
-            let max = self.ledger.open().made[generation].shape.max;
-            let most = max + if self.is_stale(revision) { max.div_ceil(4) } else { 0 };
+            // Those that others are about to replace take no place; an order on its way may be about one
+            // that died or was replaced meanwhile.
+            let recently = Instant::now() - Duration::from_millis(1500);
+            let (max, was_so) = {
+                let book = self.ledger.open();
+                (book.made[generation].shape.max, book.had(generation, recently, &[What::Blink, What::Killed]))
+            };
+            let most = max + if was_so || self.is_stale(revision) { max.div_ceil(4) } else { 0 };
             if want > most {
                 self.ledger
                     .wrong("never more instances than max", &format!("{want} of {id} are ordered, the most is {most}"));
@@ -337,6 +342,7 @@ impl Invoke for Probe {
 pub(crate) struct Eye {
     pub(crate) dispatcher: Dispatcher,
     pub(crate) ledger: Arc<Ledger>,
+    pub(crate) stage: Stage,
 }
 
 impl Load for Eye {
@@ -353,6 +359,11 @@ impl Load for Eye {
     }
 
     fn retire(&self, revision: &RevisionId, count: u32) -> Vec<InstanceId> {
+        let snapshot = Arc::clone(&self.stage.snapshot.borrow());
+        let mut book = self.ledger.open();
+        book.adopt(&snapshot);
+        book.retires(revision);
+        drop(book);
         let ids = self.dispatcher.retire(revision, count);
         for id in &ids {
             let mut book = self.ledger.open();

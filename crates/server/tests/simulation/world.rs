@@ -161,8 +161,17 @@ impl World {
             store: Arc::clone(&self.store) as Arc<dyn Store>,
             artifacts: Arc::clone(&self.artifacts),
             provider: Arc::new(self.stage.clone()),
-            load: Arc::new(Eye { dispatcher: dispatcher.clone(), ledger: Arc::clone(&self.ledger) }),
+            load: Arc::new(Eye {
+                dispatcher: dispatcher.clone(),
+                ledger: Arc::clone(&self.ledger),
+                stage: self.stage.clone(),
+            }),
             public_url: Box::new(|| "http://127.0.0.1:8080".into()),
+            outcomes: {
+                let ledger = Arc::clone(&self.ledger);
+                Box::new(move |id| ledger.open().outcomes(id))
+            },
+            host_url: Box::new(|_, _| None),
             invocations: Box::new(|_| 0),
             starts: Box::new(|_| Starts::default()),
             info: Info { version: "0".into(), provider: "fake".into(), isolation: "none".into() },

@@ -1,22 +1,41 @@
-//! Functions and namespaces as rows. Decides nothing: writes down the difference between a function before and after, and reads
+//! Functions, routes and namespaces as rows. Decides nothing: writes down the difference between a function before and after, and reads
 //! back what was written.
 
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use rusqlite::{Connection, Row, params};
-use taper_model::{Function, FunctionName, Name, Namespace, RevisionId, RevisionState, revision::Entry};
-
-use crate::{
-    Error, Functions, Snapshot,
-    change::{Attached, Record},
+use serde::{Serialize, de::DeserializeOwned};
+use taper_model::{
+    Function, FunctionName, Name, Namespace, RevisionId, RevisionState, revision::Entry, route::Route, traffic::Routing,
 };
 
+use super::secrets;
+use crate::{
+    Error, Functions, Routes, Snapshot,
+    change::{self, Attached, Record},
+    tables,
+};
+
+/// Everything there is. What is written meanwhile is not seen in part when this is in a transaction.
+pub(super) fn snapshot(db: &Connection, path: &Path) -> Result<Snapshot, Error> {
+    let (functions, routes) = (functions(db, path)?, routes(db, path)?);
+    Ok(Snapshot {
+        version: 0,
+        tables: tables::all(&functions, &routes),
+        functions,
+        routes,
+        namespaces: Arc::new(namespaces(db, path)?),
+        secrets: secrets::versions(db, path)?,
+    })
+}
+
 /// Every function.
-pub(super) fn load(db: &Connection, path: &Path) -> Result<Functions, Error> {
+fn functions(db: &Connection, path: &Path) -> Result<Functions, Error> {
     let sql = Error::sql(path);
     let mut statement = db
         .prepare(
-            "SELECT f.namespace, f.name, f.scale, f.created_ms, r.number, r.state, r.why, r.record
+            "SELECT f.namespace, f.name, f.scale, f.created_ms, r.number, r.state, r.why, r.record,
+                    f.routing, f.held, f.shift
              FROM function f LEFT JOIN revision r USING (namespace, name)
              ORDER BY f.namespace, f.name, r.number",
         )
@@ -59,16 +78,16 @@ pub(super) fn write(
     let Some(after) = after else {
         return run("DELETE FROM function WHERE namespace = ?1 AND name = ?2", params![ns, name]);
     };
-    match before {
-        None => {
-            let text = "INSERT INTO function (namespace, name, scale, created_ms) VALUES (?1, ?2, ?3, ?4)";
-            let created = i64::try_from(after.created_ms).unwrap_or(i64::MAX);
-            run(text, params![ns, name, after.scale, created])?;
-        }
-        Some(before) if before.scale != after.scale => {
-            run("UPDATE function SET scale = ?3 WHERE namespace = ?1 AND name = ?2", params![ns, name, after.scale])?;
-        }
-        Some(_) => {}
+    let beside = |f: &Function| (f.scale, Arc::clone(&f.routing), f.held.clone(), f.shift.clone());
+    if before.map(beside) != Some(beside(after)) {
+        let refuse = |e: serde_json::Error| Error::Refused(format!("function {}: {e}", after.name));
+        let routing = serde_json::to_string(&*after.routing).map_err(refuse)?;
+        let (held, shift) = (json(after.held.as_ref()).map_err(refuse)?, json(after.shift.as_ref()).map_err(refuse)?);
+        let text = "INSERT INTO function (namespace, name, scale, created_ms, routing, held, shift)
+                    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+                    ON CONFLICT (namespace, name) DO UPDATE SET
+                    scale = excluded.scale, routing = excluded.routing, held = excluded.held, shift = excluded.shift";
+        run(text, params![ns, name, after.scale, time(after.created_ms), routing, held, shift])?;
     }
     for gone in before.into_iter().flat_map(|b| &b.revisions).map(number).filter(|n| after.entry(*n).is_none()) {
         let text = "DELETE FROM revision WHERE namespace = ?1 AND name = ?2 AND number = ?3";
@@ -96,8 +115,41 @@ pub(super) fn write(
     Ok(())
 }
 
+/// Every route.
+fn routes(db: &Connection, path: &Path) -> Result<Routes, Error> {
+    let sql = Error::sql(path);
+    let mut statement = db.prepare("SELECT namespace, name, created_ms, record FROM route").map_err(&sql)?;
+    let mut rows = statement.query(()).map_err(&sql)?;
+    let mut routes = Routes::default();
+    while let Some(row) = rows.next().map_err(&sql)? {
+        let (namespace, name, record) = (text(row, 0, path)?, text(row, 1, path)?, text(row, 3, path)?);
+        let corrupt = |e: String| Error::corrupt(path, format!("route `{name}` in namespace `{namespace}`: {e}"));
+        let word = |text: &str| Name::new(text).map_err(|e| corrupt(e.to_string()));
+        let spec = serde_json::from_str(record).map_err(|e| corrupt(e.to_string()))?;
+        let created_ms = u64::try_from(row.get::<_, i64>(2).map_err(&sql)?).unwrap_or(0);
+        let route = Route { namespace: word(namespace)?, name: word(name)?, spec, created_ms };
+        routes.insert((route.namespace.clone(), route.name.clone()), Arc::new(route));
+    }
+    Ok(routes)
+}
+
+/// Keeps a route, instead of what it was before.
+pub(super) fn put_route(db: &Connection, path: &Path, route: &Route) -> Result<(), Error> {
+    let text = "INSERT INTO route (namespace, name, created_ms, record) VALUES (?1, ?2, ?3, ?4)
+                ON CONFLICT (namespace, name) DO UPDATE SET record = excluded.record";
+    let record = change::route_text(route)?;
+    let values = params![route.namespace.as_str(), route.name.as_str(), time(route.created_ms), record];
+    db.execute(text, values).map(drop).map_err(Error::sql(path))
+}
+
+/// Removes a route.
+pub(super) fn delete_route(db: &Connection, path: &Path, key: &(Name, Name)) -> Result<(), Error> {
+    let text = "DELETE FROM route WHERE namespace = ?1 AND name = ?2";
+    db.execute(text, [key.0.as_str(), key.1.as_str()]).map(drop).map_err(Error::sql(path))
+}
+
 /// Every namespace, with the default one, whatever the table says.
-pub(super) fn namespaces(db: &Connection, path: &Path) -> Result<BTreeMap<Name, Arc<Namespace>>, Error> {
+fn namespaces(db: &Connection, path: &Path) -> Result<BTreeMap<Name, Arc<Namespace>>, Error> {
     let sql = Error::sql(path);
     let mut statement = db.prepare("SELECT name, record FROM namespace").map_err(&sql)?;
     let mut rows = statement.query(()).map_err(&sql)?;
@@ -141,7 +193,32 @@ fn function(row: &Row<'_>, namespace: &str, name: &str) -> Result<Function, Stri
         revisions: Vec::new(),
         scale: row.get(2).map_err(column)?,
         created_ms: u64::try_from(created).unwrap_or(0),
+        routing: routing(row)?,
+        held: part(row, 9, "what is held")?,
+        shift: part(row, 10, "its rollout")?,
     })
+}
+
+/// Most functions say nothing, and share it.
+fn routing(row: &Row<'_>) -> Result<Arc<Routing>, String> {
+    let routing: Option<Routing> = part(row, 8, "its routing")?;
+    let routing = routing.ok_or("it has no routing")?;
+    Ok(if routing == Routing::default() { Arc::default() } else { Arc::new(routing) })
+}
+
+/// A column that holds JSON or nothing.
+fn part<T: DeserializeOwned>(row: &Row<'_>, column: usize, what: &str) -> Result<Option<T>, String> {
+    let value = row.get_ref(column).map_err(|e| e.to_string())?;
+    let text = value.as_str_or_null().map_err(|e| format!("{what}: {e}"))?;
+    text.map(serde_json::from_str).transpose().map_err(|e| format!("{what}: {e}"))
+}
+
+fn json<T: Serialize>(part: Option<&T>) -> Result<Option<String>, serde_json::Error> {
+    part.map(serde_json::to_string).transpose()
+}
+
+fn time(ms: u64) -> i64 {
+    i64::try_from(ms).unwrap_or(i64::MAX)
 }
 
 fn entry(row: &Row<'_>, name: &FunctionName) -> Result<Entry, String> {

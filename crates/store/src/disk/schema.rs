@@ -73,6 +73,29 @@ UPDATE revision SET record = json_remove(
     Step::Code(secrets::encrypt),
     // What was removed until here is nowhere in the files: see `bring`.
     Step::Sql(""),
+    // What belongs to a function left its revisions; the newest one's counts. A single target had everything, said or not.
+    Step::Sql(
+        "
+ALTER TABLE function ADD COLUMN routing TEXT NOT NULL DEFAULT '{}';
+ALTER TABLE function ADD COLUMN held TEXT;
+ALTER TABLE function ADD COLUMN shift TEXT;
+
+CREATE TABLE route (
+    namespace  TEXT NOT NULL,
+    name       TEXT NOT NULL,
+    created_ms INTEGER NOT NULL,
+    record     TEXT NOT NULL,
+    PRIMARY KEY (namespace, name)
+) STRICT, WITHOUT ROWID;
+
+UPDATE function SET routing = json_object('traffic', json(
+        CASE json_array_length(old.traffic) WHEN 1 THEN json_insert(old.traffic, '$[0].percent', 100) ELSE old.traffic END))
+    FROM (SELECT namespace, name, max(number), record -> '$.spec.traffic' AS traffic FROM revision GROUP BY namespace, name) AS old
+    WHERE function.namespace = old.namespace AND function.name = old.name AND json_array_length(old.traffic) > 0;
+UPDATE revision SET record = json_remove(record, '$.spec.traffic')
+    WHERE json_type(record, '$.spec.traffic') IS NOT NULL;
+",
+    ),
 ];
 
 /// The first version of which that holds.

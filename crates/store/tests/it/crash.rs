@@ -6,9 +6,9 @@ use std::{
     fs,
     io::{BufRead, BufReader, Read, Write},
     path::Path,
-    process::{Child, Command, Stdio},
+    process::{ChildStdin, Command, Stdio},
     sync::{Arc, mpsc},
-    thread,
+    thread::{self, JoinHandle},
     time::Duration,
 };
 
@@ -20,7 +20,7 @@ use taper_store::{Artifacts, Config, Memory, Store};
 use crate::support::{Op, open, seen};
 
 /// Each is written by one task, so that at most one of its commands is without an answer when the process dies.
-const NAMES: [&str; 4] = ["a", "b", "c", "d"];
+pub(crate) const NAMES: [&str; 4] = ["a", "b", "c", "d"];
 const KILLS: usize = 30;
 
 /// What became of one name up to now.
@@ -87,44 +87,65 @@ async fn what_was_acknowledged_survives_kill_9() {
 
 /// Starts a child, kills it at a random moment, and returns what it acknowledged: task, index, answer.
 fn one_life(dir: &Path, seed: u64, begin: [u64; 4], code: u64, rng: &mut StdRng) -> Vec<(usize, u64, String)> {
-    let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--ignored", "--exact", "crash::child", "--nocapture"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let [a, b, c, d] = begin;
-    let mut stdin = child.stdin.take().unwrap();
-    writeln!(stdin, "{seed} {a} {b} {c} {d} {code} {}", dir.display()).unwrap();
-    let mut out = BufReader::new(child.stdout.take().unwrap());
-    let (tell, told) = mpsc::channel();
-    let listen = thread::spawn(move || {
-        let (mut heard, mut line) = (Vec::new(), String::new());
-        // A line without its end was cut off by the kill: not an acknowledgement.
-        while out.read_line(&mut line).is_ok_and(|n| n > 0) && line.ends_with('\n') {
-            if let Some(ack) = line.trim_end_matches('\n').strip_prefix("ack ") {
-                let mut words = ack.splitn(3, ' ');
-                let mut word = || words.next().unwrap_or_default();
-                heard.push((word().parse().unwrap(), word().parse().unwrap(), word().to_owned()));
-                tell.send(()).ok();
-            }
-            line.clear();
-        }
-        heard
-    });
+    let child = Child::start(dir, seed, begin, code);
     // Some die while they open, most while they work. The moment is what is random here; nothing is waited for.
-    let acknowledgements = if rng.random_bool(0.15) { 0 } else { rng.random_range(1..200) };
-    for _ in 0..acknowledgements {
-        told.recv_timeout(Duration::from_secs(60)).expect("the child works");
-    }
+    child.acknowledged(if rng.random_bool(0.15) { 0 } else { rng.random_range(1..200) });
     thread::sleep(Duration::from_micros(rng.random_range(0..5000)));
-    end(&mut child);
-    listen.join().unwrap()
+    child.kill()
 }
 
-fn end(child: &mut Child) {
-    child.kill().unwrap();
-    child.wait().unwrap();
+/// A process that writes as fast as it can.
+pub(crate) struct Child {
+    process: std::process::Child,
+    told: mpsc::Receiver<()>,
+    listen: JoinHandle<Vec<(usize, u64, String)>>,
+    /// It ends when this does.
+    _stdin: ChildStdin,
+}
+
+impl Child {
+    pub(crate) fn start(dir: &Path, seed: u64, begin: [u64; 4], code: u64) -> Self {
+        let mut process = Command::new(std::env::current_exe().unwrap())
+            .args(["--ignored", "--exact", "crash::child", "--nocapture"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let [a, b, c, d] = begin;
+        let mut stdin = process.stdin.take().unwrap();
+        writeln!(stdin, "{seed} {a} {b} {c} {d} {code} {}", dir.display()).unwrap();
+        let mut out = BufReader::new(process.stdout.take().unwrap());
+        let (tell, told) = mpsc::channel();
+        let listen = thread::spawn(move || {
+            let (mut heard, mut line) = (Vec::new(), String::new());
+            // A line without its end was cut off by the kill: not an acknowledgement.
+            while out.read_line(&mut line).is_ok_and(|n| n > 0) && line.ends_with('\n') {
+                if let Some(ack) = line.trim_end_matches('\n').strip_prefix("ack ") {
+                    let mut words = ack.splitn(3, ' ');
+                    let mut word = || words.next().unwrap_or_default();
+                    heard.push((word().parse().unwrap(), word().parse().unwrap(), word().to_owned()));
+                    tell.send(()).ok();
+                }
+                line.clear();
+            }
+            heard
+        });
+        Self { process, told, listen, _stdin: stdin }
+    }
+
+    /// Waits until it has acknowledged so many more.
+    pub(crate) fn acknowledged(&self, count: usize) {
+        for _ in 0..count {
+            self.told.recv_timeout(Duration::from_secs(60)).expect("the child works");
+        }
+    }
+
+    /// Kills it; everything that it acknowledged: task, index, answer.
+    pub(crate) fn kill(mut self) -> Vec<(usize, u64, String)> {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+        self.listen.join().unwrap()
+    }
 }
 
 /// The content of the `index`-th artifact.

@@ -4,9 +4,10 @@ use proptest::prelude::*;
 use taper_model::RevisionState;
 use taper_store::{Config, Disk, Memory, Put, Snapshot, Store};
 
-use crate::support::{Op, seen};
+use crate::support::{Op, Spread, seen};
 
-const NAMES: [&str; 3] = ["a", "b", "c"];
+const NAMES: [&str; 2] = ["a", "b"];
+const HOSTS: [&str; 5] = ["", "a.example.com", "B.example.com", "*.example.com", "c"];
 
 fn op() -> impl Strategy<Value = Op> {
     let name = || prop::sample::select(&NAMES[..]).prop_map(str::to_owned);
@@ -17,13 +18,31 @@ fn op() -> impl Strategy<Value = Op> {
         2 => "\\PC{0,40}".prop_map(RevisionState::Failed),
         1 => Just(RevisionState::Pending),
     ];
+    let hosts = || prop::collection::vec(prop::sample::select(&HOSTS[..]).prop_map(str::to_owned), 0..3);
+    let pinned = || prop::option::weighted(0.2, (1..5u32, 0..=100u8, any::<bool>()));
+    let spread = move || {
+        (pinned(), any::<bool>(), any::<bool>(), hosts()).prop_map(|(pinned, sticky, rollout, hosts)| Spread {
+            pinned,
+            sticky,
+            rollout,
+            hosts,
+        })
+    };
+    let path = || prop::sample::select(&["/x", "/{a}", "/{b}/*", "/*"][..]).prop_map(str::to_owned);
     let put = || prop::sample::select(&[Put::Create, Put::Update, Put::Either][..]);
     prop_oneof![
-        6 => (place(), "[ab\"\\\\\0\u{2028}]{0,2}", any::<bool>(), 0..2u8)
-            .prop_map(|(function, text, artifact, label)| Op::Publish { function, text, artifact, label }),
-        4 => (name(), 0..8u32, state).prop_map(|(function, number, state)| Op::Settle { function, number, state }),
+        9 => (place(), "[ab\"\\\\\0\u{2028}]{0,2}", any::<bool>(), 0..2u8, spread())
+            .prop_map(|(function, text, artifact, label, spread)| Op::Publish { function, text, artifact, label, spread }),
+        2 => (name(), spread()).prop_map(|(function, spread)| Op::Traffic { function, spread }),
+        2 => (name(), prop::option::weighted(0.8, 0..5u32)).prop_map(|(function, number)| Op::Hold { function, number }),
+        2 => (name(), 0..5u32, 0..=110u8).prop_map(|(function, to, percent)| Op::Shift { function, to, percent }),
+        3 => (place(), name(), hosts(), path())
+            .prop_map(|(name, function, hosts, path)| Op::PutRoute { name, function, hosts, path }),
+        1 => place().prop_map(|name| Op::DeleteRoute { name }),
+        1 => Just(Op::Collect),
+        9 => (name(), 0..6u32, state).prop_map(|(function, number, state)| Op::Settle { function, number, state }),
         1 => (name(), any::<Option<u32>>()).prop_map(|(function, wanted)| Op::Scale { function, wanted }),
-        2 => place().prop_map(|function| Op::Delete { function }),
+        1 => place().prop_map(|function| Op::Delete { function }),
         2 => (name(), any::<Vec<u8>>(), put()).prop_map(|(name, value, put)| Op::PutSecret { name, value, put }),
         1 => name().prop_map(|name| Op::DeleteSecret { name }),
         1 => (name(), 0..3u8, put()).prop_map(|(name, label, put)| Op::PutNamespace { name, label, put }),
@@ -36,7 +55,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn memory_and_disk_agree(ops in prop::collection::vec(op(), 1..60), keep in 0..6usize) {
+    fn memory_and_disk_agree(ops in prop::collection::vec(op(), 1..100), keep in 0..6usize) {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(async {
             let config = Config { revisions: keep, ..Config::default() };
@@ -59,6 +78,7 @@ proptest! {
                 let [ours, theirs] = [disk.snapshot(), memory.snapshot()].map(|s| Snapshot::clone(&s.borrow()));
                 prop_assert_eq!(ours.functions.len(), theirs.functions.len());
                 prop_assert_eq!((ours.namespaces, ours.secrets), (theirs.namespaces, theirs.secrets));
+                prop_assert_eq!((ours.routes, ours.tables), (theirs.routes, theirs.tables));
                 for name in NAMES {
                     prop_assert_eq!(seen(&memory, name).await, seen(&disk, name).await, "reopened: {}", reopened);
                 }

@@ -48,6 +48,12 @@ async fn damaged_rows_are_named() {
         ("DELETE FROM revision WHERE name = 'b'", "function `b` in namespace `default`: it has no revision"),
         ("PRAGMA foreign_keys = OFF; UPDATE function SET name = 'B_' WHERE name = 'b'", "B_"),
         ("PRAGMA ignore_check_constraints = ON; UPDATE revision SET state = 'odd' WHERE name = 'b'", "the state `odd`"),
+        ("UPDATE function SET routing = 'x' WHERE name = 'b'", "function `b` in namespace `default`: its routing"),
+        ("UPDATE function SET routing = '{\"odd\":1}' WHERE name = 'b'", "its routing: unknown field `odd`"),
+        ("UPDATE function SET held = '{}' WHERE name = 'b'", "function `b` in namespace `default`: what is held"),
+        ("UPDATE function SET shift = '7' WHERE name = 'b'", "function `b` in namespace `default`: its rollout"),
+        ("INSERT INTO route VALUES ('default', 'r', 0, '{\"rules\":7}')", "route `r` in namespace `default`"),
+        ("INSERT INTO route VALUES ('default', 'R_', 0, '{\"rules\":[]}')", "route `R_`"),
         ("DELETE FROM schema", "no version"),
         ("DROP TABLE schema", "some other program"),
     ] {
@@ -57,6 +63,36 @@ async fn damaged_rows_are_named() {
         assert!(matches!(error, Error::Medium(Corrupt { .. })) && text.contains(expect), "{sql}: {text}");
         assert!(text.contains(dir.path().join("taper.db").to_str().unwrap()) && text.contains("backup"), "{text}");
     }
+}
+
+/// Rules that no command would have let in beside each other, and numbers of revisions that are not there: a platform starts all the same.
+#[tokio::test]
+async fn what_a_hand_made_ambiguous_is_left_out() {
+    let rule = |host: &str| format!(r#"{{"rules":[{{"host":"{host}","path":"/x","function":"a"}}]}}"#);
+    let dir = edited(&format!(
+        "INSERT INTO route VALUES ('default', 'r', 0, '{one}'), ('default', 's', 0, '{one}'), ('default', 't', 0, '{two}');
+         UPDATE function SET routing = '{{\"traffic\":[{{\"revision\":\"7\",\"percent\":100}}]}}',
+             held = '{{\"revision\":8,\"why\":\"\",\"atMs\":0}}',
+             shift = '{{\"from\":9,\"to\":0,\"percent\":200,\"sinceMs\":0}}'",
+        one = rule("one.example.com"),
+        two = rule("two.example.com"),
+    ))
+    .await;
+    let store = open(dir.path());
+    let snapshot = Arc::clone(&store.snapshot().borrow());
+    let rules = |host: &str| snapshot.tables.get(&host.to_owned()).map_or(0, |table| table.rules().len());
+    assert_eq!((rules("one.example.com"), rules("two.example.com"), snapshot.routes.len()), (1, 1, 3));
+    let made = store.publish(deploy("a", "2")).await.map(drop).unwrap_err();
+    assert!(matches!(made, Error::NotFound(_)), "the traffic must be mended first: {made}");
+    let mend = taper_store::Direct::Traffic { traffic: Vec::new(), sticky: None };
+    store.direct(&function("a"), mend).await.unwrap();
+    let made = store.publish(deploy("a", "2")).await.unwrap().revision;
+    store.settle(&made.id, taper_model::RevisionState::Ready).await.unwrap();
+    let default = taper_model::Name::default_namespace();
+    for route in ["r", "s", "t"] {
+        store.delete_route(&default, &taper_model::Name::new(route).unwrap()).await.unwrap();
+    }
+    assert!(store.snapshot().borrow().tables.is_empty());
 }
 
 #[tokio::test]

@@ -8,6 +8,8 @@ mod crash;
 mod equal;
 mod hostile;
 mod many;
+mod older;
+mod peek;
 mod reopen;
 mod secrets;
 mod support;

@@ -15,8 +15,12 @@ use std::{
 
 use bytes::Bytes;
 use taper_medium::Error::Locked;
-use taper_model::{Name, Namespace, RevisionState};
-use taper_store::{Artifacts, Config, Disk, Error, Put, Store};
+use taper_model::{
+    Name, Namespace, RevisionState,
+    route::{Cors, Https, Route, RouteSpec, Rule},
+    traffic::{Held, Limits, Rollout, Routing, Sticky, Traffic},
+};
+use taper_store::{Artifacts, Config, Deploy, Direct, Disk, Error, Put, Store};
 
 use crate::support::{deploy, function, open};
 
@@ -26,6 +30,7 @@ async fn everything_is_there_again() {
     let (namespace, key) = (Name::default_namespace(), Name::new("key").unwrap());
     let store = open(dir.path());
     let team = Namespace {
+        limits: Limits { rate: Some(0.1 + 0.2), burst: Some(3), ..Limits::default() },
         name: Name::new("team").unwrap(),
         labels: BTreeMap::from([("a".into(), "ä\"\0".into())]),
         annotations: BTreeMap::new(),
@@ -35,14 +40,53 @@ async fn everything_is_there_again() {
     full.spec.scale.target = Some(0.1 + 0.2);
     full.spec.scale.utilization = Some(1.0 / 3.0);
     full.annotations.insert("a/b".into(), "".into());
+    full.by = "ada, with a browser \"".into();
+    let rollout = || Some(Rollout { duration: "90s".parse().unwrap(), errors: 1.0 / 3.0, calls: 7 });
+    full.routing = Routing {
+        sticky: Some(Sticky { header: Some("X-User".into()), cookie: None }),
+        rollout: rollout(),
+        route: vec![Rule { path: Some("/users/{id}".into()), methods: vec!["GET".into()], ..Rule::default() }],
+        limits: Limits { queue: Some(9), ..Limits::default() },
+        ..Routing::default()
+    };
     let first = store.publish(full.clone()).await.unwrap().revision;
     store.settle(&first.id, RevisionState::Ready).await.unwrap();
-    let second = store.publish(deploy("hello.team", "2")).await.unwrap().revision;
+    let second = Deploy { routing: full.routing.clone(), ..deploy("hello.team", "2") };
+    let second = store.publish(second).await.unwrap().revision;
     store.settle(&second.id, RevisionState::Failed("why\n".into())).await.unwrap();
     store.publish(deploy("gone", "1")).await.unwrap();
     store.delete(&function("gone")).await.unwrap();
     store.publish(deploy("other", "1")).await.unwrap();
     store.scale(&function("other"), Some(0)).await.unwrap();
+    // A rollout under way, something held, and a route.
+    for text in ["1", "2"] {
+        let rolling =
+            Deploy { routing: Routing { rollout: rollout(), ..Routing::default() }, ..deploy("rolling", text) };
+        let made = store.publish(rolling).await.unwrap().revision;
+        store.settle(&made.id, RevisionState::Ready).await.unwrap();
+        let made = store.publish(deploy("back", text)).await.unwrap().revision;
+        store.settle(&made.id, RevisionState::Ready).await.unwrap();
+    }
+    store.direct(&function("rolling"), Direct::Shift { to: 2, percent: 37 }).await.unwrap();
+    let why = "the new one fails\n\"ä\"".to_owned();
+    store.direct(&function("back"), Direct::Hold(Some(Held { revision: 1, why, at_ms: 5 }))).await.unwrap();
+    let rule = Rule {
+        host: Some("*.Example.com".into()),
+        function: Some(Name::new("hello").unwrap()),
+        cors: Some(Cors { origins: vec!["*".into()], ..Cors::default() }),
+        ..Rule::default()
+    };
+    let spec = RouteSpec { rules: vec![rule], https: Some(Https::Redirect), ..RouteSpec::default() };
+    let shop = Route { namespace: Name::new("team").unwrap(), name: Name::new("shop").unwrap(), spec, created_ms: 77 };
+    store.put_route(shop.clone()).await.unwrap();
+    let gone = Route { name: Name::new("gone").unwrap(), ..shop.clone() };
+    let spec = RouteSpec {
+        host: Some("gone.example.org".into()),
+        rules: gone.spec.rules.iter().map(|r| Rule { host: None, ..r.clone() }).collect(),
+        ..RouteSpec::default()
+    };
+    store.put_route(Route { spec, ..gone.clone() }).await.unwrap();
+    store.delete_route(&gone.namespace, &gone.name).await.unwrap();
     store.put_secret(&namespace, &key, Bytes::from_static(b"\0\xff"), Put::Create).await.unwrap();
     let before = Arc::clone(&store.snapshot().borrow());
     drop(store);
@@ -51,11 +95,46 @@ async fn everything_is_there_again() {
     let after = Arc::clone(&store.snapshot().borrow());
     assert_eq!((&after.functions, &after.namespaces), (&before.functions, &before.namespaces));
     assert_eq!(after.secrets, before.secrets);
-    assert_eq!(after.functions.len(), 2);
+    assert_eq!((&after.routes, &after.tables), (&before.routes, &before.tables));
+    assert_eq!((after.functions.len(), after.routes.len(), after.tables.len()), (4, 1, 2));
+    let rolling = after.function(&function("rolling")).unwrap().shift.as_ref().map(|s| (s.from, s.to, s.percent));
+    assert_eq!(rolling, Some((1, 2, 37)));
+    assert_eq!(after.function(&function("back")).unwrap().serving().unwrap().id.number(), 1);
+    assert!(after.tables.get(&"*.example.com".to_owned()).unwrap().rules()[0].redirect);
+    assert_eq!(after.function(&function("hello.team")).unwrap().revisions[0].revision.by, full.by);
     assert_eq!(store.secret(&namespace, &key).await.unwrap().value, &b"\0\xff"[..]);
     let third = store.publish(full).await.unwrap();
     assert_eq!((third.changed, third.revision.id.number()), (true, 3));
     assert!(!store.publish(deploy("other", "1")).await.unwrap().changed, "the same again, as before the reopen");
+}
+
+/// The operator keeps less from now on: what is too much goes without a deploy, in one command, and stays away.
+#[tokio::test]
+async fn what_is_too_much_by_now_is_collected() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    for name in ["a", "b", "c"] {
+        for text in 1..=if name == "c" { 3 } else { 10 } {
+            let made = store.publish(deploy(name, &text.to_string())).await.unwrap().revision;
+            store.settle(&made.id, RevisionState::Ready).await.unwrap();
+        }
+    }
+    let tagged = Traffic { revision: Some("2".into()), tag: Some(Name::new("old").unwrap()), ..Traffic::default() };
+    let latest = Traffic { latest: true, percent: Some(100), ..Traffic::default() };
+    let traffic = vec![latest, tagged];
+    store.direct(&function("b"), Direct::Traffic { traffic, sticky: None }).await.unwrap();
+    drop(store);
+    let less = || Config { revisions: 3, ..Config::default() };
+    for (removed, versions) in [(14, 1), (0, 0)] {
+        let store = Disk::open(dir.path(), less()).unwrap();
+        assert_eq!(store.collect().await.unwrap(), removed);
+        let snapshot = Arc::clone(&store.snapshot().borrow());
+        assert_eq!(snapshot.version, versions, "one change, however many functions");
+        for (name, kept) in [("a", [8, 9, 10]), ("b", [2, 9, 10]), ("c", [1, 2, 3])] {
+            let there = &snapshot.function(&function(name)).unwrap().revisions;
+            assert!(there.iter().map(|e| e.revision.id.number()).eq(kept), "{name}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -26,15 +26,15 @@ pub struct Connection(Box<Halves>);
 struct Halves {
     reader: FrameReader,
     writer: FrameWriter,
-    /// What was read of a call's body while nothing of the call was sent; here, so that its room is used again.
-    unsent: Vec<Bytes>,
+    /// What was read of a call's body, up to a bound and until the answer begins; here, so that its room is used again.
+    kept: Vec<Bytes>,
 }
 
 impl Connection {
     /// Over a fresh stream.
     pub fn new(stream: UnixStream) -> Self {
         let (reader, writer) = split(stream);
-        Self(Box::new(Halves { reader, writer, unsent: Vec::new() }))
+        Self(Box::new(Halves { reader, writer, kept: Vec::new() }))
     }
 
     /// The same connection, from now on waited for by the event loop of the thread that asks: to move it costs less than to be
@@ -86,6 +86,10 @@ pub struct Exchange<S> {
     body: S,
     upload: Upload,
     answer: Answer,
+    /// How much was read of the body.
+    held: usize,
+    /// Not all of that is kept.
+    lost: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,12 +115,12 @@ impl<S: Stream<Item = io::Result<Bytes>> + Unpin> Exchange<S> {
     /// # Errors
     /// [`Error::Malformed`] when the head does not fit into a frame.
     pub fn start(mut connection: Connection, call: &impl Heading, body: S) -> Result<Self, Error> {
-        let Halves { writer, unsent, .. } = &mut *connection.0;
+        let Halves { writer, kept, .. } = &mut *connection.0;
         writer.forget_written();
-        unsent.clear();
+        kept.clear();
         writer.call(call)?;
         let (upload, answer) = (Upload::Open, Answer::Awaited);
-        Ok(Self { connection, body, upload, answer })
+        Ok(Self { connection, body, upload, answer, held: 0, lost: false })
     }
 
     /// The next thing the runtime says.
@@ -171,9 +175,11 @@ impl<S: Stream<Item = io::Result<Bytes>> + Unpin> Exchange<S> {
         &mut self.body
     }
 
-    /// What was read of the body and its stream, when no byte of this call was sent.
-    pub fn into_unsent(self) -> Option<(Vec<Bytes>, S)> {
-        (!self.is_sent()).then_some((self.connection.0.unsent, self.body))
+    /// What was read of the body and its stream, when that is all of it and no byte of an answer has come: for a call of which
+    /// nothing was sent ([`Self::is_sent`]), or that may be sent twice.
+    pub fn into_whole(self) -> Option<(Vec<Bytes>, S)> {
+        let silent = self.answer == Answer::Awaited && self.connection.0.reader.is_empty();
+        (silent && !self.lost).then_some((self.connection.0.kept, self.body))
     }
 
     /// The connection for the next call, when both directions are at rest. A request that was answered before it was
@@ -190,7 +196,7 @@ impl<S: Stream<Item = io::Result<Bytes>> + Unpin> Exchange<S> {
     }
 
     fn poll_upload(&mut self, cx: &mut Context<'_>) -> Result<(), Error> {
-        let Halves { writer, unsent, .. } = &mut *self.connection.0;
+        let Halves { writer, kept, .. } = &mut *self.connection.0;
         while self.upload == Upload::Open {
             if writer.queued() >= AHEAD && writer.poll_flush(cx)?.is_pending() {
                 return Ok(());
@@ -198,8 +204,10 @@ impl<S: Stream<Item = io::Result<Bytes>> + Unpin> Exchange<S> {
             match Pin::new(&mut self.body).poll_next(cx) {
                 Poll::Ready(Some(Ok(bytes))) => {
                     writer.data(&bytes);
-                    if !writer.written() {
-                        unsent.push(bytes);
+                    self.held += bytes.len();
+                    self.lost |= self.held > AHEAD && writer.written();
+                    if !self.lost {
+                        kept.push(bytes);
                     }
                 }
                 Poll::Ready(Some(Err(_))) => {
@@ -214,8 +222,9 @@ impl<S: Stream<Item = io::Result<Bytes>> + Unpin> Exchange<S> {
             }
         }
         let _ = writer.poll_flush(cx)?;
-        if writer.written() {
-            unsent.clear();
+        self.lost |= self.held > AHEAD && writer.written();
+        if self.lost {
+            kept.clear();
         }
         Ok(())
     }
@@ -224,6 +233,7 @@ impl<S: Stream<Item = io::Result<Bytes>> + Unpin> Exchange<S> {
         match (self.answer, frame.kind) {
             (Answer::Awaited, Kind::Head) => {
                 self.answer = Answer::Begun;
+                self.connection.0.kept.clear();
                 Reply::decode(&frame.payload).map(Event::Reply)
             }
             (Answer::Begun, Kind::Data) => Ok(Event::Data(frame.payload.clone())),

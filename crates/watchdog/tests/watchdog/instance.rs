@@ -100,6 +100,7 @@ impl Instance {
             concurrency: 1,
             port: None,
             socket: None,
+            startup: None,
             readiness: None,
             liveness: None,
             start_timeout_ms: 30_000,

@@ -50,6 +50,21 @@ exports.handle = (event, context) => {
 }
 
 #[tokio::test]
+async fn parameters_of_the_route() {
+    let source = "module.exports = async (event) => [event.params, event.params.id ?? null, event.path];\n";
+    let instance = node(source).await;
+    for (value, decoded) in [("7", "7"), ("a%20b+c", "a b+c"), ("caf%C3%A9%", "café%"), ("%zz%41", "%zzA")] {
+        let mut call = call("/users/x", "");
+        call.headers.extend([("x-taper-param-id".into(), value.into()), ("x-taper-param-two".into(), "2".into())]);
+        let answer = instance.call(&call, b"").await;
+        let got: serde_json::Value = serde_json::from_slice(&answer.body).unwrap();
+        assert_eq!(got, serde_json::json!([{"id": decoded, "two": "2"}, decoded, "/users/x"]));
+    }
+    let got: serde_json::Value = serde_json::from_slice(&instance.call(&call("/", ""), b"").await.body).unwrap();
+    assert_eq!(got, serde_json::json!([{}, null, "/"]));
+}
+
+#[tokio::test]
 async fn every_kind_of_reply() {
     let source = r#"
 const { Readable } = require('stream');

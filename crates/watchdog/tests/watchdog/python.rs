@@ -102,6 +102,21 @@ def handle(event, context):
 }
 
 #[tokio::test]
+async fn parameters_of_the_route() {
+    let source = "def handle(event, context):\n    return [event.params, event.params['id'], event.path]\n";
+    let instance = python(source, "hello").await;
+    for (value, decoded) in [("7", "7"), ("a%20b+c", "a b+c"), ("caf%C3%A9%", "café%"), ("%zz%41", "%zzA")] {
+        let mut call = call("/users/x", "");
+        call.headers.extend([("x-taper-param-id".into(), value.into()), ("x-taper-param-two".into(), "2".into())]);
+        let answer = instance.call(&call, b"").await;
+        let got: serde_json::Value = serde_json::from_slice(&answer.body).unwrap();
+        assert_eq!(got, serde_json::json!([{"id": decoded, "two": "2"}, decoded, "/users/x"]));
+    }
+    let source = "def handle(event, context):\n    return event.params\n";
+    assert_eq!(python(source, "hello").await.post(b"").await.text(), "{}");
+}
+
+#[tokio::test]
 async fn one_parameter_is_text() {
     let instance =
         python("def handle(req):\n    return req if not req.startswith('up') else req.upper()\n", "hello.handle").await;

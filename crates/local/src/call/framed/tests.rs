@@ -76,6 +76,7 @@ fn call_of(body: Body) -> Call {
 
 fn call_within(time: Duration, body: Body) -> Call {
     Call {
+        terms: Default::default(),
         id: CallId::given("call-1").unwrap(),
         revision: RevisionId::new(FunctionName::parse("hello").unwrap(), 7),
         deadline: Instant::now() + time,
@@ -486,4 +487,53 @@ async fn an_early_answer_does_not_wait_for_the_request() {
     assert_eq!(bytes(bench.run.invoke(call_of(body)).await.unwrap()).await, "no need");
     drop(tx);
     bench.rested(1).await;
+}
+
+#[tokio::test]
+async fn what_may_be_sent_twice_comes_back_whole_when_its_process_ends() {
+    let calls = Arc::new(AtomicUsize::new(0));
+    let seen = calls.clone();
+    let bench = bench(4, move |mut reader, _writer| {
+        let seen = seen.clone();
+        async move {
+            if read(&mut reader).await.is_some() {
+                seen.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    });
+    let of = |method: &str, key: bool, body: &Bytes| {
+        let mut call = call_of(if body.is_empty() { call::empty() } else { call::full(body.clone()) });
+        *call.request.method_mut() = method.parse().unwrap();
+        if key {
+            call.request.headers_mut().insert("idempotency-key", "k1".parse().unwrap());
+        }
+        call
+    };
+    let (none, some, much) = (Bytes::new(), Bytes::from_static(b"whole"), Bytes::from(vec![7; 300 << 10]));
+    for (method, key, body, comes_back) in [
+        ("GET", false, &none, true),
+        ("OPTIONS", false, &none, true),
+        ("GET", false, &some, true),
+        ("POST", true, &some, true),
+        ("POST", true, &much, false),
+        ("POST", false, &some, false),
+        ("DELETE", false, &none, false),
+    ] {
+        let began = Instant::now();
+        let before = calls.load(Ordering::Relaxed);
+        let fault = bench.run.invoke(of(method, key, body)).await.unwrap_err();
+        assert_eq!((fault.cause, calls.load(Ordering::Relaxed)), (Cause::Died, before + 1), "{fault}");
+        match fault.unsent {
+            Some(call) => {
+                assert!(comes_back && call.terms.repeated, "{method}");
+                assert!(began.elapsed() < super::super::REASON, "nobody waits for the reason");
+                let mut last = of(method, key, body);
+                last.terms = call.terms;
+                assert!(bench.run.invoke(last).await.unwrap_err().unsent.is_none(), "the second time is the last");
+                assert_eq!(call.request.into_body().collect().await.unwrap().to_bytes(), body);
+            }
+            None => assert!(!comes_back, "{method}"),
+        }
+    }
+    bench.rested(4).await;
 }

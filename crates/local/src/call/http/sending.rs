@@ -7,7 +7,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use ::http::{HeaderMap, HeaderName, Method, Request, header};
+use ::http::{HeaderMap, HeaderName, Request, header};
 use bytes::Bytes;
 use http_body::{Body as _, Frame};
 use taper_model::{Body, BoxError};
@@ -34,6 +34,8 @@ pub(super) struct Sending {
     begun: bool,
     /// Something of the body is gone that cannot be put back.
     lost: bool,
+    /// More than the first piece was on its way: what went before that is gone.
+    moved: bool,
     /// Trailers that were announced.
     announced: Vec<HeaderName>,
 }
@@ -104,6 +106,7 @@ impl Sending {
                 // What was sent stays as it is: it may be asked for again.
                 return Poll::Ready(Ok(()));
             }
+            (self.moved, self.lost) = (true, self.lost || !self.piece.is_empty());
             (self.at, self.piece, self.after) = (0, Bytes::new(), b"");
             self.before.clear();
             match ready!(Pin::new(&mut *body).poll_frame(cx)) {
@@ -142,14 +145,22 @@ impl Sending {
         self.begun
     }
 
-    /// To be sent once more, to another connection: it has no body, or nothing of it was sent.
-    pub(super) fn again(&mut self) {
-        (self.at, self.begun) = (0, false);
+    /// To be sent once more, to another connection. False when its beginning is gone.
+    pub(super) fn again(&mut self) -> bool {
+        if !self.moved {
+            (self.at, self.begun) = (0, false);
+        }
+        !self.moved
     }
 
     /// The body as it was, while nothing of it was sent.
     pub(super) fn back(&mut self, rest: Body) -> Option<Body> {
-        if self.begun || self.lost {
+        if self.begun { None } else { self.whole(rest) }
+    }
+
+    /// The body as it was, while all that was sent of it is still here.
+    pub(super) fn whole(&mut self, rest: Body) -> Option<Body> {
+        if self.lost {
             return None;
         }
         let piece = std::mem::take(&mut self.piece);
@@ -246,9 +257,4 @@ fn may_trail(name: &HeaderName) -> bool {
             header::TRAILER,
         ]
         .contains(name)
-}
-
-/// Whether a request may be sent twice (RFC 9110, section 9.2.2, read narrowly: no effect, no body).
-pub(super) fn repeatable<B: http_body::Body>(request: &Request<B>) -> bool {
-    matches!(*request.method(), Method::GET | Method::HEAD) && request.body().is_end_stream()
 }

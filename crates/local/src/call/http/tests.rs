@@ -123,7 +123,7 @@ impl Bench {
     async fn within(&self, time: Duration, request: Request<Body>) -> Result<Reply, Fault> {
         let revision = RevisionId::new(FunctionName::parse("hello").unwrap(), 1);
         let deadline = Instant::now() + time;
-        self.run.invoke(Call { id: CallId::random(), revision, deadline, request }).await
+        self.run.invoke(Call { terms: Default::default(), id: CallId::random(), revision, deadline, request }).await
     }
 
     async fn rested(&self) {
@@ -421,10 +421,99 @@ async fn a_server_that_is_gone_gives_the_call_back_and_is_condemned() {
 async fn a_call_is_small() {
     let bench = bench(echo);
     let revision = RevisionId::new(FunctionName::parse("hello").unwrap(), 1);
-    let call =
-        Call { id: CallId::random(), revision, deadline: Instant::now(), request: request("GET", call::empty()) };
+    let call = Call {
+        terms: Default::default(),
+        id: CallId::random(),
+        revision,
+        deadline: Instant::now(),
+        request: request("GET", call::empty()),
+    };
     let Way::Http(http) = &bench.run.way else { unreachable!() };
     let permit = bench.slots.clone().try_acquire_owned().unwrap();
     let size = size_of_val(&http.invoke(call, Slot { _permit: permit, _noted: None }));
     assert!(size < 1000, "{size} bytes");
+}
+
+/// Reads one request of each connection, says this, and closes.
+fn breaks_off(saying: &'static [u8]) -> Bench {
+    raw_bench(Arc::new(move |mut stream| {
+        Box::pin(async move {
+            let mut seen = Vec::new();
+            // The last byte of any body that is sent here.
+            while !(seen.ends_with(b"\r\n\r\n") || seen.ends_with(b"!")) {
+                if stream.read_buf(&mut seen).await.unwrap_or(0) == 0 {
+                    return;
+                }
+            }
+            let _ = stream.write_all(saying).await;
+        })
+    }))
+}
+
+#[tokio::test]
+async fn what_may_be_sent_twice_comes_back_whole_when_no_byte_of_an_answer_came() {
+    let bench = breaks_off(b"");
+    let keyed = |body| {
+        let mut request = request("POST", body);
+        request.headers_mut().insert("idempotency-key", "k1".parse().unwrap());
+        request
+    };
+    for method in ["GET", "HEAD", "OPTIONS", "TRACE"] {
+        let fault = bench.invoke(request(method, call::empty())).await.unwrap_err();
+        let call = fault.unsent.expect("it may be sent twice");
+        assert!(call.terms.repeated && fault.cause == Cause::Died, "{}", fault.message);
+        assert_eq!((call.request.method().as_str(), call.request.uri().path()), (method, "/p"));
+        // The second time is the last.
+        assert!(bench.run.invoke(*call).await.unwrap_err().unsent.is_none());
+    }
+    let fault = bench.invoke(keyed(call::full("whole!"))).await.unwrap_err();
+    let back = fault.unsent.expect("its caller says that it may").request;
+    assert_eq!(back.into_body().collect().await.unwrap().to_bytes(), "whole!");
+
+    // Not without the key, whatever the method promises.
+    for method in ["POST", "PUT", "DELETE", "PATCH"] {
+        assert!(bench.invoke(request(method, call::full("whole!"))).await.unwrap_err().unsent.is_none(), "{method}");
+    }
+    // Not when some of the body is gone.
+    let (tx, body) = channel();
+    let call = tokio::spawn(async move { (bench.invoke(keyed(body)).await, bench) });
+    for piece in ["one ", "two ", "three!"] {
+        tx.send(Ok(Frame::data(piece.into()))).unwrap();
+    }
+    drop(tx);
+    let (outcome, _bench) = call.await.unwrap();
+    let fault = outcome.unwrap_err();
+    assert!(fault.unsent.is_none(), "some of it is gone");
+
+    // Nor when it had begun to answer.
+    let bench = breaks_off(b"HTTP/1.1 2");
+    let fault = bench.invoke(request("GET", call::empty())).await.unwrap_err();
+    assert!(fault.unsent.is_none() && fault.cause == Cause::Died, "{fault}");
+}
+
+#[tokio::test]
+async fn a_request_that_went_to_a_closing_connection_first_counts_as_sent() {
+    // The first connection serves one call and then breaks off in the second; so does every other at once.
+    let connections = AtomicUsize::new(0);
+    let bench = raw_bench(Arc::new(move |mut stream| {
+        let first = connections.fetch_add(1, Ordering::Relaxed) == 0;
+        Box::pin(async move {
+            let mut seen = Vec::new();
+            for n in 0..2 {
+                seen.clear();
+                while !seen.ends_with(b"\r\n\r\n") {
+                    if stream.read_buf(&mut seen).await.unwrap_or(0) == 0 {
+                        return;
+                    }
+                }
+                if !first || n == 1 {
+                    return;
+                }
+                stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
+            }
+        })
+    }));
+    assert_eq!(bytes(bench.invoke(request("GET", call::empty())).await.unwrap()).await, "ok");
+    let fault = bench.invoke(request("GET", call::empty())).await.unwrap_err();
+    assert_eq!((bench.accepted(), fault.unsent.is_none()), (2, true), "sent twice, and no more");
 }

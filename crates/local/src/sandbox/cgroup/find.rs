@@ -92,12 +92,43 @@ impl Cgroups {
         }
     }
 
-    /// The folders on this host that belong to the platform with this mark.
+    /// The folders on this host that belong to platforms over the data directory with this mark, whichever life is meant.
     pub fn traces(mark: &Mark) -> Vec<PathBuf> {
-        let mounted = mounted(&fs::read_to_string("/proc/self/mountinfo").unwrap_or_default());
-        let name = format!("taper-{}", mark.as_str());
-        let roots = [mounted.v2, mounted.memory, mounted.cpu, mounted.pids, mounted.account];
-        roots.into_iter().flatten().map(|root| root.join(&name)).filter(|folder| folder.is_dir()).collect()
+        Cgroups::folders(mark).into_iter().map(|(folder, _)| folder).collect()
+    }
+
+    /// Ends whatever runs in groups of platforms over the directory of this mark whose number is not among the `living`, and
+    /// removes the groups. Blocks until it is done.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Cgroup`](crate::Error::Cgroup) when a group cannot be emptied or removed.
+    pub(crate) fn sweep_dead(mark: &Mark, living: &[u8]) -> Result<(), crate::Error> {
+        for (base, of) in Cgroups::folders(mark) {
+            if !living.contains(&of.number()) {
+                super::sweep(&base, &[])?;
+                let _ = fs::remove_dir(base);
+            }
+        }
+        Ok(())
+    }
+
+    fn folders(mark: &Mark) -> Vec<(PathBuf, Mark)> {
+        let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+        let mounted = mounted(&read("/proc/self/mountinfo"));
+        let own = mounted.v2.as_ref().map(|root| own_v2(&read("/proc/self/cgroup"), root));
+        let mut roots: Vec<PathBuf> = [mounted.v2, own, mounted.memory, mounted.cpu, mounted.pids, mounted.account]
+            .into_iter()
+            .flatten()
+            .collect();
+        roots.sort();
+        roots.dedup();
+        let entries = roots.into_iter().flat_map(|root| fs::read_dir(root).into_iter().flatten().flatten());
+        let kin = |entry: fs::DirEntry| {
+            let of = Mark::read(entry.file_name().to_str()?.strip_prefix("taper-")?)?;
+            of.is_kin(mark).then(|| (entry.path(), of))
+        };
+        entries.filter_map(kin).filter(|(folder, _)| folder.is_dir()).collect()
     }
 }
 
@@ -140,10 +171,16 @@ fn mounted(mountinfo: &str) -> Mounted {
     found
 }
 
-/// This process's own folder in the version 2 tree, from `/proc/self/cgroup`: the line `0::/path`.
+/// What was delegated to this process in the version 2 tree: its own folder, from the line `0::/path` of `/proc/self/cgroup`, or
+/// the one above it where it, or the platform that it replaces, has stepped aside into a leaf.
 fn own_v2(text: &str, root: &Path) -> PathBuf {
     let own = text.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/");
-    root.join(own.trim_start_matches('/'))
+    let own = root.join(own.trim_start_matches('/'));
+    let leaf = own.file_name().and_then(|name| Mark::read(name.to_str()?.strip_prefix("taper-")?.strip_suffix("-up")?));
+    match (leaf, own.parent()) {
+        (Some(_), Some(above)) => above.to_owned(),
+        _ => own,
+    }
 }
 
 /// Makes our folder, with controllers, in the version 2 tree: at its top, else in the part delegated to this process.
@@ -216,6 +253,7 @@ mod tests {
     fn the_own_folder_is_found_in_the_version_2_tree() {
         let root = Path::new("/sys/fs/cgroup");
         assert_eq!(own_v2("9:memory:/x\n0::/user.slice/a.scope\n", root), root.join("user.slice/a.scope"));
+        assert_eq!(own_v2("0::/user.slice/a.scope/taper-0a1b2c01-up\n", root), root.join("user.slice/a.scope"));
         assert_eq!(own_v2("0::/\n", root), root.join(""));
         assert_eq!(own_v2("", root), root.join(""));
     }

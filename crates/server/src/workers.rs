@@ -1,0 +1,43 @@
+//! The queue's workers while the platform runs and when it ends. What they run is `later`'s.
+
+use std::time::Duration;
+
+use taper_queue::{Handle, Service};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+/// The queue's workers at work, which can be told to rest from more than one side.
+pub(crate) struct Workers {
+    handle: Handle,
+    rest: CancellationToken,
+    ended: CancellationToken,
+}
+
+impl Workers {
+    /// Runs them until `rest`.
+    pub(crate) fn start(service: Service, handle: Handle, rest: CancellationToken) -> Self {
+        let ended = CancellationToken::new();
+        let (until, end) = (rest.clone(), ended.clone().drop_guard());
+        tokio::spawn(async move {
+            service.run(until.cancelled_owned()).await;
+            drop(end);
+        });
+        Self { handle, rest, ended }
+    }
+
+    /// Waits until they are told to rest, by whomever, and then as [`rest`](Self::rest). Cancel safe.
+    pub(crate) async fn over(&self, drain: Duration) {
+        self.rest.cancelled().await;
+        self.rest(drain).await;
+    }
+
+    /// No further call is begun; those that run may end within this time, and after it they run again another time. Returns when
+    /// none runs. Cancel safe.
+    pub(crate) async fn rest(&self, drain: Duration) {
+        self.rest.cancel();
+        if timeout(drain, self.ended.cancelled()).await.is_err() {
+            self.handle.end();
+            self.ended.cancelled().await;
+        }
+    }
+}
