@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeSet,
+    io::{BufRead, BufReader},
     sync::{
         Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -171,4 +172,28 @@ fn a_signal_does_it_as_well() {
     platform.succeeded_by(pid);
     assert_ne!(platform.pid(), old);
     assert_eq!(platform.request("GET", "/readyz", &[], b"").status, 200);
+}
+
+#[test]
+fn whoever_follows_logs_goes_on_with_the_new_one() {
+    let mut platform = Platform::start();
+    let file = platform.file("says.py", "def handle(req):\n    print('said ' + req)\n    return 'ok'\n");
+    platform.ok(&["deploy", &file]);
+    let mut follower = platform
+        .command()
+        .env("TAPER_URL", &platform.url)
+        .args(["logs", "says", "-f"])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    let mut lines = BufReader::new(follower.stdout.take().expect("a pipe")).lines();
+    let mut next = || lines.by_ref().map_while(Result::ok).find(|line| line.starts_with("said "));
+    for n in 0..4 {
+        let word = format!("said {n}");
+        assert_eq!(platform.call("says", n.to_string().as_bytes()).text(), "ok");
+        assert_eq!(next(), Some(word), "each once, in its order");
+        platform.upgrade();
+    }
+    follower.kill().expect("it follows still");
+    follower.wait().expect("it ends");
 }

@@ -67,7 +67,7 @@ pub(crate) fn check(context: &Context, request: &Request) -> Result<(), Fault> {
         let text = format!("the request's head is over the limit of {} bytes", context.config.max_headers);
         return refuse(Cause::HeadersTooLarge, &text);
     }
-    if hosts > 1 || (request.version() == Version::HTTP_11 && hosts == 0 && authority.is_none()) {
+    if hosts > 1 || (request.version() == Version::HTTP_11 && hosts == 0) {
         return refuse(Cause::Malformed, "a request must have exactly one Host header");
     }
     if !host_spelt || !authority.unwrap_or_default().iter().all(is_of_host) {

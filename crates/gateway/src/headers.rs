@@ -86,6 +86,12 @@ fn is_ours_inward(name: &HeaderName) -> bool {
         || name.as_str().starts_with(PARAMETER)
 }
 
+/// Whether some servers would take a name for one of ours: CGI and what came after it knows no difference between `-` and `_`.
+fn is_like_ours(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    name.contains('_') && name.len() >= 8 && name.replace('_', "-").starts_with("x-taper-")
+}
+
 /// The header of a tag, whichever of its names it has.
 fn is_tag(name: &HeaderName) -> bool {
     matches!(name.as_str(), "x-taper-tag" | "knative-serving-tag")
@@ -118,7 +124,7 @@ impl Seen {
             seen.hops |= is_hop(name);
             // Of most that come, the first letter says that they are none of the others.
             if matches!(name.as_str().as_bytes(), [b'x' | b'k' | b't', ..]) {
-                seen.ours |= is_ours_inward(name);
+                seen.ours |= is_ours_inward(name) || is_like_ours(name);
                 seen.tag |= is_tag(name);
                 seen.id |= *name == CALL_ID;
                 seen.later |= *name == ASYNC;
@@ -141,7 +147,7 @@ pub(crate) fn inward(head: &mut request::Parts, record: &Record, own: HeaderValu
         strip(headers);
     }
     if ours {
-        remove(headers, is_ours_inward);
+        remove(headers, |name| is_ours_inward(name) || is_like_ours(name));
     }
     headers.reserve(10);
     if tunnel {

@@ -341,7 +341,10 @@ async fn make(host: Arc<Host>, kind: Kind, forked: bool) {
     let sandbox = match made {
         Ok(sandbox) => Some(sandbox),
         Err(e) => {
-            tracing::warn!(error = %e, "a sandbox could not be made ahead");
+            // Whoever takes the pool down takes this one with it.
+            if !host.pool().lock().closed {
+                tracing::warn!(error = %e, "a sandbox could not be made ahead");
+            }
             sleep(REST).await;
             None
         }

@@ -304,6 +304,11 @@ pub fn validate(routing: &Routing, name: &Name, function: Option<&Function>) -> 
         if target.percent.is_none() && target.tag.is_none() && target.mirror.is_none() {
             return refuse(format!("{place}: the target gets nothing; give it a `percent`, a `tag` or a `mirror`"));
         }
+        if target.tag.as_ref().is_some_and(|tag| tag.as_str() == "latest") {
+            return refuse(format!(
+                "{place}.tag: `latest` means the newest ready revision already; choose another name"
+            ));
+        }
         if let Some(tag) = &target.tag
             && !tags.insert(tag)
         {
@@ -466,6 +471,7 @@ mod tests {
             ("[{percent: 100}]", "latest: true"),
             ("[{latest: true, percent: 100}, {revision: hello-00001}]", "spec.traffic[1]: the target gets nothing"),
             ("[{latest: true, percent: 100, tag: a}, {revision: hello-00001, tag: a}]", "`a` is taken"),
+            ("[{latest: true, percent: 100, tag: latest}]", "already"),
             ("[{revision: hello-00003, percent: 100}]", "never became ready: no luck"),
             ("[{revision: hello-00009, percent: 100}]", "does not exist"),
             ("[{revision: other-00001, percent: 100}]", "does not exist"),

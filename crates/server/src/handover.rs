@@ -251,13 +251,17 @@ impl Served {
 }
 
 /// Hands store, queue and listening sockets over to the successor, or, should that one end before it serves, to this same program
-/// started once more.
+/// started once more; and says why, in that case.
 ///
 /// # Errors
 /// When neither serves: nobody has the listening sockets then but this process, which has nothing to serve with.
-pub(crate) async fn hand_over(first: Successor, program: &Program, listeners: &Listeners) -> Result<Served> {
+pub(crate) async fn hand_over(
+    first: Successor,
+    program: &Program,
+    listeners: &Listeners,
+) -> Result<(Served, Option<anyhow::Error>)> {
     let error = match first.take_over().await {
-        Ok(served) => return Ok(served),
+        Ok(served) => return Ok((served, None)),
         Err(error) => error,
     };
     tracing::error!(
@@ -266,7 +270,7 @@ pub(crate) async fn hand_over(first: Successor, program: &Program, listeners: &L
     );
     let mut again = Successor::start(&program.running()).await?;
     again.warm(Vec::new(), listeners).await?;
-    again.take_over().await
+    Ok((again.take_over().await?, Some(error)))
 }
 
 /// What the old process gives away, and whom it tells.
@@ -323,8 +327,11 @@ impl Leaving {
             let _ = closed.await;
             let (pid, version) = (successor.pid, successor.version.clone());
             match hand_over(successor, &self.program, &listeners).await {
-                Ok(served) => {
-                    asked.serving(&version, served.pid);
+                Ok((served, failed)) => {
+                    match failed {
+                        None => asked.serving(&version, served.pid),
+                        Some(error) => asked.fell_back(&error, served.pid),
+                    }
                     drop((asked, listeners));
                     served.pass_on(connections).await;
                 }

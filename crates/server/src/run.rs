@@ -247,15 +247,23 @@ async fn run(
                     handle.close();
                     return End::Drain;
                 }
-                Some(asked) = asked.recv() => {
+                Some(this) = asked.recv() => {
                     let prepared = tokio::select! { biased;
                         // Whoever ends the platform now wants no other.
                         () = first.cancelled() => Err(anyhow::anyhow!("the platform is ending")),
-                        prepared = leaving.prepare(&asked) => prepared,
+                        prepared = leaving.prepare(&this) => prepared,
                     };
                     match prepared {
-                        Ok(successor) => return leaving.go(successor, asked).await,
-                        Err(error) => asked.failed(&error),
+                        Ok(successor) => {
+                            let end = leaving.go(successor, this).await;
+                            // Whoever asked meanwhile has what he wanted, and must not wait for an answer as long as this process lives.
+                            asked.close();
+                            while let Ok(other) = asked.try_recv() {
+                                other.late();
+                            }
+                            return end;
+                        }
+                        Err(error) => this.failed(&error),
                     }
                 }
             }

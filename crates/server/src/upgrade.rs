@@ -40,6 +40,19 @@ impl Asked {
         self.tell(json!({ "failed": { "error": "upgrade_failed", "message": format!("{why:#}; the platform goes on as before") } }));
     }
 
+    /// Somebody else asked first.
+    pub(crate) fn late(&self) {
+        let message = "another upgrade has just been carried out; ask again for one more";
+        self.tell(json!({ "failed": { "error": "conflict", "message": message } }));
+    }
+
+    /// The new program did not take over, and this one was started once more in its place.
+    pub(crate) fn fell_back(&self, why: &anyhow::Error, pid: u32) {
+        let message = format!("{why:#}; the old program serves again, as process {pid}");
+        tracing::error!("upgrade: {message}");
+        self.tell(json!({ "failed": { "error": "upgrade_failed", "message": message } }));
+    }
+
     /// Neither process serves.
     pub(crate) fn broken(&self, why: &anyhow::Error) {
         tracing::error!("upgrade: {why:#}; start the platform again");

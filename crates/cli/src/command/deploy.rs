@@ -3,6 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -365,7 +366,7 @@ pub(crate) fn push(client: &Client, mut manifest: Manifest, package: Option<Pack
         spec.source = Some(Source::Digest { digest });
     }
     let body = serde_json::to_value(&manifest)?;
-    follow(&name, client.lines(Method::PUT, &Client::function_path(&name), Some(&body))?)
+    follow(client, &name, client.lines(Method::PUT, &Client::function_path(&name), Some(&body))?)
 }
 
 /// Applies a route.
@@ -386,17 +387,20 @@ fn push_planned(client: &Client, planned: Planned) -> Result<()> {
         deployment["annotations"][CODE] = serde_json::to_string(&spec)?.into();
     }
     match client.deploy(&deployment)? {
-        Some(lines) => follow(&name, lines),
+        Some(lines) => follow(client, &name, lines),
         // Another platform than ours: it says nothing of what becomes of it.
         None => output::line(&format!("{}/function/{}", client.url(), name.openfaas())),
     }
 }
 
 /// Tells of a deploy until its verdict.
-fn follow(name: &FunctionName, events: impl Iterator<Item = Result<Value>>) -> Result<()> {
+fn follow(client: &Client, name: &FunctionName, events: impl Iterator<Item = Result<Value>>) -> Result<()> {
     for event in events {
-        let event = event?;
+        let Ok(event) = event else { break };
         if let Some(failed) = event.get("failed") {
+            if failed["error"] == "shutting_down" {
+                break;
+            }
             let message = output::text(failed, "/message");
             bail!("{name} did not become ready: {message}");
         }
@@ -408,10 +412,38 @@ fn follow(name: &FunctionName, events: impl Iterator<Item = Result<Value>>) -> R
             None => progress(&format!("{name}: {}", event["stage"].as_str().unwrap_or("working"))),
         }
     }
-    bail!(
-        "the platform broke off while {name} was being deployed; `taper describe {}` says what became of it",
-        name.name
-    )
+    progress(&format!("{name}: the platform has ended, or another process takes over from it"));
+    elsewhere(client, name)
+}
+
+/// How often is looked whether a deploy is through.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// What became of a deploy whose platform ended: whoever serves next goes on with it. Where another process has taken over, there is
+/// always one that serves.
+fn elsewhere(client: &Client, name: &FunctionName) -> Result<()> {
+    let path = Client::function_path(name);
+    let look = || {
+        let resource = client.json(Method::GET, &path, None)?;
+        Ok((resource, client.json(Method::GET, &format!("{path}/revisions"), None)?))
+    };
+    loop {
+        std::thread::sleep(PAUSE);
+        let (resource, revisions) = look().map_err(|error: anyhow::Error| {
+            error.context(format!(
+                "the platform broke off while {name} was being deployed; `taper describe {}` says what became of it",
+                name.name
+            ))
+        })?;
+        let newest = &resource["status"]["latestCreatedRevision"];
+        let all = revisions.as_array().map_or(&[][..], Vec::as_slice);
+        let revision = all.iter().find(|r| r["name"] == *newest).unwrap_or(&Value::Null);
+        match revision["state"].as_str() {
+            Some("ready") => return finished(name, &resource),
+            Some("pending") => {}
+            _ => bail!("{name} did not become ready: {}", output::text(revision, "/message")),
+        }
+    }
 }
 
 fn finished(name: &FunctionName, resource: &Value) -> Result<()> {

@@ -1,6 +1,6 @@
 //! `taper logs NAME`.
 
-use std::io::IsTerminal;
+use std::{io::IsTerminal, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
@@ -36,14 +36,9 @@ pub(crate) struct Logs {
 impl Logs {
     pub(crate) fn run(&self, global: &Global) -> Result<()> {
         let name = global.function(&self.name)?;
-        let mut query = format!("follow={}", self.follow);
-        if let Some(tail) = self.tail {
-            query.push_str(&format!("&tail={tail}"));
-        }
-        if let Some(since) = &self.since {
-            query.push_str(&format!("&since={}", clock::rfc3339(since_ms(since)?)));
-        }
+        let since = self.since.as_deref().map(since_ms).transpose()?;
         let prefix = format!("{}-", name.name);
+        let mut query = format!("follow={}", self.follow);
         if let Some(instance) = &self.instance {
             let known = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
             if instance.is_empty() || !instance.chars().all(known) {
@@ -55,21 +50,91 @@ impl Logs {
             let full = if instance.starts_with(&prefix) { "" } else { &prefix };
             query.push_str(&format!("&instance={full}{instance}"));
         }
-        // People are shown where a line comes from, and nothing that their terminal would obey; programs get what was written.
-        let person = std::io::stdout().is_terminal();
         let path = format!("{}/logs?{query}", Client::function_path(&name));
-        for line in Client::new(global)?.lines(Method::GET, &path, None)? {
-            let line = line?;
-            let text = output::text(&line, "/text");
-            match global.output {
-                Output::Json | Output::Yaml => output::line(&line.to_string())?,
-                Output::Table => {
-                    let said = if person || self.timestamps { origin(&line, &prefix) + &text } else { text };
-                    output::line(&if person { output::harmless(&said) } else { said })?;
+        let client = Client::new(global)?;
+        let mut shown = Shown::default();
+        let mut lines = self.ask(&client, &path, self.tail, since)?;
+        loop {
+            for line in lines {
+                match line {
+                    Ok(line) => {
+                        shown.note(&line);
+                        self.print(global, &line, &prefix)?;
+                    }
+                    Err(_) if self.follow => break,
+                    Err(error) => return Err(error),
                 }
             }
+            if !self.follow {
+                return Ok(());
+            }
+            // The platform has ended, or another process has taken over from it.
+            lines = self.go_on(&client, &path, &mut shown, since)?;
         }
-        Ok(())
+    }
+
+    fn ask(&self, client: &Client, path: &str, tail: Option<usize>, since: Option<u64>) -> Result<Lines> {
+        let tail = tail.map(|tail| format!("&tail={tail}")).unwrap_or_default();
+        let since = since.map(|since| format!("&since={}", clock::rfc3339(since))).unwrap_or_default();
+        Ok(Box::new(client.lines(Method::GET, &format!("{path}{tail}{since}"), None)?))
+    }
+
+    /// The lines after those that were shown, from whoever serves by then.
+    fn go_on(&self, client: &Client, path: &str, shown: &mut Shown, since: Option<u64>) -> Result<Lines> {
+        let mut tries = TRIES;
+        let lines = loop {
+            std::thread::sleep(PAUSE);
+            match self.ask(client, path, None, shown.since.or(since)) {
+                Ok(lines) => break lines,
+                Err(error) if tries == 0 => {
+                    return Err(error.context("the platform ended while its logs were followed"));
+                }
+                Err(_) => tries -= 1,
+            }
+        };
+        let (at, mut known) = (shown.since, std::mem::take(&mut shown.then));
+        Ok(Box::new(lines.filter(move |line| {
+            let again = known > 0 && line.as_ref().is_ok_and(|line| line["atMs"].as_u64() == at);
+            known -= usize::from(again);
+            !again
+        })))
+    }
+
+    fn print(&self, global: &Global, line: &Value, prefix: &str) -> Result<()> {
+        // People are shown where a line comes from, and nothing that their terminal would obey; programs get what was written.
+        let person = std::io::stdout().is_terminal();
+        let text = output::text(line, "/text");
+        match global.output {
+            Output::Json | Output::Yaml => output::line(&line.to_string()),
+            Output::Table => {
+                let said = if person || self.timestamps { origin(line, prefix) + &text } else { text };
+                output::line(&if person { output::harmless(&said) } else { said })
+            }
+        }
+    }
+}
+
+/// How often, and after how long each time, whoever follows looks for a platform that has ended.
+const TRIES: u32 = 50;
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// Lines as they come.
+type Lines = Box<dyn Iterator<Item = Result<Value>>>;
+
+/// How far somebody has read.
+#[derive(Default)]
+struct Shown {
+    /// When the last line was written, in milliseconds since the Unix epoch.
+    since: Option<u64>,
+    /// Lines of that millisecond.
+    then: usize,
+}
+
+impl Shown {
+    fn note(&mut self, line: &Value) {
+        let at = line["atMs"].as_u64();
+        self.then = if at == self.since { self.then + 1 } else { 1 };
+        self.since = at;
     }
 }
 

@@ -4,7 +4,11 @@ use anyhow::{Result, bail};
 use clap::Args;
 use http::Method;
 
-use crate::{client::Client, context::Global, output};
+use crate::{
+    client::Client,
+    context::{Global, Output},
+    output,
+};
 
 /// Which platform.
 #[derive(Args)]
@@ -24,6 +28,9 @@ impl Upgrade {
                 bail!("{}", output::text(&line, "/failed/message"));
             }
             if let Some(serving) = line.get("serving") {
+                if matches!(global.output, Output::Json | Output::Yaml) {
+                    return output::line(&serving.to_string());
+                }
                 let (version, pid) = (output::text(serving, "/version"), &serving["pid"]);
                 return output::line(&format!(
                     "taper {version} serves as process {pid}; the old one ends with the calls that it still has"

@@ -29,7 +29,8 @@ async fn with(config: Config, snapshot: Snapshot) -> Platform {
                 if name == "authorization" {
                     text += " authorized";
                 }
-                if let Some(name) = name.as_str().strip_prefix("x-taper-param-") {
+                // Some servers know no difference between `-` and `_`.
+                if let Some(name) = name.as_str().replace('_', "-").strip_prefix("x-taper-param-") {
                     text += &format!(" {name}={}", String::from_utf8_lossy(value.as_bytes()));
                 }
             }
@@ -323,7 +324,12 @@ async fn parameters_are_the_gateways_word() {
         ("default", r#"{"host": "shop.example.com", "path": "/static/*", "strip": true, "function": "hello"}"#),
     ]))
     .await;
-    let forged = [("x-taper-param-id", "root"), ("X-Taper-Param-Admin", "1"), ("x-taper-param-", "x")];
+    let forged = [
+        ("x-taper-param-id", "root"),
+        ("X-Taper-Param-Admin", "1"),
+        ("X_Taper-Param_Id", "root"),
+        ("x-taper-param-", "x"),
+    ];
     for (host, path, seen) in [
         (
             "shop.example.com",

@@ -322,7 +322,7 @@ impl Cgroup {
         };
         let mut answer = Ok(());
         for folder in folders {
-            match fs::remove_dir(folder).or_else(|_| empty(folder).and_then(|()| fs::remove_dir(folder))) {
+            match fs::remove_dir(folder).or_else(|_| end(folder)) {
                 Err(why) if why.kind() != io::ErrorKind::NotFound => answer = Err(at(folder)(why)),
                 _ => {}
             }
@@ -342,14 +342,14 @@ fn sweep(base: &Path, but: &[u64]) -> Result<(), Error> {
         let stays = but.iter().any(|tag| entry.file_name() == *name(*tag));
         if !stays && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             let group = entry.path();
-            empty(&group).and_then(|()| fs::remove_dir(&group)).map_err(at(&group))?;
+            end(&group).map_err(at(&group))?;
         }
     }
     Ok(())
 }
 
-/// Kills what is in `group` until nothing is.
-fn empty(group: &Path) -> io::Result<()> {
+/// Kills what is in `group` until nothing is, and removes it.
+fn end(group: &Path) -> io::Result<()> {
     const PAUSE: Duration = Duration::from_millis(2);
     let procs = group.join("cgroup.procs");
     // Where the group can be killed as one, or at least kept from growing, do that first.
@@ -363,7 +363,11 @@ fn empty(group: &Path) -> io::Result<()> {
         let text = fs::read_to_string(&procs)?;
         let mut members = text.lines().filter_map(|line| line.parse().ok().and_then(Pid::from_raw)).peekable();
         if members.peek().is_none() {
-            return Ok(());
+            match fs::remove_dir(group) {
+                // A process that is not listed any more is not quite gone yet.
+                Err(why) if why.kind() == io::ErrorKind::ResourceBusy => {}
+                removed => return removed,
+            }
         }
         for member in members {
             let _ = kill_process(member, Signal::KILL);
