@@ -93,7 +93,9 @@ impl Platform {
         };
         if user.is_some() {
             // The user may not be able to reach the program where it was built, nor a folder of root's.
-            std::fs::copy(TAPER, platform.dir.path().join("taper")).expect("a copy");
+            // By another process: what is started beside this thread would have the copy open for writing, and nobody could execute it.
+            let copied = Command::new("cp").arg(TAPER).arg(platform.dir.path().join("taper")).status();
+            assert!(copied.expect("cp starts").success(), "a copy");
             std::os::unix::fs::chown(platform.dir.path(), user, user).expect("a folder of the user's");
         }
         if let Some(settings) = settings {
