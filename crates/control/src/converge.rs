@@ -1,7 +1,6 @@
 //! What goes out of the loop: how each revision is brought from what is to what should be, one order at a time.
 
 use std::{
-    collections::BTreeMap,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -238,15 +237,7 @@ impl Reconcile {
             return;
         }
         tracing::warn!(revision = %id, "an instance of nothing that is known: it is stopped");
-        let revision = Revision {
-            by: String::new(),
-            id: id.clone(),
-            spec: FunctionSpec::default(),
-            artifact: None,
-            labels: BTreeMap::new(),
-            annotations: BTreeMap::new(),
-            created_ms: 0,
-        };
+        let revision = Revision::bare(id.clone(), FunctionSpec::default());
         let mut live = Live::new(Arc::new(revision), &self.shared.config, self.at(now), now);
         live.is_stray = true;
         self.live.insert(id.clone(), live);

@@ -590,7 +590,6 @@ impl Live {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
 
     use taper_model::{FunctionName, FunctionSpec, RevisionId};
     use taper_provider::{Provider, fake::Fake};
@@ -600,15 +599,10 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_was_taken_out_of_service_is_not_taken_back_when_the_provider_begins_anew() {
-        let revision = Arc::new(Revision {
-            id: RevisionId::new(FunctionName::parse("hello").unwrap(), 1),
-            spec: FunctionSpec::default(),
-            artifact: None,
-            labels: BTreeMap::new(),
-            annotations: BTreeMap::new(),
-            created_ms: 0,
-            by: String::new(),
-        });
+        let revision = Arc::new(Revision::bare(
+            RevisionId::new(FunctionName::parse("hello").unwrap(), 1),
+            FunctionSpec::default(),
+        ));
         let fake = Fake::echo();
         fake.apply(&revision, 2, &[]).await.unwrap();
         sleep(Duration::from_secs(1)).await;

@@ -261,7 +261,6 @@ fn set_cookie(name: &str, value: &str, address: Address) -> HeaderValue {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
 
     use proptest::prelude::*;
     use taper_model::{FunctionSpec, RevisionState, revision::Entry, traffic::Routing};
@@ -272,15 +271,7 @@ mod tests {
     fn shares(weights: &[u32]) -> (FunctionName, Vec<Share>) {
         let name = FunctionName::parse("hello").unwrap();
         let shares = weights.iter().zip(1..).filter(|(weight, _)| **weight > 0).map(|(weight, number)| {
-            let revision = Revision {
-                id: RevisionId::new(name.clone(), number),
-                spec: FunctionSpec::default(),
-                artifact: None,
-                labels: BTreeMap::new(),
-                annotations: BTreeMap::new(),
-                created_ms: 0,
-                by: String::new(),
-            };
+            let revision = Revision::bare(RevisionId::new(name.clone(), number), FunctionSpec::default());
             Share { revision: Arc::new(revision), weight: *weight }
         });
         let shares = shares.collect();

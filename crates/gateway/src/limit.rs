@@ -248,15 +248,7 @@ mod tests {
     fn snapshot(version: u64, own: &traffic::Limits, namespace: &traffic::Limits) -> Snapshot {
         let function = |name: &str| {
             let name = FunctionName::parse(name).unwrap();
-            let revision = Revision {
-                id: RevisionId::new(name.clone(), 1),
-                spec: FunctionSpec::default(),
-                artifact: None,
-                labels: BTreeMap::new(),
-                annotations: BTreeMap::new(),
-                created_ms: 0,
-                by: String::new(),
-            };
+            let revision = Revision::bare(RevisionId::new(name.clone(), 1), FunctionSpec::default());
             let revisions = vec![Entry { revision: Arc::new(revision), state: RevisionState::Ready }];
             let routing = Arc::new(Routing { limits: own.clone(), ..Routing::default() });
             let function = Function {

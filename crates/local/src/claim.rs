@@ -178,15 +178,7 @@ mod tests {
     use super::*;
 
     fn revision(spec: FunctionSpec) -> Revision {
-        Revision {
-            by: String::new(),
-            id: RevisionId::new(FunctionName::parse("hello.team").unwrap(), 3),
-            spec,
-            artifact: None,
-            labels: BTreeMap::new(),
-            annotations: BTreeMap::new(),
-            created_ms: 0,
-        }
+        Revision::bare(RevisionId::new(FunctionName::parse("hello.team").unwrap(), 3), spec)
     }
 
     fn claim_of(spec: FunctionSpec) -> Result<Claim, Error> {

@@ -28,6 +28,14 @@ pub struct Revision {
     pub by: String,
 }
 
+impl Revision {
+    /// A revision with this configuration and nothing else: no code, no labels, made by nobody at no time.
+    pub fn bare(id: RevisionId, spec: FunctionSpec) -> Self {
+        let (labels, annotations) = (BTreeMap::new(), BTreeMap::new());
+        Self { id, spec, artifact: None, labels, annotations, created_ms: 0, by: String::new() }
+    }
+}
+
 /// Whether a revision may serve.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -388,15 +388,10 @@ mod tests {
     fn function(states: &str, traffic: &str) -> Function {
         let name = FunctionName::parse("hello").unwrap();
         let entry = |(i, state): (usize, char)| Entry {
-            revision: Arc::new(Revision {
-                id: RevisionId::new(name.clone(), u32::try_from(i).unwrap() + 1),
-                spec: FunctionSpec::default(),
-                artifact: None,
-                labels: BTreeMap::new(),
-                annotations: BTreeMap::new(),
-                created_ms: 0,
-                by: String::new(),
-            }),
+            revision: Arc::new(Revision::bare(
+                RevisionId::new(name.clone(), u32::try_from(i).unwrap() + 1),
+                FunctionSpec::default(),
+            )),
             state: match state {
                 'r' => RevisionState::Ready,
                 'p' => RevisionState::Pending,

@@ -164,7 +164,7 @@ pub(crate) fn policy(snapshot: &watch::Receiver<Arc<Snapshot>>, name: &FunctionN
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeMap, sync::Mutex, time::Duration};
+    use std::{sync::Mutex, time::Duration};
 
     use http::{HeaderMap, Method};
     use http_body_util::StreamBody;
@@ -196,15 +196,7 @@ mod tests {
     fn snapshot() -> Snapshot {
         let name = FunctionName::parse("hello").unwrap();
         let revisions = (1..=2).map(|number| {
-            let revision = Revision {
-                id: RevisionId::new(name.clone(), number),
-                spec: FunctionSpec::default(),
-                artifact: None,
-                labels: BTreeMap::new(),
-                annotations: BTreeMap::new(),
-                created_ms: 0,
-                by: String::new(),
-            };
+            let revision = Revision::bare(RevisionId::new(name.clone(), number), FunctionSpec::default());
             Kept { revision: Arc::new(revision), state: RevisionState::Ready }
         });
         let routing = r#"{"limits": {"queue": 3},

@@ -91,15 +91,7 @@ impl io::Write for Lines {
 /// A function with one revision.
 pub(crate) fn function(name: &str, spec: FunctionSpec, state: RevisionState) -> (FunctionName, Arc<Function>) {
     let name = FunctionName::parse(name).unwrap();
-    let revision = Revision {
-        by: String::new(),
-        id: RevisionId::new(name.clone(), 1),
-        spec,
-        artifact: None,
-        labels: BTreeMap::new(),
-        annotations: BTreeMap::new(),
-        created_ms: 0,
-    };
+    let revision = Revision::bare(RevisionId::new(name.clone(), 1), spec);
     let entry = Entry { revision: Arc::new(revision), state };
     (
         name.clone(),

@@ -1,7 +1,7 @@
 //! Which revision a call goes to: shares, callers that stay, tags, and what the function and its caller hear of it.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     sync::{Arc, Mutex},
 };
 
@@ -21,15 +21,7 @@ use crate::harness::*;
 pub(crate) fn split(routing: &str) -> Function {
     let name = FunctionName::parse("split").unwrap();
     let revisions = (1..=3).map(|number| {
-        let revision = Revision {
-            id: RevisionId::new(name.clone(), number),
-            spec: FunctionSpec::default(),
-            artifact: None,
-            labels: BTreeMap::new(),
-            annotations: BTreeMap::new(),
-            created_ms: 0,
-            by: String::new(),
-        };
+        let revision = Revision::bare(RevisionId::new(name.clone(), number), FunctionSpec::default());
         Entry { revision: Arc::new(revision), state: RevisionState::Ready }
     });
     let routing: Routing = serde_json::from_str(routing).unwrap();
