@@ -338,11 +338,19 @@ fn name(tag: u64) -> String {
 
 /// Empties and removes every group in a folder but those of these instances.
 fn sweep(base: &Path, but: &[u64]) -> Result<(), Error> {
-    for entry in fs::read_dir(base).map_err(at(base))?.flatten() {
+    let entries = match fs::read_dir(base) {
+        // Whoever made it has just cleared up himself: a spawner that nobody has succeeded.
+        Err(why) if why.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.map_err(at(base))?,
+    };
+    for entry in entries.flatten() {
         let stays = but.iter().any(|tag| entry.file_name() == *name(*tag));
         if !stays && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             let group = entry.path();
-            end(&group).map_err(at(&group))?;
+            match end(&group) {
+                Err(_) if !group.exists() => {}
+                ended => ended.map_err(at(&group))?,
+            }
         }
     }
     Ok(())
