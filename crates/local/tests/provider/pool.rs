@@ -122,7 +122,8 @@ async fn a_pool_without_memory_keeps_nothing() {
     world.end().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+/// On one thread, so that both are asked for before either is begun.
+#[tokio::test]
 async fn a_burst_leaves_the_last_one_to_the_first_start_of_another() {
     let world = World::with(|config| config.pool = kept(2)).await;
     let (burst, other) = (world.python("burst", PYTHON), world.python("other", PYTHON));
