@@ -368,7 +368,7 @@ fn revisions_say_who_made_them_and_what_they_changed() {
     deploy(&platform, "hello", "1", &["--env", "GREETING=hi"]);
     let file = platform.file("hello.py", "def handle(req):\n    return '2'\n");
     let mut command = platform.command();
-    command.env("TAPER_URL", &platform.url).env("SUDO_USER", "ada");
+    command.env("TAPER_URL", &platform.url).env("SUDO_USER", "dev");
     command.args(["deploy", &file, "--env", "GREETING=hello", "--max", "3", "--label", "team=web"]);
     stderr(&command.output().unwrap());
     platform.file("hello.py", "import nothing_of_that_name\n");
@@ -377,7 +377,7 @@ fn revisions_say_who_made_them_and_what_they_changed() {
     let shown = platform.ok(&["revisions", "hello"]);
     let lines: Vec<&str> = shown.lines().collect();
     assert!(lines[0].starts_with("REVISION") && lines[1].starts_with("hello-00003  failed"), "{shown}");
-    assert!(lines[2].contains("100 %") && lines[2].contains("admin (ada@"), "{shown}");
+    assert!(lines[2].contains("100 %") && lines[2].contains("admin (dev@"), "{shown}");
     assert!(lines[2].contains("code, env.GREETING hi → hello, +labels.team"), "{shown}");
     assert!(lines[3].starts_with("hello-00001  ready   -"), "{shown}");
     assert!(shown.contains("hello-00003 never became ready: ") && shown.contains("nothing_of_that_name"), "{shown}");
@@ -466,8 +466,8 @@ fn settled(line: &str) -> String {
             "DIGEST".into()
         } else if bare.ends_with('Z') && bare.parse::<jiff::Timestamp>().is_ok() {
             "TIME".into()
-        } else if let Some(at) = word.find("(ada@") {
-            format!("{}(ada)", &word[..at])
+        } else if let Some(at) = word.find("(dev@") {
+            format!("{}(dev)", &word[..at])
         } else {
             word.to_owned()
         }
@@ -498,7 +498,7 @@ fn what_is_documented_is_what_comes_out() {
         let mut shell = std::process::Command::new("sh");
         let taper = platform.command();
         let own = taper.get_envs().filter_map(|(name, value)| Some((name, value?)));
-        shell.envs(own).env("TAPER_URL", &platform.url).env("SUDO_USER", "ada");
+        shell.envs(own).env("TAPER_URL", &platform.url).env("SUDO_USER", "dev");
         shell.arg("-c").arg(format!("PATH={}:$PATH; {{ {command}; }} 2>&1", bin.display()));
         let out = shell.current_dir(platform.dir.path()).stdin(std::process::Stdio::null()).output().unwrap();
         let said = text(&out.stdout).replace(&format!(":{port}"), ":8080");

@@ -77,7 +77,7 @@ pub(crate) struct Perhaps<T>(pub(crate) T);
 /// Who asks: the user, and in parentheses what the client says of itself.
 pub(crate) struct By(pub(crate) String);
 
-/// The header in which a client says who sits in front of it, such as `alice@laptop`.
+/// The header in which a client says who sits in front of it, such as `dev@laptop`.
 const SAYS: &str = "x-taper-by";
 /// Longest such word, and longest user.
 const LONGEST: usize = 128;

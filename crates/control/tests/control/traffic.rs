@@ -284,7 +284,7 @@ async fn a_rollback_says_what_it_did_and_ends_with_the_next_deploy() {
     );
 
     let body = json!({"revision": "hello-00002"}).to_string();
-    let request = http::Request::post(format!("{}/rollback", path("hello"))).header("x-taper-by", "alice@laptop");
+    let request = http::Request::post(format!("{}/rollback", path("hello"))).header("x-taper-by", "dev@laptop");
     // admin:secret
     let request = request.header("authorization", "Basic YWRtaW46c2VjcmV0").body(axum::body::Body::from(body)).unwrap();
     let answer = tower::ServiceExt::oneshot(house.router(), request).await.unwrap();
@@ -294,7 +294,7 @@ async fn a_rollback_says_what_it_did_and_ends_with_the_next_deploy() {
     assert_eq!(status["servingRevision"], "hello-00002");
     assert_eq!(status["latestReadyRevision"], "hello-00004");
     let why = status["held"]["why"].as_str().unwrap();
-    assert_eq!(why, "rolled back from hello-00004 by admin (alice@laptop)");
+    assert_eq!(why, "rolled back from hello-00004 by admin (dev@laptop)");
     let condition = &status["conditions"][1];
     assert_eq!((&condition["type"], &condition["status"]), (&json!("RolledBack"), &json!("True")));
     assert!(condition["message"].as_str().unwrap().contains("hello-00002 serves until the next deploy"), "{condition}");
@@ -408,7 +408,7 @@ async fn a_revision_that_never_became_ready_gets_nothing_and_says_why() {
 async fn revisions_say_who_made_them_what_they_changed_and_what_they_have() {
     let house = House::new();
     let first = manifest("hello", json!({"env": {"A": "x"}, "scale": {"max": 2}}));
-    let request = http::Request::put(format!("{}?wait=false", path("hello"))).header("x-taper-by", "alice@laptop");
+    let request = http::Request::put(format!("{}?wait=false", path("hello"))).header("x-taper-by", "dev@laptop");
     let request = request.body(axum::body::Body::from(first.to_string())).unwrap();
     let answer = tower::ServiceExt::oneshot(house.router(), request).await.unwrap();
     assert_eq!(answer.status(), 202);
@@ -419,7 +419,7 @@ async fn revisions_say_who_made_them_what_they_changed_and_what_they_have() {
     house.direct("hello", half).await;
     let (_, all) = house.json("GET", &format!("{}/revisions", path("hello")), Value::Null).await;
     let (one, two) = (&all[0], &all[1]);
-    assert_eq!((&one["by"], &two["by"]), (&json!("admin (alice@laptop)"), &json!("admin")));
+    assert_eq!((&one["by"], &two["by"]), (&json!("admin (dev@laptop)"), &json!("admin")));
     assert_eq!((&one["percent"], &two["percent"], &two["tags"]), (&json!(25.0), &json!(75.0), &json!(["new"])));
     assert_eq!(one["changes"], json!([]));
     let changes = json!([
