@@ -64,7 +64,8 @@ fn sockets_and_event_streams_live_for_ten_minutes() {
 }
 
 fn across(pause: Duration, turns: u32) {
-    let mut platform = Platform::start();
+    // For as long as this takes, sockets stay with the process that took them.
+    let mut platform = Platform::start_configured("gateway: {handOverDrain: 30m}\n");
     let deploy = |platform: &Platform, version: u32| {
         platform.file("s/server.py", &format!("{}\n# {version}\n", include_str!("server.py")));
         platform.file("t.py", &TICKS.replace('@', &version.to_string()));
