@@ -81,7 +81,7 @@ impl Gateway {
     /// # Errors
     /// When the configuration contradicts itself, or the address is taken or not ours.
     pub async fn bind(config: Config, parts: Parts, inherited: Listeners) -> Result<Self, Error> {
-        let Listeners { http, https, metrics } = inherited.complete(&config)?;
+        let Listeners { http, https, metrics } = inherited.bound(&config)?;
         let (listener, address) = taken(http, |source| Error::Listen { address: config.listen, source })?;
         let metrics = match config.metrics_listen {
             None => None,
@@ -290,20 +290,27 @@ impl Listeners {
     /// # Errors
     /// As [`Gateway::bind`]. Must be called within a tokio runtime with I/O.
     pub fn complete(self, config: &Config) -> Result<Self, Error> {
+        if let Some(tls) = &config.tls {
+            Secure::build(tls, watch::channel(Arc::default()).1)?;
+        }
+        self.bound(config)
+    }
+
+    /// The same without the certificates, for who reads them himself.
+    fn bound(self, config: &Config) -> Result<Self, Error> {
         config.validate()?;
         let http = bind(config.listen, self.http).map_err(|source| Error::Listen { address: config.listen, source })?;
         let metrics = config
             .metrics_listen
             .map(|address| bind(address, self.metrics).map_err(|source| Error::MetricsListen { address, source }));
         let https = config.tls.as_ref().map(|tls| {
-            Secure::build(tls, watch::channel(Arc::default()).1)?;
             bind(tls.listen, self.https).map_err(|source| Error::SecureListen { address: tls.listen, source })
         });
         Ok(Self { http: Some(http), https: https.transpose()?, metrics: metrics.transpose()? })
     }
 }
 
-/// A socket of [`Listeners::complete`] and the address that it has.
+/// A socket of [`Listeners::bound`] and the address that it has.
 fn taken(
     listener: Option<std::net::TcpListener>,
     failed: impl Fn(io::Error) -> Error,
