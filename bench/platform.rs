@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// The administrator's word for the platform under test, `admin:bench`.
-const AUTHORIZATION: &str = "Basic YWRtaW46YmVuY2g=";
+pub(crate) const AUTHORIZATION: &str = "Basic YWRtaW46YmVuY2g=";
 const PASSWORD: &str = "bench";
 
 /// How long the platform may take for anything.

@@ -105,7 +105,8 @@ fn namespaces_keys_and_calls_handed_over() {
         ("200 OK", "{}"),
         ("409 Conflict", r#"{"error":"in_use","message":"namespace `team` still has 2 functions"}"#),
         ("200 OK", r#"{"secrets":3}"#),
-        ("202 Accepted\r\nx-call-id: order-4711", ""),
+        ("202 Accepted\r\nx-call-id: order-4711\r\nlocation: /v1/namespaces/team/invocations/0198-af", ""),
+        ("202 Accepted\r\nx-call-id: order-4712", ""),
     ]);
     let run = |arguments: &[&str]| {
         let out = platform.taper(&[&["--url", &url], arguments].concat());
@@ -126,8 +127,9 @@ fn namespaces_keys_and_calls_handed_over() {
     assert_eq!((status, stderr.as_str()), (1, "taper: namespace `team` still has 2 functions\n"));
     assert_eq!(run(&["secret", "rotate-key"]).1, "3 secrets are sealed with a new key\n");
     let (status, stdout, stderr) = run(&["invoke", "bill/eu", "--async", "-d", "x", "-n", "team"]);
-    assert_eq!((status, stdout.as_str()), (0, "order-4711\n"), "the id alone");
-    assert!(stderr.contains("taper logs bill.team"), "{stderr}");
+    assert_eq!((status, stdout.as_str()), (0, "0198-af\n"), "the id alone");
+    assert!(stderr.contains("`taper invocations show 0198-af -n team`"), "{stderr}");
+    assert_eq!(run(&["invoke", "bill.team", "--async", "-d", "x"]).1, "order-4712\n", "of one who keeps no records");
     assert_eq!(
         asked.join().unwrap(),
         [
@@ -141,6 +143,7 @@ fn namespaces_keys_and_calls_handed_over() {
             "DELETE /v1/namespaces/team",
             "POST /v1/secrets/rotate-key",
             "POST /async-function/bill.team/eu x",
+            "POST /async-function/bill.team x",
         ]
     );
     // What is typed wrongly never gets that far.

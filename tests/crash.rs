@@ -226,7 +226,7 @@ fn answer(platform: &Platform, name: &str) -> String {
 }
 
 /// The first processes of the instances that serve, as control groups tell them; none where there are none.
-fn pids(platform: &Platform) -> Vec<String> {
+pub(crate) fn pids(platform: &Platform) -> Vec<String> {
     let mut found = Vec::new();
     for base in traces_of(platform).split(", ").filter_map(|trace| trace.strip_prefix("control group ")) {
         for group in fs::read_dir(base).into_iter().flatten().flatten() {

@@ -85,12 +85,42 @@ fn one_file_has_functions_and_the_routes_to_them() {
 }
 
 #[test]
+fn whoever_looks_or_deletes_is_told_what_belongs_to_it() {
+    let platform = Platform::start();
+    echo(&platform, "users");
+    let spec = "  host: shop.example.com\n  https: redirect\n  rules:\n  - {path: /a/*, function: users, strip: true}\n  - {path: /b, function: users, cors: {origins: ['*']}, https: allow}\n";
+    let trigger = "apiVersion: taper.dev/v1alpha1\nkind: Trigger\nmetadata: {name: nightly}\nspec: {function: users, schedule: '@yearly'}\n";
+    let text = [trigger.to_owned(), route("shop", spec), function("users", "")].join("---\n");
+    let said = platform.ok(&["deploy", "-f", &platform.file("all.yaml", &text)]);
+    assert!(said.ends_with("route shop.default applied\ntrigger nightly.default applied\n"), "{said}");
+    let shown = platform.ok(&["describe", "route", "shop"]);
+    let with: Vec<&str> = shown.lines().filter_map(|line| line.split_once("users  ")).map(|(_, with)| with).collect();
+    assert_eq!(with, ["   strip, https redirect", "   cors *, https allow"], "{shown}");
+    for (arguments, words) in [
+        (&["describe", "route"][..], "if a route is meant, say which: `route NAME`"),
+        (&["delete", "trigger"], "if a trigger is meant, say which: `trigger NAME`"),
+        (&["describe", "route/shpo"], "did you mean `shop`?"),
+        (&["trigger", "delete", "nigthly"], "did you mean `nightly`?"),
+        (&["delete", "user"], "did you mean `users`?"),
+    ] {
+        let said = platform.fails(arguments);
+        assert!(said.contains(words), "{arguments:?}: {said}");
+    }
+    let out = platform.taper(&["delete", "users"]);
+    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    let lines: Vec<&str> = said.lines().collect();
+    assert!(out.status.success() && lines.len() == 2, "{said}");
+    assert!(lines[0].starts_with("route shop still leads to users, which is gone"), "{said}");
+    assert!(lines[1].starts_with("trigger nightly still calls users, which is gone"), "{said}");
+}
+
+#[test]
 fn a_file_that_is_wrong_changes_nothing() {
     let platform = Platform::start();
     echo(&platform, "users");
     echo(&platform, "front");
     for (from, to, words) in [
-        ("kind: Route", "kind: Ruote", "kind: `Ruote` is not known here; write `Function` or `Route`"),
+        ("kind: Route", "kind: Ruote", "kind: `Ruote` is not known here; write `Function`, `Route` or `Trigger`"),
         ("methods: [GET]", "method: [GET]", "unknown field `method`"),
         ("function: users}", "tag: blue}", "spec.rules[0].function: the rule leads nowhere"),
         ("kind: Function", "knid: Function", "unknown field `knid`"),

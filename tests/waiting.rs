@@ -293,6 +293,78 @@ fn a_call_that_waits_for_a_deleted_function_is_told() {
     );
 }
 
+/// Calls asynchronously, and gives the call's id.
+fn later(platform: &Platform, path: &str) -> String {
+    let answer = platform.request("POST", &format!("/async-function/{path}"), &[], b"");
+    assert_eq!(answer.status, 202, "{}", answer.text());
+    answer.header("location").rsplit('/').next().expect("an id").to_owned()
+}
+
+fn cancel(platform: &Platform, id: &str) {
+    let answer = platform.request("DELETE", &format!("/async-function/{id}"), &[], b"");
+    assert_eq!(answer.status, 202, "{}", answer.text());
+    // There is nothing left to be cancelled.
+    let again = platform.request("DELETE", &format!("/async-function/{id}"), &[], b"");
+    assert_eq!(again.status, 400, "{}", again.text());
+}
+
+/// Whether a process of this command line runs anywhere on this host.
+fn runs(line: &str) -> bool {
+    let all = std::fs::read_dir("/proc").expect("/proc").flatten();
+    all.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok())
+        .any(|words| String::from_utf8_lossy(&words).trim_end_matches('\0').replace('\0', " ") == line)
+}
+
+#[test]
+fn a_running_call_that_is_cancelled_ends_with_every_process_it_started() {
+    let platform = Platform::start();
+    let seconds = format!("{}", 1_000_000 + platform.pid());
+    let sleep = format!("sleep {seconds}");
+    // The sleep is a grandchild of what the platform starts for the call, and nobody waits for it.
+    let command =
+        format!("sh -c 'read mood; if [ \"$mood\" = quick ]; then echo here; else sh -c \"{sleep} & wait\"; fi'");
+    platform.ok(&["deploy", "--name", "naps", "--mode", "classic", "--timeout", "30m", "--command", &command]);
+    let id = later(&platform, "naps");
+    platform.until("its grandchild runs", || runs(&sleep));
+    cancel(&platform, &id);
+    platform.until("its grandchild is gone", || !runs(&sleep));
+    // The instance is none the worse.
+    let answer = platform.call("naps", b"quick\n");
+    assert_eq!((answer.text().as_str(), answer.header("x-taper-start")), ("here\n", "warm"));
+}
+
+#[test]
+fn a_running_call_that_is_cancelled_is_cut_off_from_its_server() {
+    let platform = Platform::start();
+    deploy(&platform, &["--concurrency", "2", "--timeout", "30m"]);
+    let id = later(&platform, "s/hold/later");
+    platform.until("it runs", || platform.call("s/asked", b"").text().contains("/hold/later"));
+    cancel(&platform, &id);
+    // The server sees the end of that connection.
+    assert_eq!(platform.call("s/await/left-later", b"").status, 200);
+}
+
+/// Python cannot be stopped from outside: the call is cancelled at once, and what it does goes on until the function's timeout, when the kernel ends
+/// that worker. The next call waits for that.
+#[test]
+fn a_python_handler_whose_call_is_cancelled_works_on_until_its_time_is_up() {
+    let platform = Platform::start();
+    let code = "import time\n\ndef handle(req):\n    print('begun', flush=True)\n    time.sleep(0 if req else 3600)\n    return 'here'\n";
+    let file = platform.file("naps.py", code);
+    platform.ok(&["deploy", &file, "--timeout", "4s", "--max", "1"]);
+    let begun = now();
+    let id = later(&platform, "naps");
+    platform.until("it runs", || platform.ok(&["logs", "naps"]).contains("begun"));
+    cancel(&platform, &id);
+    let mut answer = platform.call("naps", b"x");
+    // Its own time may be up first.
+    while answer.status == 504 {
+        answer = platform.call("naps", b"x");
+    }
+    assert_eq!((answer.status, answer.text().as_str()), (200, "here"), "{}", platform.said());
+    assert!(begun.elapsed() >= Duration::from_secs(3), "it was stopped after {:?}", begun.elapsed());
+}
+
 const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
 #[test]

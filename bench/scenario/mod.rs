@@ -8,6 +8,7 @@ mod flood;
 mod floors;
 mod handler;
 mod http;
+mod later;
 mod many;
 mod memory;
 mod routes;
@@ -117,6 +118,11 @@ pub(crate) const ALL: &[Scenario] = &[
     short("cold", "a call to a function at zero, beside the spawn floor", cold::run),
     short("burst", "64 and 500 calls at once to a function at zero, and to 200 functions", burst::run),
     short("flood", "a function's calls and first start beside another that is flooded", flood::floods),
+    short(
+        "later",
+        "accepting calls whose callers do not wait, beside a plain file, and how soon they run",
+        later::accept,
+    ),
     short("deploy", "a one-file function until it is ready", deploy::run),
     short("memory", "of the platform, per function at zero, per running instance", memory::run),
     short("many", "10,000 and 100,000 functions at zero", many::zero),

@@ -1,12 +1,15 @@
 //! The platform's HTTP API as the commands use it: one blocking client, errors in words.
 
-use std::io::{BufRead, BufReader, Cursor, Read};
+use std::{
+    io::{BufRead, BufReader, Cursor, Read},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use http::{Method, Request, Response};
 use serde_json::Value;
-use taper_model::FunctionName;
+use taper_model::{FunctionName, Name};
 use ureq::{
     Agent, Body, SendBody,
     unversioned::{
@@ -28,6 +31,10 @@ const BY: &str = "x-taper-by";
 
 /// One JSON object a line.
 const NDJSON: &str = "application/x-ndjson";
+
+/// How often, and after how long each time, whoever follows something looks for a platform that has ended.
+const TRIES: u32 = 50;
+const PAUSE: Duration = Duration::from_millis(200);
 
 /// A platform at a URL, with the credential that is known for it.
 pub(crate) struct Client {
@@ -70,9 +77,19 @@ impl Client {
         format!("/v1/namespaces/{}/functions/{}", name.namespace, name.name)
     }
 
+    /// The API path of a namespace's calls whose callers do not wait.
+    pub(crate) fn invocations_path(namespace: &Name) -> String {
+        format!("/v1/namespaces/{namespace}/invocations")
+    }
+
     /// The API path of a route.
     pub(crate) fn route_path(name: &FunctionName) -> String {
         format!("/v1/namespaces/{}/routes/{}", name.namespace, name.name)
+    }
+
+    /// The API path of a trigger.
+    pub(crate) fn trigger_path(name: &FunctionName) -> String {
+        format!("/v1/namespaces/{}/triggers/{}", name.namespace, name.name)
     }
 
     /// Sends one request; any status comes back as a response.
@@ -124,6 +141,26 @@ impl Client {
         Ok(lines_of(self.api(method, path, body)?))
     }
 
+    /// Reads server-sent events: the name of each, and its data as JSON.
+    pub(crate) fn events(&self, path: &str) -> Result<impl Iterator<Item = Result<(String, Value)>> + use<>> {
+        let mut lines = BufReader::new(self.api(Method::GET, path, None)?.into_body().into_reader()).lines();
+        Ok(std::iter::from_fn(move || {
+            let mut name = String::new();
+            loop {
+                let line = match lines.next()? {
+                    Ok(line) => line,
+                    Err(e) => return Some(Err(anyhow!(e).context("the connection to the platform broke off"))),
+                };
+                if let Some(said) = line.strip_prefix("event: ") {
+                    said.clone_into(&mut name);
+                } else if let Some(data) = line.strip_prefix("data: ") {
+                    let data = serde_json::from_str(data).context("the platform sent an event that is not JSON");
+                    return Some(data.map(|data| (std::mem::take(&mut name), data)));
+                }
+            }
+        }))
+    }
+
     /// Deploys as OpenFaaS's clients do: an update, and where there is nothing to update yet, a new function. The answer is the lines
     /// of the deploy, or nothing where the platform has only taken note.
     pub(crate) fn deploy(&self, deployment: &Value) -> Result<Option<impl Iterator<Item = Result<Value>> + use<>>> {
@@ -148,6 +185,11 @@ impl Client {
         let response =
             self.send(Method::PUT, &format!("/v1/artifacts?digest={digest}"), &[], Some(Cursor::new(archive)))?;
         self.accept(response).map(drop).context("the code could not be uploaded")
+    }
+
+    /// A body as it is.
+    pub(crate) fn raw(&self, path: &str) -> Result<impl Read + use<>> {
+        Ok(self.api(Method::GET, path, None)?.into_body().into_reader())
     }
 
     fn api(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Response<Body>> {
@@ -192,6 +234,19 @@ impl Client {
                 anyhow!("cannot reach {}: what answers there is not HTTP ({e}); is it an https address?", self.url)
             }
             other => anyhow!(other).context(format!("cannot reach {}", self.url)),
+        }
+    }
+}
+
+/// Asks for a while until there is an answer: the platform has ended, or another process takes over from it.
+pub(crate) fn persist<T>(mut ask: impl FnMut() -> Result<T>) -> Result<T> {
+    let mut tries = TRIES;
+    loop {
+        std::thread::sleep(PAUSE);
+        match ask() {
+            Ok(answer) => return Ok(answer),
+            Err(error) if tries == 0 => return Err(error),
+            Err(_) => tries -= 1,
         }
     }
 }

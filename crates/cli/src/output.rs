@@ -94,7 +94,11 @@ pub(crate) fn text(value: &Value, pointer: &str) -> String {
 /// `12s`, `3m`, `5h`, `9d` since a time given in RFC 3339.
 pub(crate) fn age(rfc3339: &str) -> String {
     let Ok(then) = rfc3339.parse::<jiff::Timestamp>() else { return "-".into() };
-    let seconds = taper_model::clock::unix().as_secs().saturating_sub(then.as_second().unsigned_abs());
+    seconds(taper_model::clock::unix().as_secs().saturating_sub(then.as_second().unsigned_abs()))
+}
+
+/// So many seconds in one word.
+pub(crate) fn seconds(seconds: u64) -> String {
     match seconds {
         0..120 => format!("{seconds}s"),
         120..7200 => format!("{}m", seconds / 60),

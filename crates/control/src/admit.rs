@@ -61,7 +61,12 @@ pub(crate) async fn admit(
     }
     let routing = spec.take_routing();
     let before = parts.store.snapshot().borrow().function(&function).cloned();
-    traffic::validate(&routing, &function.name, before.as_deref())?;
+    traffic::validate(&routing, &function, before.as_deref())?;
+    if !config.private_callbacks {
+        for (word, destination) in routing.asynchronous.destinations() {
+            destination.refuse_inside(&format!("spec.async.{word}"))?;
+        }
+    }
     if let Some(digest) = artifact
         && !parts.artifacts.renew(&digest).await?
     {

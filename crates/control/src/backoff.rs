@@ -8,12 +8,15 @@ use tokio::time::Instant;
 /// Failures in a row, and until when nothing more is started.
 ///
 /// A start that failed costs the least wait, doubled for each one before it in a row. An instance that died soon after it was ready counts
-/// too, but the first such death costs nothing: one accident must not refuse the next call.
+/// too, but the first such death costs nothing: one accident must not refuse the next call. And of those that had worked each is the first,
+/// however many there are.
 #[derive(Debug, Clone)]
 pub(crate) struct Backoff {
     least: Duration,
     most: Duration,
     failures: u32,
+    /// Those among them that were starts.
+    starts: u32,
     /// When the last one was.
     at: Instant,
     until: Instant,
@@ -24,23 +27,34 @@ pub(crate) struct Backoff {
 impl Backoff {
     /// No failure yet.
     pub(crate) fn new(least: Duration, most: Duration, now: Instant) -> Self {
-        Self { least, most, failures: 0, at: now, until: now, cause: Cause::CannotStart, why: String::new() }
+        Self { least, most, failures: 0, starts: 0, at: now, until: now, cause: Cause::CannotStart, why: String::new() }
     }
 
     /// A start failed. Starts that were under way together fail together: while waiting, further failures are not counted.
     pub(crate) fn failed(&mut self, now: Instant, cause: Cause, why: &str) {
-        self.count(now, cause, why, 0);
+        if !self.waits(now) {
+            self.starts += 1;
+            self.count(now, cause, why, 0);
+        }
     }
 
     /// An instance died soon after it was ready.
     pub(crate) fn crashed(&mut self, now: Instant, cause: Cause, why: &str) {
-        self.count(now, cause, why, 1);
+        if !self.waits(now) {
+            self.count(now, cause, why, 1);
+        }
+    }
+
+    /// An instance died soon after it was ready, but calls were answered while it was there: whatever killed it and others like it does
+    /// not keep the next from working. Of starts that fail it says nothing, and holds nothing against them.
+    pub(crate) fn lost(&mut self, now: Instant, cause: Cause, why: &str) {
+        if self.starts == 0 {
+            self.failures = 0;
+            self.count(now, cause, why, 1);
+        }
     }
 
     fn count(&mut self, now: Instant, cause: Cause, why: &str, free: u32) {
-        if self.waits(now) {
-            return;
-        }
         self.failures += 1;
         self.at = now;
         (self.cause, self.why) = (cause, why.trim().to_owned());
@@ -53,7 +67,7 @@ impl Backoff {
     /// An instance that is ready since then does its work. If it came no earlier than the last failure, the next one is the first.
     pub(crate) fn forgive(&mut self, ready_since: Instant) {
         if ready_since >= self.at {
-            self.failures = 0;
+            (self.failures, self.starts) = (0, 0);
         }
     }
 
@@ -136,6 +150,30 @@ mod tests {
         assert!(!b.waits(now));
         b.crashed(now, Cause::Died, "exit 1");
         assert!(b.waits(now) && !b.waits(now + SECOND));
+    }
+
+    #[test]
+    fn those_that_worked_may_die_one_after_another() {
+        let (mut b, mut now) = backoff();
+        for _ in 0..9 {
+            b.lost(now, Cause::Died, "killed");
+            assert_eq!((b.waits(now), b.words(now).unwrap().as_str()), (false, "killed; next try in 0 s"));
+            now += SECOND;
+        }
+        b.crashed(now, Cause::Died, "exit 1");
+        assert!(b.waits(now), "one that had not worked is another matter");
+        b.lost(now, Cause::Died, "killed");
+        assert!(!b.waits(now), "its place is to be filled at once");
+        for _ in 0..3 {
+            b.failed(now, Cause::CannotStart, "no module");
+            let words = b.words(now);
+            b.lost(now, Cause::Died, "killed");
+            assert!(b.waits(now) && b.words(now) == words, "that it worked does not help those that cannot start");
+            now += SECOND * 20;
+        }
+        b.forgive(now);
+        b.lost(now, Cause::Died, "killed");
+        assert!(!b.waits(now));
     }
 
     #[test]

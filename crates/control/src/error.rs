@@ -1,14 +1,19 @@
 //! Everything the control plane can refuse, and the status that says so. The OpenFaaS face prints the text, `/v1` the JSON.
 
+use std::time::Duration;
+
 use axum::{
     Extension, Json,
     extract::Request,
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use http::{StatusCode, header::CONTENT_LENGTH};
+use http::{
+    StatusCode,
+    header::{CONTENT_LENGTH, RETRY_AFTER},
+};
 use serde_json::json;
-use taper_model::{CallId, Invalid};
+use taper_model::{CallId, Cause, Fault, Invalid, Retry};
 
 /// Why the control plane did not do as it was told. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
@@ -28,12 +33,24 @@ pub enum Error {
     /// The path exists, the method does not.
     #[error("{0}")]
     Method(String),
+    /// It was there, and is not kept any more.
+    #[error("{0}")]
+    Gone(String),
+    /// A bound is reached; there may be room after this long.
+    #[error("{0}")]
+    Busy(String, Duration),
+    /// What is needed is away; it may be back after this long.
+    #[error("{0}")]
+    Away(String, Duration),
     /// The platform is shutting down.
     #[error("the platform is shutting down; try again when it is back")]
     Stopping,
     /// The store could not do its work.
     #[error("{0}")]
     Store(taper_store::Error),
+    /// The queue could not do its work. Why is in the log: that names places on the host.
+    #[error("{0}")]
+    Queue(String),
 }
 
 impl Error {
@@ -45,8 +62,11 @@ impl Error {
             Self::Conflict(_) => "conflict",
             Self::TooLarge(_) => "body_too_large",
             Self::Method(_) => "method_not_allowed",
+            Self::Gone(_) => "gone",
+            Self::Busy(..) => "limited",
+            Self::Away(..) => "unavailable",
             Self::Stopping => "shutting_down",
-            Self::Store(_) => "internal",
+            Self::Store(_) | Self::Queue(_) => "internal",
         }
     }
 
@@ -58,9 +78,11 @@ impl Error {
             Self::Conflict(_) => StatusCode::CONFLICT,
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Method(_) => StatusCode::METHOD_NOT_ALLOWED,
-            Self::Stopping => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Gone(_) => StatusCode::GONE,
+            Self::Busy(..) => StatusCode::TOO_MANY_REQUESTS,
+            Self::Away(..) | Self::Stopping => StatusCode::SERVICE_UNAVAILABLE,
             Self::Store(e) if e.is_full() => StatusCode::INSUFFICIENT_STORAGE,
-            Self::Store(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Store(_) | Self::Queue(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 }
@@ -87,13 +109,64 @@ impl From<taper_store::Error> for Error {
     }
 }
 
+impl From<taper_queue::Error> for Error {
+    fn from(e: taper_queue::Error) -> Self {
+        use taper_queue::Error as Q;
+        let text = e.to_string();
+        match e {
+            Q::TooLarge { .. } => Self::TooLarge(text),
+            Q::Full { retry_after, .. } => Self::Busy(text, retry_after),
+            Q::Away { retry_after, .. } => {
+                tracing::error!(error = text, "the queue's server is away");
+                Self::Away("the queue's server is away; try again later".into(), retry_after)
+            }
+            Q::NotFound(_) => Self::NotFound(text),
+            Q::State { .. } => Self::Conflict(text),
+            Q::Mark(_) => Self::Invalid(format!("after: {text}")),
+            Q::Stopped => Self::Stopping,
+            other => {
+                tracing::error!(error = %other, "the queue failed");
+                Self::Queue("the queue could not do its work; the platform's log says why".into())
+            }
+        }
+    }
+}
+
+/// Why a call was not accepted, as whoever accepts calls has it.
+impl From<Fault> for Error {
+    fn from(fault: Fault) -> Self {
+        let text = fault.message;
+        match (fault.cause, fault.retry) {
+            (Cause::BodyTooLarge | Cause::HeadersTooLarge, _) => Self::TooLarge(text),
+            (Cause::NotFound, _) => Self::NotFound(text),
+            (Cause::ShuttingDown, _) => Self::Stopping,
+            (Cause::Malformed | Cause::Method, _) => Self::Invalid(text),
+            (Cause::Limited, Retry::After(wait)) => Self::Busy(text, wait),
+            (_, Retry::After(wait)) => Self::Away(text, wait),
+            _ => {
+                tracing::error!(source = ?fault.source, "a call was not accepted: {text}");
+                Self::Queue(text)
+            }
+        }
+    }
+}
+
 /// Its status; a layer of the router, which knows the request, writes the body.
 impl IntoResponse for Error {
     fn into_response(self) -> Response {
         if let Self::Store(e) = &self {
             tracing::error!(error = %e, "the store failed");
         }
-        (self.status(), Extension(Refusal { code: self.code(), message: self.to_string() })).into_response()
+        let wait = match &self {
+            Self::Busy(_, wait) | Self::Away(_, wait) => Some(wait.as_secs() + u64::from(wait.subsec_nanos() > 0)),
+            _ => None,
+        };
+        let refusal = Extension(Refusal { code: self.code(), message: self.to_string() });
+        let mut response = (self.status(), refusal).into_response();
+        if let Some(wait) = wait {
+            response.headers_mut().insert(RETRY_AFTER, wait.max(1).into());
+        }
+        response
     }
 }
 

@@ -33,14 +33,17 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use taper_model::{
-    FunctionName, InstanceId, Load, Name, RevisionId,
+    BoxFuture, Fault, FunctionName, InstanceId, Load, Name, RevisionId,
     call::Served,
     demand::Outcomes,
     quantity::{Memory, Span},
+    trigger::TriggerStatus,
 };
 use taper_provider::Provider;
+use taper_queue::{Accepted, Queue};
 use taper_store::{Artifacts, Store};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -73,6 +76,9 @@ pub struct Config {
     pub drain: Span,
     /// Whether functions may use the host's own network. Default false.
     pub allow_host_network: bool,
+    /// Whether destinations of calls may be addresses inside this host and its network. The server says it, of the queue's own setting.
+    #[serde(skip)]
+    pub private_callbacks: bool,
     /// Largest artifact that is taken. Default 256 MiB.
     pub artifact_limit: Memory,
 }
@@ -90,6 +96,7 @@ impl Default for Config {
             keep_alive_memory: None,
             drain: seconds(10),
             allow_host_network: false,
+            private_callbacks: false,
             artifact_limit: Memory(256 << 20),
         }
     }
@@ -121,6 +128,13 @@ pub struct Starts {
 /// Says where a function, or one of its tags, is reached by a host of its own.
 pub type HostUrl = Box<dyn Fn(&FunctionName, Option<&Name>) -> Option<String> + Send + Sync>;
 
+/// Takes a call on whose caller does not wait: whoever does so for `/async-function`. Its path is the function's own.
+pub type Accept =
+    Box<dyn Fn(FunctionName, http::Request<Bytes>) -> BoxFuture<'static, Result<Accepted, Fault>> + Send + Sync>;
+
+/// Says how a trigger stands, by its namespace and its name; nothing while its source has not looked at it.
+pub type Triggers = Box<dyn Fn(&Name, &Name) -> Option<TriggerStatus> + Send + Sync>;
+
 /// The rooms that the control plane stands between.
 pub struct Parts {
     /// The truth.
@@ -129,6 +143,10 @@ pub struct Parts {
     pub artifacts: Arc<Artifacts>,
     /// Who makes instances.
     pub provider: Arc<dyn Provider>,
+    /// The calls whose callers do not wait.
+    pub queue: Arc<dyn Queue>,
+    /// Who takes such calls on.
+    pub accept: Accept,
     /// Where demand is measured: the dispatcher.
     pub load: Arc<dyn Load>,
     /// Where the platform is reached, without a slash at the end; asked at every use, as a port may be given late.
@@ -141,6 +159,8 @@ pub struct Parts {
     pub host_url: HostUrl,
     /// How a function's calls found it when they had to wait for an instance.
     pub starts: Box<dyn Fn(&FunctionName) -> Starts + Send + Sync>,
+    /// How triggers stand.
+    pub triggers: Triggers,
     /// What the platform is.
     pub info: Info,
 }
@@ -158,6 +178,7 @@ impl Control {
             board: board::Board::default(),
             nudges,
             closing: CancellationToken::new(),
+            ends: Arc::default(),
             awake: AtomicUsize::new(0),
         });
         (Service::new(Arc::clone(&shared), inbox), Handle { shared })
@@ -206,6 +227,7 @@ struct Shared {
     board: board::Board,
     nudges: mpsc::UnboundedSender<Nudge>,
     closing: CancellationToken,
+    ends: Arc<api::Ends>,
     awake: AtomicUsize,
 }
 

@@ -110,11 +110,27 @@ pub(crate) struct Live {
     refused: bool,
 }
 
+/// How it was with an instance that took calls.
+pub(crate) struct Lived {
+    /// How long it took them.
+    pub(crate) age: Duration,
+    /// Whether calls were answered while it was there.
+    pub(crate) worked: bool,
+}
+
 /// An instance that takes calls.
 struct Ready {
     since: Instant,
+    /// Whether calls were answered while it was there.
+    worked: bool,
     /// The versions of the secrets that it was given.
     secrets: BTreeMap<Name, u64>,
+}
+
+impl Ready {
+    fn lived(&self, now: Instant) -> Lived {
+        Lived { age: now.saturating_duration_since(self.since), worked: self.worked }
+    }
 }
 
 impl Live {
@@ -175,25 +191,25 @@ impl Live {
         self.unready.extend(self.ready.remove_entry(id));
     }
 
-    /// An instance is no more. When it died of itself while it took calls: how long it had.
-    pub(crate) fn gone(&mut self, id: &InstanceId, asked: bool, now: Instant) -> Option<Duration> {
+    /// An instance is no more. When it died of itself while it took calls: how it was with it.
+    pub(crate) fn gone(&mut self, id: &InstanceId, asked: bool, now: Instant) -> Option<Lived> {
         self.draining.remove(id);
-        let Ready { since, .. } = self.ready.remove(id).or_else(|| self.unready.remove(id))?;
+        let ready = self.ready.remove(id).or_else(|| self.unready.remove(id))?;
         if asked {
             return None;
         }
         self.lost();
-        Some(now.saturating_duration_since(since))
+        Some(ready.lived(now))
     }
 
-    /// An instance has to be replaced, or has been: calls cannot be sent to it, or it served with an old secret. How long it was ready;
+    /// An instance has to be replaced, or has been: calls cannot be sent to it, or it served with an old secret. How it was with it;
     /// `None` when it is on its way out already.
-    pub(crate) fn condemn(&mut self, id: &InstanceId, now: Instant) -> Option<Duration> {
-        let Ready { since, .. } = self.ready.remove(id)?;
+    pub(crate) fn condemn(&mut self, id: &InstanceId, now: Instant) -> Option<Lived> {
+        let ready = self.ready.remove(id)?;
         self.draining.insert(id.clone());
         self.owed = true;
         self.fewer();
-        Some(now.saturating_duration_since(since))
+        Some(ready.lived(now))
     }
 
     /// The store is so now. Whether the newest versions of its secrets are others.
@@ -250,7 +266,7 @@ impl Live {
 
     fn enter(&mut self, instance: Instance, now: Instant) {
         let Instance { id, secrets, .. } = instance;
-        let ready = self.unready.remove(&id).unwrap_or(Ready { since: now, secrets });
+        let ready = self.unready.remove(&id).unwrap_or(Ready { since: now, worked: false, secrets });
         self.ready.entry(id).or_insert(ready);
     }
 
@@ -324,7 +340,10 @@ impl Live {
         let left = u64::from(demand.waiting) + u64::from(demand.running);
         if self.left + demand.arrived > left {
             // Calls ended while instances were there to end them: they do their work, however short they live.
-            self.ready.values().for_each(|r| self.backoff.forgive(r.since));
+            for ready in self.ready.values_mut() {
+                ready.worked = true;
+                self.backoff.forgive(ready.since);
+            }
         }
         (self.waiting, self.running, self.left) = (demand.waiting, demand.running, left);
         self.busy = left > 0 || demand.arrived > 0 && !self.refused;

@@ -26,7 +26,7 @@ use crate::{
     Nudge, Shared,
     handover::Handover,
     keep::Keeping,
-    live::{Live, Role},
+    live::{Live, Lived, Role},
     policy,
     rollout::Watch,
     trial::{Trial, Verdict},
@@ -348,25 +348,28 @@ impl Reconcile {
         // What was asked of it until now decides whether it is missed.
         self.sample();
         let Some(live) = self.live.get_mut(id) else { return };
-        let Some(age) = live.gone(instance, false, now) else { return self.converge(id, now) };
-        self.mourn(id, age, why, now);
+        let Some(lived) = live.gone(instance, false, now) else { return self.converge(id, now) };
+        self.mourn(id, &lived, why, now);
         // One death of something that works is an accident, before its verdict as well.
         let accident = self.live.get(id).is_some_and(|live| live.warmed(now).is_some() && !live.backoff.waits(now));
         if self.is_trial(id) && !accident {
             return self.judge(
                 id,
-                RevisionState::Failed(format!("it died {:.1} s after it was ready: {why}", age.as_secs_f64())),
+                RevisionState::Failed(format!("it died {:.1} s after it was ready: {why}", lived.age.as_secs_f64())),
             );
         }
         self.refuse_hopeless(id, now);
         self.converge(id, now);
     }
 
-    /// Counts a death: soon after a start it is as bad as a failed one.
-    fn mourn(&mut self, id: &RevisionId, age: Duration, why: &str, now: Instant) {
-        let stable = self.shared.config.stable_after.0;
-        if age < stable {
-            self.with(id, |live| live.backoff.crashed(now, Live::cause_of_death(why), why));
+    /// Counts a death: soon after a start it is as bad as a failed one, unless it had worked.
+    fn mourn(&mut self, id: &RevisionId, lived: &Lived, why: &str, now: Instant) {
+        let (stable, cause) = (self.shared.config.stable_after.0, Live::cause_of_death(why));
+        if lived.age < stable {
+            self.with(id, |live| match lived.worked {
+                true => live.backoff.lost(now, cause, why),
+                false => live.backoff.crashed(now, cause, why),
+            });
         }
     }
 
@@ -461,9 +464,11 @@ impl Reconcile {
                 let _ = done.send(());
             }
             Nudge::Condemn { revision, instance } => {
-                let age = self.live.get_mut(&revision).and_then(|live| live.condemn(&instance, now));
-                if let Some(age) = age {
-                    self.mourn(&revision, age, "calls could not be sent to it", now);
+                // Whoever calls often notices a death first: what the instance answered until then counts here as well.
+                self.sample();
+                let lived = self.live.get_mut(&revision).and_then(|live| live.condemn(&instance, now));
+                if let Some(lived) = lived {
+                    self.mourn(&revision, &lived, "calls could not be sent to it", now);
                     self.converge(&revision, now);
                 }
             }

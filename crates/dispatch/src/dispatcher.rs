@@ -6,7 +6,10 @@ use std::{
     time::Duration,
 };
 
-use taper_model::{BoxFuture, Call, Demand, Fault, InstanceId, Invoke, Load, Reply, RevisionId, call::Terms};
+use taper_model::{
+    BoxFuture, Call, Demand, Fault, InstanceId, Invoke, Load, Reply, RevisionId,
+    call::{Place, Terms},
+};
 use taper_provider::{Event, Instance};
 use tokio::time::Instant;
 
@@ -211,6 +214,9 @@ impl Dispatcher {
                     return Err(give_back(last, *call));
                 }
             };
+            if call.terms.background {
+                placed(&call, &permit);
+            }
             let before = fault.message;
             fault = match permit.slot().instance.run.invoke(*call).await {
                 Ok(reply) => return Ok(permit.ride(reply, repeated)),
@@ -337,6 +343,9 @@ impl Invoke for Dispatcher {
                 Ok(permit) => permit,
                 Err(fault) => return Err(give_back(fault, call)),
             };
+            if terms.background {
+                placed(&call, &permit);
+            }
             match permit.slot().instance.run.invoke(call).await {
                 Ok(reply) => Ok(permit.ride(reply, repeated)),
                 Err(fault) if fault.unsent.is_none() => Err(fault),
@@ -392,6 +401,13 @@ impl Load for Dispatcher {
         if let Some(pool) = self.known(revision) {
             pool.refuse(fault);
         }
+    }
+}
+
+/// Tells whoever wants to know which instance has a call.
+fn placed(call: &Call, permit: &Permit) {
+    if let Some(place) = call.request.extensions().get::<Place>() {
+        place.given(permit.instance());
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Version, header};
+use http::{HeaderName, HeaderValue, Uri, Version, header};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use taper_model::{BoxError, Cause, Fault, Stage};
@@ -52,7 +52,7 @@ pub(crate) fn check(context: &Context, request: &Request) -> Result<(), Fault> {
     let (mut host_spelt, mut host_agrees, mut chunked) = (true, true, true);
     let authority = request.uri().authority().map(|a| a.as_str().as_bytes());
     for (name, value) in request.headers() {
-        size += name.as_str().len() + value.len() + 4;
+        size += self::size((name, value));
         if name == header::HOST {
             hosts += 1;
             host_spelt &= value.as_bytes().iter().all(is_of_host);
@@ -62,11 +62,7 @@ pub(crate) fn check(context: &Context, request: &Request) -> Result<(), Fault> {
             chunked &= value.as_bytes().eq_ignore_ascii_case(b"chunked");
         }
     }
-    let target = request.uri().path_and_query().map_or(0, |p| p.as_str().len());
-    if size + target > context.config.max_headers {
-        let text = format!("the request's head is over the limit of {} bytes", context.config.max_headers);
-        return refuse(Cause::HeadersTooLarge, &text);
-    }
+    fits(context, request.uri(), size)?;
     if hosts > 1 || (request.version() == Version::HTTP_11 && hosts == 0) {
         return refuse(Cause::Malformed, "a request must have exactly one Host header");
     }
@@ -87,6 +83,24 @@ pub(crate) fn check(context: &Context, request: &Request) -> Result<(), Fault> {
         return refuse(Cause::ShuttingDown, "the platform is shutting down; try again");
     }
     Ok(())
+}
+
+/// Bytes that a header counts for.
+pub(crate) fn size((name, value): (&HeaderName, &HeaderValue)) -> usize {
+    name.as_str().len() + value.len() + 4
+}
+
+/// Whether a head with this target and headers of this size is within the limit.
+///
+/// # Errors
+/// A fault of the stage `accept`.
+pub(crate) fn fits(context: &Context, target: &Uri, headers: usize) -> Result<(), Fault> {
+    let (max, target) = (context.config.max_headers, target.path_and_query().map_or(0, |p| p.as_str().len()));
+    if headers + target <= max {
+        return Ok(());
+    }
+    let text = format!("the request's head is over the limit of {max} bytes");
+    Err(Fault::new(Stage::Accept, Cause::HeadersTooLarge, text))
 }
 
 /// Whether a host may have this byte (RFC 3986, section 3.2.2, and the port).

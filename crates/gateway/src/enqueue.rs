@@ -1,19 +1,23 @@
 //! A call whose caller does not wait: its body is read whole, within bounds of size, of time, and of what all such bodies hold
 //! together; the queue has it on disk before the caller hears 202. Never runs a call: the queue's own workers do.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{
+    Arc, Weak,
+    atomic::{AtomicU64, Ordering::Relaxed},
+};
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderValue, Method, header, request};
 use http_body_util::BodyExt;
-use taper_model::{CallId, Cause, Fault, Stage};
-use taper_queue::{Entry, Queue};
+use taper_model::{CallId, Cause, Fault, FunctionName, Stage};
+use taper_queue::{Accepted, Entry, Queue};
 use tokio::time::{Instant, timeout_at};
 
 use crate::{
     Context,
-    accept::{Arrival, Request, Response},
+    accept::{self, Arrival, Request, Response},
     forward, headers,
+    limit::Gate,
     record::Record,
     reply,
     route::Door,
@@ -35,9 +39,9 @@ pub(crate) fn asked(request: &Request) -> bool {
 pub(crate) async fn answer(context: &Context, request: Request) -> Response {
     let _writes = context.writes.token();
     let (head, Arrival { upload, mut record }) = request.into_parts();
-    let Some(queue) = context.queue.as_deref() else {
-        let text = "asynchronous calls are not served; use /function/NAME";
-        return reply::fault(record, &Fault::new(Stage::Route, Cause::NotFound, text), false);
+    let queue = match queue(context) {
+        Ok(queue) => queue,
+        Err(fault) => return reply::fault(record, &fault, false),
     };
     let direct = record.door() == Door::Async;
     if direct && head.method == Method::DELETE {
@@ -47,27 +51,74 @@ pub(crate) async fn answer(context: &Context, request: Request) -> Response {
         };
     }
     match enqueue(context, queue, head, upload, &mut record).await {
-        Ok(location) => reply::accepted(record, Some(&location)),
+        Ok((location, repeated)) => reply::accepted(record, Some((&location, repeated))),
         Err(fault) => reply::fault(record, &fault, false),
     }
 }
 
-/// Puts the call into the queue, and says where its record is.
+/// Takes calls on that come by another way than a request for them: the resource API. What may be asked is the same. Cheap to clone.
+#[derive(Clone)]
+pub struct Accept(Weak<Context>);
+
+impl Accept {
+    pub(crate) fn new(context: &Arc<Context>) -> Self {
+        Self(Arc::downgrade(context))
+    }
+
+    /// Puts a call of this function into the queue; the path is the function's own.
+    ///
+    /// # Errors
+    /// Why it was not accepted.
+    ///
+    /// # Cancel safety
+    /// The call is accepted or not, never by half.
+    pub async fn accept(&self, name: &FunctionName, request: http::Request<Bytes>) -> Result<Accepted, Fault> {
+        let over = || Fault::new(Stage::Accept, Cause::ShuttingDown, "the platform is shutting down; try again");
+        let context = self.0.upgrade().ok_or_else(over)?;
+        let queue = queue(&context)?;
+        let (mut head, body) = request.into_parts();
+        served(&head.method, &reply::METHODS)?;
+        let found = context.routes[0].named(&context, name)?;
+        accept::fits(&context, &head.uri, head.headers.iter().map(accept::size).sum())?;
+        let max = context.config.max_async_body;
+        if body.len() as u64 > max {
+            return Err(forward::too_large(max));
+        }
+        headers::foreign(&mut head.headers, found.host.clone());
+        let target = head.uri.path_and_query().map_or("/", |target| target.as_str()).to_owned();
+        let mut entry = read(&found, head, target)?;
+        found.gate.as_ref().map_or(Ok(()), Gate::accept)?;
+        put(&mut entry, body);
+        queue.push(entry).await.map_err(taper_queue::Error::fault)
+    }
+}
+
+fn queue(context: &Context) -> Result<&dyn Queue, Fault> {
+    let text = "asynchronous calls are not served; use /function/NAME";
+    context.queue.as_deref().ok_or_else(|| Fault::new(Stage::Route, Cause::NotFound, text))
+}
+
+fn served(method: &Method, allowed: &[Method]) -> Result<(), Fault> {
+    if allowed.contains(method) {
+        return Ok(());
+    }
+    let text = format!("functions are not called asynchronously with {method} here");
+    Err(Fault::new(Stage::Route, Cause::Method, text))
+}
+
+/// Puts the call into the queue; says where its record is, and whether that was there before.
 async fn enqueue(
     context: &Context,
     queue: &dyn Queue,
-    mut head: request::Parts,
+    head: request::Parts,
     upload: Upload,
     record: &mut Record,
-) -> Result<String, Fault> {
+) -> Result<(String, bool), Fault> {
     let allowed = match record.door() {
         Door::Async => &reply::ASYNC_METHODS[..],
         _ => &reply::METHODS[..],
     };
-    if !allowed.contains(&head.method) {
-        let text = format!("functions are not called asynchronously with {} here", head.method);
-        return Err(Fault::new(Stage::Route, Cause::Method, text));
-    }
+    served(&head.method, allowed)?;
     let found = record.found().cloned().ok_or_else(forward::nowhere)?;
     let max = context.config.max_async_body;
     if upload.announced().is_some_and(|length| length > max) {
@@ -79,21 +130,16 @@ async fn enqueue(
         choice.accept(address)?;
     }
     let pin = address.tag.and_then(|tag| HeaderValue::from_str(tag.as_str()).ok());
-    let mut entry = entry(&mut head, &found, record)?;
+    let mut entry = entry(head, &found, record)?;
     if let Some(pin) = pin {
         entry.headers.insert(headers::PIN, pin);
     }
     // It counts as one that comes; how many run at a time is decided when it does.
-    if let Some(gate) = &found.gate {
-        gate.accept()?;
-    }
+    found.gate.as_ref().map_or(Ok(()), Gate::accept)?;
     let held = Held { total: &context.held, bytes: 0 };
     let transfer = record.transfer().clone();
     let (body, held) = collect(upload, max, held, deadline, &transfer).await?;
-    if !body.is_empty() || entry.headers.contains_key(header::CONTENT_LENGTH) {
-        entry.headers.insert(header::CONTENT_LENGTH, (body.len() as u64).into());
-    }
-    entry.body = body;
+    put(&mut entry, body);
     let (named, namespace) = (entry.correlation.is_some(), entry.function.namespace.clone());
     let accepted = queue.push(entry).await.map_err(taper_queue::Error::fault)?;
     drop(held);
@@ -101,13 +147,21 @@ async fn enqueue(
     if !named {
         record.known_as(accepted.id);
     }
-    Ok(location)
+    Ok((location, accepted.repeated))
+}
+
+/// The body, and how long it is.
+fn put(entry: &mut Entry, body: Bytes) {
+    if !body.is_empty() || entry.headers.contains_key(header::CONTENT_LENGTH) {
+        entry.headers.insert(header::CONTENT_LENGTH, (body.len() as u64).into());
+    }
+    entry.body = body;
 }
 
 /// The call as the queue keeps it, still without its body.
-fn entry(head: &mut request::Parts, found: &Found, record: &Record) -> Result<Entry, Fault> {
+fn entry(mut head: request::Parts, found: &Found, record: &Record) -> Result<Entry, Fault> {
     let given = head.headers.get(headers::CALL_ID).is_some_and(|v| v.as_bytes() == record.id().as_str().as_bytes());
-    headers::inward(head, record, found.host.clone());
+    headers::inward(&mut head, record, found.host.clone());
     if !given {
         head.headers.remove(headers::CALL_ID);
     }
@@ -115,9 +169,13 @@ fn entry(head: &mut request::Parts, found: &Found, record: &Record) -> Result<En
     for gone in [header::CONNECTION, header::UPGRADE, header::TE] {
         head.headers.remove(gone);
     }
-    let (name, target) = (found.function.name.clone(), forward::seen(found, &head.uri));
-    let (method, headers) = (head.method.clone(), std::mem::take(&mut head.headers));
-    Entry::read(name, method, target, headers, Bytes::new())
+    let target = forward::seen(found, &head.uri);
+    read(found, head, target)
+}
+
+/// What the headers say to the queue.
+fn read(found: &Found, head: request::Parts, target: impl Into<String>) -> Result<Entry, Fault> {
+    Entry::read(found.function.name.clone(), head.method, target, head.headers, Bytes::new())
         .map_err(|invalid| Fault::new(Stage::Accept, Cause::Malformed, invalid.to_string()))
 }
 

@@ -9,7 +9,7 @@ use http::{
     request, response,
 };
 
-use taper_model::Name;
+use taper_model::{Name, clock};
 
 use crate::{record::Record, trace};
 
@@ -43,6 +43,8 @@ pub(crate) const PIN: HeaderName = HeaderName::from_static("x-taper-pin");
 pub(crate) const ATTEMPTS: HeaderName = HeaderName::from_static("x-taper-attempts");
 /// OpenFaaS's mark on errors of its own parts.
 pub(crate) const OPENFAAS_INTERNAL: HeaderName = HeaderName::from_static("x-openfaas-internal");
+/// `true`: the call was accepted before, and is named again.
+pub(crate) const REPEATED: HeaderName = HeaderName::from_static("x-taper-repeated");
 /// `true`: the caller does not wait.
 pub(crate) const ASYNC: HeaderName = HeaderName::from_static("x-taper-async");
 /// Where a call's time went (W3C Server Timing).
@@ -177,6 +179,16 @@ pub(crate) fn inward(head: &mut request::Parts, record: &Record, own: HeaderValu
         found.tell(head.uri.path(), headers);
     }
     tag
+}
+
+/// Makes the headers of a call that came by no connection of its own a function's, whose calls have this `Host`.
+pub(crate) fn foreign(headers: &mut HeaderMap, own: HeaderValue) {
+    strip(headers);
+    remove(headers, |name| is_ours_inward(name) || is_like_ours(name));
+    headers.remove(header::CONTENT_LENGTH);
+    headers.insert(header::HOST, own);
+    let now = u64::try_from(clock::unix().as_nanos()).unwrap_or(u64::MAX);
+    headers.insert(START_TIME, now.into());
 }
 
 /// Tells a function how its call was chosen by a tag: the one that its address names, or that what was asked for is not there.

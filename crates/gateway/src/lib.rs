@@ -67,9 +67,10 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub use authenticate::Credentials;
 pub use choose::choose;
 pub use config::{AccessLog, Config};
+pub use enqueue::Accept;
 pub use handover::{Adopt, End, Listeners};
 pub use listen::{Drained, Gateway};
-pub use metrics::{Gauges, Invocations, Starts};
+pub use metrics::{Figure, Figures, Gauges, Invocations, Starts};
 pub use reply::status;
 pub use tls::{Acme, Least, Pem, Tls};
 
@@ -92,6 +93,8 @@ pub struct Parts {
     pub gauges: Box<dyn Fn() -> Vec<Gauges> + Send + Sync>,
     /// What is kept ready for starts; asked for at each scrape of `/metrics`.
     pub pool: Box<dyn Fn() -> Pooled + Send + Sync>,
+    /// What parts behind the gateway count that it knows nothing of; asked for at each scrape of `/metrics`.
+    pub figures: Figures,
     /// Whether the platform takes calls; asked for by `/readyz`.
     pub ready: Box<dyn Fn() -> bool + Send + Sync>,
     /// Where access log lines go: standard error.
@@ -197,7 +200,8 @@ impl Context {
             secure,
             secure_port,
             log: log::Log::start(config.access_log, parts.log).map_err(Error::Log)?,
-            metrics: metrics::Metrics::new(parts.snapshot.clone(), parts.gauges, parts.pool, parts.queue.clone()),
+            metrics: metrics::Metrics::new(parts.snapshot.clone(), parts.gauges, parts.pool, parts.queue.clone())
+                .beside(parts.figures),
             templates: config.templates()?,
             config,
             routes: (0..lanes).map(|_| routes::Routes::new(parts.snapshot.clone())).collect(),

@@ -23,7 +23,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tower::Service;
 
 use crate::{
-    Config, Context, Credentials, Error, Invocations, Parts,
+    Accept, Config, Context, Credentials, Error, Invocations, Parts,
     accept::{Request, Response},
     authenticate::Authenticate,
     control, cors, enqueue, forward,
@@ -135,6 +135,11 @@ impl Gateway {
     /// When the system has no descriptor left.
     pub fn listeners(&self) -> io::Result<Listeners> {
         self.adopt.listeners()
+    }
+
+    /// Takes calls on whose callers do not wait, for those who answer requests for them behind the gateway; also while it runs.
+    pub fn accept(&self) -> Accept {
+        Accept::new(&self.context)
     }
 
     /// How often functions were called, now and later.

@@ -3,6 +3,7 @@
 
 mod ends;
 mod expose;
+mod figures;
 mod histogram;
 mod shares;
 mod starts;
@@ -29,6 +30,7 @@ use taper_store::Snapshot;
 use tokio::sync::watch;
 
 pub(crate) use ends::{Ends, Mirrored};
+pub use figures::{Figure, Figures};
 pub(crate) use histogram::Histogram;
 use shares::Shares;
 pub use starts::Starts;
@@ -41,6 +43,8 @@ const CALL: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 
 const CODES: usize = 64;
 /// Upper bounds in seconds of a stage's time.
 const STAGE: &[f64] = &[0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0];
+/// Upper bounds in seconds of the time that a call whose caller does not wait waits for its first attempt.
+const LATER: &[f64] = &[0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 600.0, 3600.0];
 /// The content type of what [`Metrics::text`] gives.
 pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -110,6 +114,13 @@ impl Invocations {
         }
     }
 
+    /// The first attempt at a call from the queue began this long after it was due.
+    pub fn waited(&self, function: &FunctionName, wait: Duration) {
+        if let Some(series) = self.0.existing(function) {
+            series.later.observe(wait);
+        }
+    }
+
     /// It reached an instance, in this way.
     pub fn reached(&self, function: &FunctionName, served: &Served) {
         if let Some(series) = self.0.existing(function) {
@@ -138,6 +149,8 @@ impl Invocations {
 pub(crate) struct Series {
     begun: Shares<Begun>,
     wait: Histogram,
+    /// Of calls from the queue: how long after they were due they began.
+    later: Histogram,
     recent: Recent,
     /// By status; 0 stands for all that came when there were too many.
     codes: Mutex<BTreeMap<u16, Arc<Histogram>>>,
@@ -159,6 +172,7 @@ impl Series {
         Self {
             begun: Shares::default(),
             wait: Histogram::new(STAGE),
+            later: Histogram::new(LATER),
             recent: Recent::default(),
             codes: Mutex::new(BTreeMap::new()),
             revisions: Mutex::new(BTreeMap::new()),
@@ -249,6 +263,12 @@ impl Metrics {
         let mut registry = Registry::default();
         registry.register_collector(Box::new(counts.clone()));
         Self { counts, registry }
+    }
+
+    /// Shows these figures as well.
+    pub(crate) fn beside(mut self, figures: Figures) -> Self {
+        self.registry.register_collector(Box::new(figures::Beside(figures)));
+        self
     }
 
     /// The counts of calls, for others.
@@ -461,12 +481,20 @@ mod tests {
         invocations.reached(&hello, &Served { start: Start::Warm, phases: None, ..cold() });
         invocations.reached(&hello, &cold());
         invocations.reached(&gone, &cold());
+        invocations.waited(&hello, Duration::from_millis(40));
+        invocations.waited(&gone, Duration::from_millis(40));
         let starts = invocations.starts(&hello);
         assert_eq!((starts.pool, starts.cold, starts.recent.len()), (0, 1, 1));
         assert_eq!(starts.recent[0].1.phases, cold().phases);
         assert_eq!(invocations.starts(&gone).cold, 0);
         let text = metrics.text();
         assert!(text.contains(r#"invocation_inflight{function_name="hello.openfaas-fn"} 1"#), "{text}");
+        for line in [
+            r#"taper_async_wait_seconds_bucket{le="0.01",function_name="hello.openfaas-fn"} 0"#,
+            r#"taper_async_wait_seconds_bucket{le="0.05",function_name="hello.openfaas-fn"} 1"#,
+        ] {
+            assert!(text.contains(line), "{line} is not in\n{text}");
+        }
         assert!(!text.contains("gone"), "{text}");
     }
 

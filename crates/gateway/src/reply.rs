@@ -115,12 +115,15 @@ pub(crate) fn platform(mut record: Record, mut head: response::Parts, body: tape
     http::Response::from_parts(head, Departure::new(record, body, Limit::None))
 }
 
-/// The answer to a caller who does not wait: what he asked for is on disk. `location`: where the call's record is.
-pub(crate) fn accepted(record: Record, location: Option<&str>) -> Response {
+/// The answer to a caller who does not wait: what he asked for is on disk. `call`: where its record is, and whether that was there before.
+pub(crate) fn accepted(record: Record, call: Option<(&str, bool)>) -> Response {
     let mut head = http::Response::new(()).into_parts().0;
     head.status = StatusCode::ACCEPTED;
-    if let Some(location) = location {
+    if let Some((location, repeated)) = call {
         head.headers.insert(header::LOCATION, headers::value(location));
+        if repeated {
+            head.headers.insert(headers::REPEATED, HeaderValue::from_static("true"));
+        }
     }
     platform(record, head, call::empty())
 }

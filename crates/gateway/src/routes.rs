@@ -10,7 +10,7 @@
 use std::{
     borrow::Cow,
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError, atomic::Ordering::Relaxed},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
@@ -141,11 +141,25 @@ impl Routes {
         Self(Mutex::new(Known { snapshot, hosts, named, ruled, open: None }))
     }
 
-    fn decide(&self, context: &Context, request: &Request) -> Decision {
+    /// A function that no request has led to.
+    ///
+    /// # Errors
+    /// When there is none of this name.
+    pub(crate) fn named(&self, context: &Context, name: &FunctionName) -> Result<Arc<Found>, Fault> {
+        self.known().by_name(context, &format!("/function/{name}"))
+    }
+
+    /// What is known, and not old.
+    fn known(&self) -> MutexGuard<'_, Known> {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if known.snapshot.has_changed().unwrap_or(true) {
             known.forget();
         }
+        known
+    }
+
+    fn decide(&self, context: &Context, request: &Request) -> Decision {
+        let mut known = self.known();
         let path = request.uri().path();
         let found = match asked(request).and_then(|host| known.whose(context, host)) {
             Ok(Whose::Nobody) => return known.at_home(context, request),

@@ -8,14 +8,16 @@
 //! # Whose it is
 //!
 //! Two locks tell, which the kernel lets go when their holders end, however they end: that on a life's folder is the
-//! platform's, that on the folder `root` in it the platform's and its spawner's. Nobody begins, sweeps or takes over but in its
-//! *turn*, a lock on the data directory itself.
+//! platform's, that on the folder `root` in it the platform's and its spawner's. Nobody begins, sweeps, takes over or removes what
+//! is his but in his *turn*, a lock on the data directory itself: the folder `run` is everybody's, and one that ends would
+//! take it away from under another that begins.
 
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -26,9 +28,9 @@ use crate::sandbox::{Mark, cgroup::Cgroups};
 use crate::spawner::{Estate, SOCKET, adopt_from};
 use crate::{Error, network};
 
-/// How long a spawner that ends may take for it, and how often that is looked at.
+/// How long others may take to end or for their turn, and how often that is looked at.
 const ENDING: Duration = Duration::from_secs(10);
-const PAUSE: Duration = Duration::from_millis(2);
+pub(crate) const PAUSE: Duration = Duration::from_millis(2);
 /// What the name of a life's folder begins with; its number follows.
 const LIFE: &str = "g";
 
@@ -61,36 +63,37 @@ impl Turn {
         let run = self.data.join("run");
         make(&run)?;
         fs::set_permissions(&run, fs::Permissions::from_mode(0o700)).map_err(Error::file(&run))?;
-        let begun = self.begin_in(&run, identity);
-        if begun.is_err() {
-            let _ = fs::remove_dir(&run);
-        }
-        begun
+        let found = self.find_place(&run, identity);
+        let (place, estate) = found.inspect_err(|_| drop(fs::remove_dir(&run)))?;
+        let Place { number, folder, root } = place;
+        let (path, mark) = (run.join(format!("{LIFE}{number}")), Mark::of(&self.data).of_life(number));
+        let Turn { data, lock } = self;
+        let (turn, removed) = (Mutex::new(Some(lock)), AtomicBool::new(false));
+        Ok((Generation(Arc::new(Inner { data, number, mark, path, folder, root, turn, removed })), estate))
     }
 
-    fn begin_in(self, run: &Path, identity: Option<&str>) -> Result<(Generation, Option<Estate>), Error> {
-        let family = Mark::of(&self.data);
-        let Swept { living, orphan } = sweep(run, &family, identity)?;
-        let (number, folder, root, estate) = match orphan {
-            Some(Orphan { number, folder, estate }) => {
-                let lock = estate.lock.try_clone().map_err(Error::file(run))?;
-                (number, folder, lock, Some(estate))
-            }
-            None => {
-                let number = (1..=u8::MAX).find(|number| !living.contains(number));
-                let number = number.ok_or_else(|| Error::file(run)(io::Error::other("too many platforms use it")))?;
-                let path = run.join(format!("{LIFE}{number}"));
-                make(&path.join("root"))?;
-                // Whoever looks whether it is locked lets go at once.
-                let lock = |path: PathBuf| locked(&path, FlockOperation::LockExclusive).map_err(Error::file(path));
-                (number, lock(path.clone())?, lock(path.join("root"))?, None)
-            }
-        };
+    fn find_place(&self, run: &Path, identity: Option<&str>) -> Result<(Place, Option<Estate>), Error> {
+        let Swept { living, orphan } = sweep(run, &Mark::of(&self.data), identity)?;
+        if let Some(Orphan { number, folder, estate }) = orphan {
+            let root = estate.lock.try_clone().map_err(Error::file(run))?;
+            return Ok((Place { number, folder, root }, Some(estate)));
+        }
+        let number = (1..=u8::MAX).find(|number| !living.contains(number));
+        let number = number.ok_or_else(|| Error::file(run)(io::Error::other("too many platforms use it")))?;
         let path = run.join(format!("{LIFE}{number}"));
-        let Turn { data, lock } = self;
-        let (mark, turn) = (family.of_life(number), Mutex::new(Some(lock)));
-        Ok((Generation(Arc::new(Inner { data, number, mark, path, folder, root, turn })), estate))
+        make(&path.join("root"))?;
+        // Whoever looks whether it is locked lets go at once.
+        let lock = |path: PathBuf| locked(&path, FlockOperation::LockExclusive).map_err(Error::file(path));
+        let (folder, root) = (lock(path.clone())?, lock(path.join("root"))?);
+        Ok((Place { number, folder, root }, None))
     }
+}
+
+/// A number and the two locks of a life.
+struct Place {
+    number: u8,
+    folder: OwnedFd,
+    root: OwnedFd,
 }
 
 /// One life of a platform over a data directory. When the last clone is dropped its folder is removed, if nothing is in it.
@@ -109,6 +112,8 @@ struct Inner {
     root: OwnedFd,
     /// While this life begins.
     turn: Mutex<Option<OwnedFd>>,
+    /// Its folder is gone: one with this number is another life's.
+    removed: AtomicBool,
 }
 
 impl Generation {
@@ -216,7 +221,8 @@ impl Generation {
         if self.has_company() { None } else { Some(work()) }
     }
 
-    /// Removes its folder, if nothing is in it any more. For the end, when nothing of this life is left on the host.
+    /// Removes its folder, if nothing is in it any more. For the end, when nothing of this life is left on the host. Blocks while
+    /// another one begins.
     pub(crate) fn remove(&self) {
         self.0.remove();
     }
@@ -227,9 +233,13 @@ impl Generation {
 }
 
 impl Inner {
-    /// While it is locked nobody else begins with the same number, so it is this life's folder that goes.
     fn remove(&self) {
-        remove(&self.path);
+        let own = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        // Where there is none to be had, the next one that begins removes what it finds.
+        let turn = if own.is_some() { None } else { turn_in(&self.data, ENDING) };
+        if (own.is_some() || turn.is_some()) && !self.removed.load(Ordering::Relaxed) {
+            self.removed.store(remove(&self.path), Ordering::Relaxed);
+        }
     }
 }
 
@@ -311,24 +321,50 @@ fn heir(path: &Path, folder: &OwnedFd, identity: Option<&str>) -> Option<Estate>
     None
 }
 
-/// Waits until the platform of the life in this folder is dead, and takes its place.
-pub(crate) fn outlived(folder: &Path) -> io::Result<OwnedFd> {
-    locked(folder, FlockOperation::LockExclusive)
+/// The turn, as soon as nobody else has it, if that is within so long.
+fn turn_in(data: &Path, patience: Duration) -> Option<OwnedFd> {
+    for _ in 0..patience.as_millis() / PAUSE.as_millis() {
+        match locked(data, FlockOperation::NonBlockingLockExclusive) {
+            Err(why) if why.kind() == io::ErrorKind::WouldBlock => std::thread::sleep(PAUSE),
+            answer => return answer.ok(),
+        }
+    }
+    None
 }
 
-/// Removes what a life that is over has left in its folder, and the folder. For its spawner, which still holds its lock.
-pub(crate) fn bury(folder: &Path) {
-    // What cannot be removed is removed by the next one that begins.
-    let _ = clear(folder, &[]);
-    remove(folder);
+/// Clears up after the life in this folder, by `more` and then of files, if its platform is dead and it is nobody's turn. For its
+/// spawner, which still holds its lock. Gives whether there is nothing left to do.
+///
+/// It waits for neither: whoever has his turn may be waiting for this spawner to end, and takes the platform's lock to know that it
+/// is dead; were it held here meanwhile, a dead life would look like one that goes on.
+pub(crate) fn bury(folder: &Path, more: impl FnOnce()) -> bool {
+    let Some(data) = folder.parent().and_then(Path::parent) else { return true };
+    let locks = locked(data, FlockOperation::NonBlockingLockExclusive)
+        .and_then(|turn| Ok((locked(folder, FlockOperation::NonBlockingLockExclusive)?, turn)));
+    match locks {
+        Err(why) => why.kind() != io::ErrorKind::WouldBlock,
+        Ok(_both) => {
+            more();
+            // What cannot be removed is removed by the next one that begins.
+            let _ = clear(folder, &[]);
+            remove(folder);
+            true
+        }
+    }
 }
 
-/// Removes a life's folder, if nothing of any instance is in it.
-fn remove(folder: &Path) {
+/// Removes a life's folder, if nothing of any instance is in it. Gives whether it is gone. Else what tells that it is somebody's
+/// stays, too.
+fn remove(folder: &Path) -> bool {
     let _ = fs::remove_file(folder.join(SOCKET));
-    let _ = fs::remove_dir(folder.join("root"));
-    let _ = fs::remove_dir(folder);
+    let empty =
+        fs::read_dir(folder).is_ok_and(|mut left| left.all(|one| one.is_ok_and(|one| one.file_name() == "root")));
+    if empty {
+        let _ = fs::remove_dir(folder.join("root"));
+        let _ = fs::remove_dir(folder);
+    }
     let _ = folder.parent().map(fs::remove_dir);
+    !folder.exists()
 }
 
 /// Removes from a folder the sockets and folders of instances but these, and ends what carried their connections.
@@ -435,6 +471,57 @@ mod tests {
         living.settled();
         drop(living);
         assert_eq!(names(&run), ["network.json", "other", "other.sock"]);
+    }
+
+    #[test]
+    fn one_that_ends_takes_nothing_away_from_under_another_that_begins() {
+        let data = tempfile::tempdir().expect("makes");
+        let run = data.path().join("run");
+        let first = Generation::begin(data.path()).expect("begins");
+        first.settled();
+        let turn = Turn::take(data.path()).expect("takes");
+        let (tell, told) = std::sync::mpsc::channel();
+        let ends = std::thread::spawn(move || {
+            drop(first);
+            tell.send(()).expect("somebody listens");
+        });
+        assert!(told.recv_timeout(Duration::from_millis(50)).is_err(), "it has not had its turn");
+        assert_eq!(names(&run), ["g1"]);
+        drop(turn);
+        ends.join().expect("ends");
+        assert!(!run.exists());
+    }
+
+    #[test]
+    fn one_that_has_ended_leaves_its_number_to_the_next() {
+        let data = tempfile::tempdir().expect("makes");
+        let first = Generation::begin(data.path()).expect("begins");
+        first.settled();
+        first.remove();
+        let second = Generation::begin(data.path()).expect("begins");
+        second.settled();
+        assert_eq!(second.number(), 1);
+        drop(first);
+        assert_eq!(names(second.path()), ["root"]);
+    }
+
+    #[test]
+    fn a_spawner_buries_only_a_dead_platform_and_only_in_its_turn() {
+        let data = tempfile::tempdir().expect("makes");
+        let path = data.path().join("run/g1");
+        fs::create_dir_all(path.join("root")).expect("makes");
+        fs::write(path.join("3-0a0b0c01.sock"), "").expect("writes");
+        let platform = locked(&path, FlockOperation::LockExclusive).expect("locks");
+        assert!(!bury(&path, || panic!("the platform lives")));
+        drop(platform);
+        let turn = Turn::take(data.path()).expect("takes");
+        assert!(!bury(&path, || panic!("it is another's turn")));
+        assert_eq!(names(&path), ["3-0a0b0c01.sock", "root"]);
+        drop(turn);
+        let mut buried = false;
+        assert!(bury(&path, || buried = true) && buried);
+        assert_eq!(names(data.path()), Vec::<String>::new());
+        assert!(bury(&path, || panic!("there is nothing any more")), "nobody would ever end otherwise");
     }
 
     #[test]

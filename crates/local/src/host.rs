@@ -236,7 +236,8 @@ impl Host {
         if let Err(e) = self.network.clone().remove().await {
             tracing::warn!(error = %e, "the network of instances could not be taken down; the next start does it");
         }
-        self.generation.remove();
+        let generation = self.generation.clone();
+        let _ = tokio::task::spawn_blocking(move || generation.remove()).await;
     }
 
     /// Brings a revision's code and dependencies near. Fast when they are.

@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -14,7 +14,7 @@ use tokio::{
     time::Instant,
 };
 
-use crate::{BoxFuture, Fault, Invalid, RevisionId};
+use crate::{BoxFuture, Fault, InstanceId, Invalid, RevisionId};
 
 /// A boxed error of whatever broke underneath.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -111,6 +111,18 @@ impl fmt::Debug for CallId {
     }
 }
 
+impl serde::Serialize for CallId {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&self.0)
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for CallId {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        Self::given(&String::deserialize(from)?).map_err(serde::de::Error::custom)
+    }
+}
+
 /// A number in eight hexadecimal digits. All at once: every call needs some dozens, and formatting costs far more.
 pub fn hex(number: u32) -> [u8; 8] {
     const ONES: u64 = 0x0101_0101_0101_0101;
@@ -179,6 +191,32 @@ pub struct Served {
     pub phases: Option<Phases>,
     /// It was sent twice: the first time its instance broke off before any of an answer came. `X-Taper-Attempts: 2` on the wire.
     pub repeated: bool,
+}
+
+/// Where a call for which nobody waits is run, for whoever writes that down: who decides it says so here, and how the call ends changes nothing of
+/// it. Rides in the request's extensions.
+#[derive(Debug, Clone, Default)]
+pub struct Place(Arc<Mutex<(Option<RevisionId>, Option<InstanceId>)>>);
+
+impl Place {
+    /// This revision was chosen for it.
+    pub fn chosen(&self, revision: &RevisionId) {
+        self.place().0 = Some(revision.clone());
+    }
+
+    /// It is in the hands of this instance.
+    pub fn given(&self, instance: &InstanceId) {
+        self.place().1 = Some(instance.clone());
+    }
+
+    /// The revision and the instance, as far as it came.
+    pub fn get(&self) -> (Option<RevisionId>, Option<InstanceId>) {
+        self.place().clone()
+    }
+
+    fn place(&self) -> MutexGuard<'_, (Option<RevisionId>, Option<InstanceId>)> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Both directions of a connection, when the function has answered 101 and what follows is no HTTP any more. Rides in the reply's

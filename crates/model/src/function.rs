@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Digest, Invalid, Name,
+    invocation::Async,
     quantity::{Cpu, Memory, Span},
     route::Rule,
     traffic::{Limits, Rollout, Routing, Sticky, Traffic},
@@ -390,7 +391,7 @@ pub struct FunctionSpec {
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub debug: bool,
     /// Shares of the traffic. As it was when absent; at first, everything to the latest ready revision. Of the function, not of a
-    /// revision, like the four fields that follow: changing them makes none.
+    /// revision, like the five fields that follow: changing them makes none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub traffic: Vec<Traffic>,
     /// What keeps a caller with the revision that it was sent to first.
@@ -405,6 +406,9 @@ pub struct FunctionSpec {
     /// How many calls are let in.
     #[serde(skip_serializing_if = "Limits::is_none")]
     pub limits: Limits,
+    /// How its asynchronous calls run, and where what became of them goes.
+    #[serde(rename = "async", skip_serializing_if = "is_default")]
+    pub asynchronous: Async,
 }
 
 /// Reads one rule or a list of them.
@@ -446,13 +450,15 @@ impl FunctionSpec {
             rollout: self.rollout.take(),
             route: std::mem::take(&mut self.route),
             limits: std::mem::take(&mut self.limits),
+            asynchronous: std::mem::take(&mut self.asynchronous),
         }
     }
 
     /// Puts it back, to show both together.
     pub fn put_routing(&mut self, routing: &Routing) {
-        let Routing { traffic, sticky, rollout, route, limits } = routing.clone();
-        (self.traffic, self.sticky, self.rollout, self.route, self.limits) = (traffic, sticky, rollout, route, limits);
+        let Routing { traffic, sticky, rollout, route, limits, asynchronous } = routing.clone();
+        (self.traffic, self.sticky, self.rollout, self.route) = (traffic, sticky, rollout, route);
+        (self.limits, self.asynchronous) = (limits, asynchronous);
     }
 
     /// The runtime; `binary` when nothing was said or detected.

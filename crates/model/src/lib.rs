@@ -7,8 +7,10 @@ pub mod call;
 pub mod clock;
 pub mod demand;
 pub mod digest;
+pub mod event;
 pub mod fault;
 pub mod function;
+pub mod invocation;
 pub mod manifest;
 pub mod name;
 pub mod namespace;
@@ -18,6 +20,7 @@ pub mod revision;
 pub mod route;
 pub mod secret;
 pub mod traffic;
+pub mod trigger;
 
 pub use call::{Body, BoxError, Call, CallId, Invoke, Reply};
 pub use demand::{Demand, Load};

@@ -8,7 +8,11 @@ use serde::{
 };
 use serde_saphyr::{DefaultMessageFormatter, MessageFormatter, Spanned};
 
-use crate::{FunctionName, FunctionSpec, Invalid, Name, route::RouteSpec};
+use crate::{FunctionName, FunctionSpec, Invalid, Name, route::RouteSpec, trigger::TriggerSpec};
+
+mod place;
+
+pub use place::line_of;
 
 /// The only API version there is.
 pub const API_VERSION: &str = "taper.dev/v1alpha1";
@@ -44,6 +48,10 @@ impl Kind for RouteSpec {
     const KIND: &'static str = "Route";
 }
 
+impl Kind for TriggerSpec {
+    const KIND: &'static str = "Trigger";
+}
+
 /// A resource of whatever kind, as one document of a file has it.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Resource {
@@ -51,6 +59,8 @@ pub enum Resource {
     Function(Box<Manifest<FunctionSpec>>),
     /// `kind: Route`.
     Route(Box<Manifest<RouteSpec>>),
+    /// `kind: Trigger`.
+    Trigger(Box<Manifest<TriggerSpec>>),
 }
 
 impl Resource {
@@ -59,10 +69,7 @@ impl Resource {
     /// # Errors
     /// The first thing that is wrong, with its line and column.
     pub fn parse_all(text: &str) -> Result<Vec<Self>, Invalid> {
-        let first = text.lines().find(|line| !line.trim_start().is_empty() && !line.trim_start().starts_with('#'));
-        let list = first.is_some_and(|line| line.starts_with("- ") || line.starts_with('['));
-        let read = if list { serde_saphyr::from_str(text) } else { serde_saphyr::from_multiple(text) };
-        let documents: Vec<Self> = read.map_err(|e| Invalid(e.to_string()))?;
+        let documents: Vec<Self> = documents(text).map_err(|e| Invalid(e.to_string()))?;
         if documents.is_empty() {
             return Err(Invalid::new("the manifest is empty"));
         }
@@ -74,8 +81,16 @@ impl Resource {
         match self {
             Self::Function(manifest) => &manifest.metadata,
             Self::Route(manifest) => &manifest.metadata,
+            Self::Trigger(manifest) => &manifest.metadata,
         }
     }
+}
+
+/// Every document of a text, or the one list in it.
+fn documents<T: DeserializeOwned>(text: &str) -> Result<Vec<T>, serde_saphyr::Error> {
+    let first = text.lines().find(|line| !line.trim_start().is_empty() && !line.trim_start().starts_with('#'));
+    let list = first.is_some_and(|line| line.starts_with("- ") || line.starts_with('['));
+    if list { serde_saphyr::from_str(text) } else { serde_saphyr::from_multiple(text) }
 }
 
 /// A resource's name, labels and annotations.
@@ -150,12 +165,14 @@ impl<S: Kind> Manifest<S> {
 enum Word {
     Function,
     Route,
+    Trigger,
 }
 
 /// A `spec` whose kind is known, or that stands before it.
 enum Spec {
     Function(Box<FunctionSpec>),
     Route(RouteSpec),
+    Trigger(Box<TriggerSpec>),
     Early(Spanned<serde_json::Value>),
 }
 
@@ -179,7 +196,11 @@ impl<'de> Deserialize<'de> for Word {
         match String::deserialize(d)?.as_str() {
             FunctionSpec::KIND => Ok(Self::Function),
             RouteSpec::KIND => Ok(Self::Route),
-            other => unknown("kind", other, &format!("`{}` or `{}`", FunctionSpec::KIND, RouteSpec::KIND)),
+            TriggerSpec::KIND => Ok(Self::Trigger),
+            other => {
+                let known = format!("`{}`, `{}` or `{}`", FunctionSpec::KIND, RouteSpec::KIND, TriggerSpec::KIND);
+                unknown("kind", other, &known)
+            }
         }
     }
 }
@@ -238,6 +259,7 @@ impl<'de> Deserialize<'de> for Resource {
                             spec = Some(match kind {
                                 Some(Word::Function) => Spec::Function(map.next_value()?),
                                 Some(Word::Route) => Spec::Route(map.next_value()?),
+                                Some(Word::Trigger) => Spec::Trigger(map.next_value()?),
                                 None => Spec::Early(map.next_value()?),
                             });
                         }
@@ -251,11 +273,15 @@ impl<'de> Deserialize<'de> for Resource {
                 Ok(match (kind, spec.ok_or_else(|| missing("spec"))?) {
                     (_, Spec::Function(spec)) => Resource::Function(Box::new(Manifest::read(metadata, *spec))),
                     (_, Spec::Route(spec)) => Resource::Route(Box::new(Manifest::read(metadata, spec))),
+                    (_, Spec::Trigger(spec)) => Resource::Trigger(Box::new(Manifest::read(metadata, *spec))),
                     (Word::Function, Spec::Early(spec)) => {
                         Resource::Function(Box::new(Manifest::read(metadata, late(&spec)?)))
                     }
                     (Word::Route, Spec::Early(spec)) => {
                         Resource::Route(Box::new(Manifest::read(metadata, late(&spec)?)))
+                    }
+                    (Word::Trigger, Spec::Early(spec)) => {
+                        Resource::Trigger(Box::new(Manifest::read(metadata, late(&spec)?)))
                     }
                 })
             }
@@ -285,7 +311,7 @@ mod tests {
     fn functions(text: &str) -> Result<Vec<Manifest>, Invalid> {
         let function = |resource| match resource {
             Resource::Function(manifest) => *manifest,
-            Resource::Route(route) => panic!("{route:?}"),
+            other => panic!("{other:?}"),
         };
         Ok(Resource::parse_all(text)?.into_iter().map(function).collect())
     }
@@ -395,12 +421,32 @@ spec:
     - {path: /*, function: front, tag: canary}
 ";
 
+    const TRIGGER: &str = "
+apiVersion: taper.dev/v1alpha1
+kind: Trigger
+metadata: {name: nightly}
+spec:
+  function: hello
+  schedule: '0 3 * * *'
+  timeZone: Europe/Vienna
+  missed: all
+  overlap: replace
+  jitter: 30s
+  input: {method: PUT, path: /report, headers: {X-Kind: nightly}, body: '{}'}
+  retry: {attempts: 5, maxWait: 10m}
+  onFailure: {topic: failures}
+";
+
     #[test]
     fn a_file_has_documents_of_several_kinds() {
-        let all = Resource::parse_all(&format!("{ROUTE}---\n# nothing\n---\n{GOOD}---{ROUTE}")).unwrap();
-        let [Resource::Route(one), Resource::Function(two), Resource::Route(three)] = &all[..] else {
+        let all = Resource::parse_all(&format!("{ROUTE}---\n# nothing\n---\n{GOOD}---{ROUTE}---{TRIGGER}")).unwrap();
+        let [Resource::Route(one), Resource::Function(two), Resource::Route(three), Resource::Trigger(four)] = &all[..]
+        else {
             panic!("{all:?}");
         };
+        assert_eq!((four.kind.as_str(), four.metadata.name.as_str()), ("Trigger", "nightly"));
+        assert_eq!(four.spec.input.as_ref().and_then(|i| i.path.as_deref()), Some("/report"));
+        four.spec.validate(&Name::default_namespace()).unwrap();
         assert_eq!((one, two.as_ref()), (three, &functions(GOOD).unwrap()[0]));
         assert_eq!((one.kind.as_str(), one.spec.rules.len()), ("Route", 2));
         assert_eq!(all[0].metadata().name.as_str(), "shop");
@@ -412,9 +458,14 @@ spec:
 
     #[test]
     fn whatever_is_wrong_has_its_line_in_the_file() {
-        let file = format!("{GOOD}---{ROUTE}");
+        let file = format!("{GOOD}---{ROUTE}---{TRIGGER}");
         for (from, to, what, line) in [
-            ("kind: Route", "kind: Ruote", "kind: `Ruote` is not known here; write `Function` or `Route`", 18),
+            (
+                "kind: Route",
+                "kind: Ruote",
+                "kind: `Ruote` is not known here; write `Function`, `Route` or `Trigger`",
+                18,
+            ),
             ("v1alpha1\nkind: Route", "v2\nkind: Route", "write `taper.dev/v1alpha1`", 17),
             ("methods: [GET]", "method: [GET]", "unknown field `method`", 23),
             ("tag: canary", "tag: Canary", "try `canary`", 24),
@@ -422,6 +473,9 @@ spec:
             ("{name: shop}", "{name: shop, namespace: Shop}", "namespace: name `Shop`", 19),
             ("{name: shop}", "{name: shop}\nspce: {}", "unknown field `spce`", 20),
             ("timeout: 30s", "timeuot: 30s", "unknown field `timeuot`", 9),
+            ("missed: all", "missed: never", "unknown variant `never`", 33),
+            ("headers: {X", "haeders: {X", "unknown field `haeders`", 36),
+            ("jitter: 30s", "jitter: soon", "duration", 35),
         ] {
             assert!(file.contains(from), "{from}");
             let text = Resource::parse_all(&file.replace(from, to)).unwrap_err().to_string();
@@ -451,6 +505,10 @@ spec:
         );
         assert_eq!(all, functions(&straight).unwrap());
         assert!(matches!(Resource::parse_all(&turned("rules: []", "Route")).unwrap()[..], [Resource::Route(_)]));
+        assert!(matches!(
+            Resource::parse_all(&turned("events: {topic: a}", "Trigger")).unwrap()[..],
+            [Resource::Trigger(_)]
+        ));
         let text = Resource::parse_all(&turned("rulse: []", "Route")).unwrap_err().to_string();
         assert!(text.contains("unknown field `rulse`") && text.contains("begins in line 2"), "{text}");
         let twice = ROUTE.replace("kind: Route", "kind: Route\nkind: Function");
@@ -460,10 +518,10 @@ spec:
     proptest! {
         #[test]
         fn whatever_is_written_is_read_or_refused(
-            order in prop::collection::vec(0..3_usize, 1..4),
+            order in prop::collection::vec(0..4_usize, 1..4),
             edits in prop::collection::vec((any::<prop::sample::Index>(), 0..12_usize, 0..14_usize), 0..4),
         ) {
-            let mut text: String = order.iter().map(|at| [GOOD, ROUTE, "\n"][*at]).collect::<Vec<_>>().join("---");
+            let mut text: String = order.iter().map(|at| [GOOD, ROUTE, TRIGGER, "\n"][*at]).collect::<Vec<_>>().join("---");
             for (at, cut, put) in edits {
                 let at = text.floor_char_boundary(at.index(text.len() + 1));
                 let end = text.ceil_char_boundary((at + cut).min(text.len()));
@@ -474,6 +532,7 @@ spec:
                 let printed = match &resource {
                     Resource::Function(manifest) => serde_json::to_string(manifest),
                     Resource::Route(manifest) => serde_json::to_string(manifest),
+                    Resource::Trigger(manifest) => serde_json::to_string(manifest),
                 };
                 prop_assert_eq!(Resource::parse_all(&printed.unwrap()).unwrap(), [resource]);
             }

@@ -5,7 +5,10 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Function, Invalid, Name, Revision, RevisionId, RevisionState, quantity::Span, route::Rule};
+use crate::{
+    Function, FunctionName, Invalid, Name, Revision, RevisionId, RevisionState, invocation::Async, quantity::Span,
+    route::Rule,
+};
 
 /// All of the traffic, in the unit of [`Share::weight`]: hundredths of a percent.
 pub const WHOLE: u32 = 10_000;
@@ -133,6 +136,13 @@ pub struct Routing {
     /// How much is let in.
     #[serde(skip_serializing_if = "Limits::is_none")]
     pub limits: Limits,
+    /// How its asynchronous calls run, and where what became of them goes.
+    #[serde(rename = "async", skip_serializing_if = "is_default")]
+    pub asynchronous: Async,
+}
+
+fn is_default(asynchronous: &Async) -> bool {
+    *asynchronous == Async::default()
 }
 
 /// The share of `latest` stays with a revision that is not the latest one, until a deploy that came later is ready.
@@ -276,11 +286,12 @@ fn even_out(shares: &mut [Share]) {
     shares[0].weight += left;
 }
 
-/// Checks what somebody wants a function's calls to do, against the revisions it has (none: it is new).
+/// Checks what somebody wants the calls of the function of this name to do, against the revisions it has (none: it is new).
 ///
 /// # Errors
 /// The first thing that is wrong, with its place and the mend.
-pub fn validate(routing: &Routing, name: &Name, function: Option<&Function>) -> Result<(), Invalid> {
+pub fn validate(routing: &Routing, of: &FunctionName, function: Option<&Function>) -> Result<(), Invalid> {
+    let name = &of.name;
     let refuse = |text: String| Err(Invalid(text));
     let mut tags = BTreeSet::new();
     let mut sum = 0_u32;
@@ -343,7 +354,8 @@ pub fn validate(routing: &Routing, name: &Name, function: Option<&Function>) -> 
             ));
         }
     }
-    routing.limits.validate("spec.limits")
+    routing.limits.validate("spec.limits")?;
+    routing.asynchronous.validate("spec.async", of)
 }
 
 fn sticky(sticky: Option<&Sticky>) -> Result<(), Invalid> {
@@ -472,7 +484,7 @@ mod tests {
             ("[{revision: other-00001, percent: 100}]", "does not exist"),
         ] {
             let routing = Routing { traffic: serde_saphyr::from_str(text).unwrap(), ..Routing::default() };
-            let said = validate(&routing, &of.name.name, Some(&of)).unwrap_err().to_string();
+            let said = validate(&routing, &of.name, Some(&of)).unwrap_err().to_string();
             assert!(said.contains(expect), "{text}: {said}");
         }
         for (field, text) in [
@@ -487,7 +499,7 @@ mod tests {
             ("route[0].function", "{route: [{path: /a, function: other}]}"),
         ] {
             let routing: Routing = serde_saphyr::from_str(text).unwrap();
-            let said = validate(&routing, &of.name.name, None).unwrap_err().to_string();
+            let said = validate(&routing, &of.name, None).unwrap_err().to_string();
             assert!(said.contains(&format!("spec.{field}")), "{text}: {said}");
         }
     }

@@ -9,7 +9,10 @@ use std::{
     time::Duration,
 };
 
-use taper_queue::{Config, Journal, Queue, conformance::entry};
+use taper_queue::{
+    Config, Journal, Queue,
+    conformance::{entry, unlimited},
+};
 use tokio::{sync::oneshot, task::JoinSet, time::Instant};
 
 const PRODUCERS: usize = 64;
@@ -43,7 +46,7 @@ where
 }
 
 async fn journal(dir: &Path) -> Waits {
-    let journal = Arc::new(Journal::open(dir, Config::default()).expect("a journal"));
+    let journal = Arc::new(Journal::open(dir, Config::default(), unlimited()).expect("a journal"));
     round(move |producer| {
         let (journal, entry) = (Arc::clone(&journal), entry(["a", "b", "c", "d"][producer % 4], &BODY));
         async move { drop(journal.push(entry).await.expect("accepted")) }

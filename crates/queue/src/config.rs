@@ -23,10 +23,13 @@ pub struct Config {
     /// Largest body of a call, in bytes; the gateway's `maxAsyncBody` comes before it. Default 256 MiB.
     #[serde(deserialize_with = "bytes")]
     pub body: u64,
-    /// Most calls that run at a time. Default 256.
+    /// Most calls that run at a time; a function that nothing runs of may have one more, up to 10,000 in all. Default 1,000.
     pub workers: usize,
-    /// Most calls of one function that run at a time. Default 32.
+    /// Most calls of one function that run at a time, where the function says nothing else. Default 100.
     pub function_workers: u64,
+    /// Most bytes of calls that run; a function that nothing runs of may have one more. Default 256 MiB.
+    #[serde(deserialize_with = "bytes")]
+    pub running_bytes: u64,
     /// How long what became of a call can be looked up. Default 24 h.
     #[serde(deserialize_with = "span")]
     pub keep: Duration,
@@ -46,10 +49,10 @@ pub struct Config {
     /// Most bytes of dead letters. Default 4 GiB.
     #[serde(deserialize_with = "bytes")]
     pub dead_bytes: u64,
-    /// Whether callbacks may go to addresses inside this host and its network: whoever may call a function can then have it speak to what
-    /// listens there. Default no.
+    /// Whether callbacks and records may go to addresses inside this host and its network: whoever may call a function can then have the
+    /// platform speak to what listens there. Default no.
     pub private_callbacks: bool,
-    /// A PEM file with certificates that are trusted for callbacks over TLS, besides those that the system trusts. Default none.
+    /// A PEM file with certificates that are trusted for callbacks and records over TLS, besides those that the system trusts. Default none.
     pub callback_ca: Option<PathBuf>,
 }
 
@@ -61,8 +64,9 @@ impl Default for Config {
             calls: 1_000_000,
             bytes: 4 << 30,
             body: 256 << 20,
-            workers: 256,
-            function_workers: 32,
+            workers: 1_000,
+            function_workers: 100,
+            running_bytes: 256 << 20,
             keep: Duration::from_secs(DAY),
             results: 100_000,
             results_bytes: 1 << 30,
@@ -120,10 +124,12 @@ mod tests {
 
     #[test]
     fn as_the_file_writes_it() {
-        let read: Config =
-            serde_json::from_str(r#"{"bytes": "1Gi", "keep": "2h", "functionCalls": 7, "body": 5}"#).unwrap();
+        let read: Config = serde_json::from_str(
+            r#"{"bytes": "1Gi", "runningBytes": "1Mi", "keep": "2h", "functionCalls": 7, "body": 5}"#,
+        )
+        .unwrap();
         assert_eq!((read.bytes, read.keep, read.function_calls), (1 << 30, Duration::from_secs(7200), 7));
-        assert_eq!((read.body, read.calls), (5, 1_000_000));
+        assert_eq!((read.body, read.calls, read.running_bytes), (5, 1_000_000, 1 << 20));
         assert!(serde_json::from_str::<Config>(r#"{"byte": 1}"#).is_err());
         assert!(Config::default().validate().is_ok());
     }

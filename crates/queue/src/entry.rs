@@ -5,7 +5,11 @@ use std::{fmt, time::Duration};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, Method, Uri};
 use rand::RngExt;
-use taper_model::{CallId, FunctionName, Invalid, clock, quantity::Span};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+use taper_model::{CallId, FunctionName, Invalid, Name, clock, invocation, quantity::Span};
+
+use crate::{Config, Error};
 
 /// Where the result is delivered; OpenFaaS's name.
 const CALLBACK: HeaderName = HeaderName::from_static("x-callback-url");
@@ -17,11 +21,15 @@ const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const DELAY: HeaderName = HeaderName::from_static("x-taper-delay");
 /// Runs at that time.
 const AT: HeaderName = HeaderName::from_static("x-taper-at");
+/// Calls with the same one run in their order.
+const ORDER_KEY: HeaderName = HeaderName::from_static("x-taper-order-key");
 /// Makes a call on any route an async one.
 const ASYNC: HeaderName = HeaderName::from_static("x-taper-async");
 
 /// Longest time a call may be put off.
 const MAX_DELAY: Duration = Duration::from_secs(366 * 24 * 3600);
+/// Most bytes of what a call has beside its body.
+const MAX_HEAD: u64 = 1 << 20;
 /// Longest idempotency key and longest callback address, in bytes.
 const MAX_TEXT: usize = 2048;
 
@@ -48,6 +56,28 @@ pub struct Entry {
     pub idempotency_key: Option<String>,
     /// Where its outcome is delivered.
     pub callback: Option<Uri>,
+    /// Calls of the function with the same one run one after another, in the order of their acceptance.
+    pub order_key: Option<String>,
+    /// What made it, where that was no caller.
+    pub origin: Option<Origin>,
+}
+
+/// What made a call, where that was no caller.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Origin {
+    /// The trigger, of the function's namespace. A schedule that stands in a function's annotations is a trigger of the function's name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trigger: Option<Name>,
+    /// The call whose outcome this one was made of: this is a destination's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cause: Option<CallId>,
+    /// The topic, of the function's namespace, that the answer is published to when it is an event.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reply: Option<Name>,
+    /// How many calls led to this one, each made by the one before; at most [`MAX_HOPS`](taper_model::invocation::MAX_HOPS).
+    #[serde(default)]
+    pub hops: u8,
 }
 
 /// When a call may run.
@@ -63,7 +93,7 @@ pub enum Due {
 
 impl Entry {
     /// A call as the gateway has read it, under a new id. What its headers say to the queue is taken from them: `X-Call-Id`, `X-Callback-Url`,
-    /// `Idempotency-Key`, and `X-Taper-Delay` or `X-Taper-At`. Those that are the platform's alone (`X-Taper-…`) do not reach the function.
+    /// `Idempotency-Key`, `X-Taper-Order-Key`, and `X-Taper-Delay` or `X-Taper-At`. Those that are the platform's alone (`X-Taper-…`) do not reach the function.
     ///
     /// # Errors
     /// Names the header and what it should be.
@@ -80,11 +110,40 @@ impl Entry {
         // One that is not sane is nobody's name for anything.
         let correlation = text(&headers, &CALL_ID).ok().flatten().filter(|id| CallId::given(id).is_ok());
         let correlation = correlation.map(str::to_owned);
-        for own in [DELAY, AT, ASYNC] {
+        let order_key = text(&headers, &ORDER_KEY)?.filter(|key| !key.is_empty()).map(str::to_owned);
+        for own in [DELAY, AT, ASYNC, ORDER_KEY] {
             headers.remove(own);
         }
         let (id, path) = (invocation_id(), path.into());
-        Ok(Self { id, function, method, path, headers, body, correlation, due, idempotency_key, callback })
+        Ok(Self {
+            id,
+            function,
+            method,
+            path,
+            headers,
+            body,
+            correlation,
+            due,
+            idempotency_key,
+            callback,
+            order_key,
+            origin: None,
+        })
+    }
+
+    /// Whether a queue that is set so may take it; whoever accepts calls asks this first.
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`], and [`Error::Inside`] where its callback can be seen to go where nothing is sent to.
+    pub fn fits(&self, config: &Config) -> Result<(), Error> {
+        let sizes = [("body", self.body.len() as u64, config.body), ("head", self.head_size(), MAX_HEAD)];
+        if let Some((what, size, limit)) = sizes.into_iter().find(|(_, size, limit)| size > limit) {
+            return Err(Error::TooLarge { what, size, limit });
+        }
+        match self.callback.as_ref().filter(|uri| !config.private_callbacks && invocation::is_inside(uri)) {
+            Some(uri) => Err(Error::Inside(uri.host().unwrap_or_default().to_owned())),
+            None => Ok(()),
+        }
     }
 
     /// Bytes that it counts for in the bounds: body, path and headers.
@@ -92,7 +151,7 @@ impl Entry {
         self.head_size() + self.body.len() as u64
     }
 
-    pub(crate) fn head_size(&self) -> u64 {
+    fn head_size(&self) -> u64 {
         let headers: usize = self.headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
         (headers + self.path.len()) as u64
     }
@@ -113,7 +172,25 @@ impl fmt::Debug for Entry {
 pub fn invocation_id() -> CallId {
     let mut b: [u8; 16] = rand::rng().random();
     b[..6].copy_from_slice(&clock::unix_ms().to_be_bytes()[2..]);
-    b[6] = b[6] & 0x0f | 0x70;
+    uuid(b, 0x70)
+}
+
+/// The id of a call that is made once of these, however often it is tried: a UUID of their digest (RFC 9562, version 8).
+pub fn derived_id<'a>(of: impl IntoIterator<Item = &'a str>) -> CallId {
+    let mut digest = Sha256::new();
+    for part in of {
+        digest.update((part.len() as u64).to_le_bytes());
+        digest.update(part);
+    }
+    let digest = digest.finalize();
+    let mut bytes = [0; 16];
+    bytes.copy_from_slice(&digest[..16]);
+    uuid(bytes, 0x80)
+}
+
+/// The text of a UUID of this version.
+fn uuid(mut b: [u8; 16], version: u8) -> CallId {
+    b[6] = b[6] & 0x0f | version;
     b[8] = b[8] & 0x3f | 0x80;
     let hex: String = b.iter().map(|x| format!("{x:02x}")).collect();
     let text = format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]);
@@ -142,16 +219,7 @@ fn due(headers: &HeaderMap) -> Result<Due, Invalid> {
 
 fn callback(headers: &HeaderMap) -> Result<Option<Uri>, Invalid> {
     let Some(url) = text(headers, &CALLBACK)?.filter(|url| !url.is_empty()) else { return Ok(None) };
-    let wrong = |why: &str| Invalid(format!("{CALLBACK} {why}; it is an address such as https://host:port/path"));
-    let uri: Uri = url.parse().map_err(|_| wrong("is no URL"))?;
-    if !matches!(uri.scheme_str(), Some("http" | "https")) {
-        return Err(wrong("begins with https:// or http://"));
-    }
-    let authority = uri.authority().ok_or_else(|| wrong("names no host"))?;
-    if authority.host().is_empty() || authority.as_str().contains('@') {
-        return Err(wrong("names a host, and no user"));
-    }
-    Ok(Some(uri))
+    invocation::address(url).map(Some).map_err(|Invalid(why)| Invalid(format!("{CALLBACK}: {why}")))
 }
 
 /// A header's one value.

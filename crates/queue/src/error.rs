@@ -1,7 +1,11 @@
 //! Why the queue did not do as it was told. The text says what, where, and the mend; it never holds a byte of a call's body
 //! or of its headers.
 
-use std::{io, path::Path, time::Duration};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use taper_model::{CallId, Cause, Fault, Retry, Stage};
 
@@ -13,13 +17,19 @@ pub enum Error {
     /// The call holds more bytes than are allowed.
     #[error("the call's {what} has {size} bytes; an async call may have {limit}")]
     TooLarge {
-        /// What is too large: `body` or `head`.
+        /// What is too large: `body`, `head`, or a `cursor's name`.
         what: &'static str,
         /// Its size, in bytes.
         size: u64,
         /// The most that is allowed, in bytes.
         limit: u64,
     },
+    /// The call's outcome is to be sent to an address that lies inside the host or its network, which the operator has not allowed.
+    #[error(
+        "x-callback-url: `{0}` lies inside this host or its network, where nothing is sent to; its operator can start the platform with \
+         `--allow-private-callbacks`"
+    )]
+    Inside(String),
     /// A bound of the queue is reached.
     #[error("{what} has reached its bound of {bound}; try again in {} s", retry_after.as_secs())]
     Full {
@@ -30,9 +40,6 @@ pub enum Error {
         /// When there may be room again.
         retry_after: Duration,
     },
-    /// A call of this id is there already.
-    #[error("call {0} was accepted before; give every call an id of its own")]
-    Exists(CallId),
     /// There is no call of this id, or what was kept of it is gone.
     #[error("there is no call {0}; what is kept of calls that have ended goes after a while")]
     NotFound(CallId),
@@ -52,6 +59,25 @@ pub enum Error {
     /// The queue's directory, or the journal in it, did not do as it should.
     #[error(transparent)]
     Medium(#[from] taper_medium::Error),
+    /// What the queue holds of one call, or that call's body, is not what was written. The other calls are none the worse.
+    #[error("a call in {} cannot be read: {detail}", .path.display())]
+    Damaged {
+        /// Where.
+        path: PathBuf,
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// The server that keeps the queue cannot be reached, or takes nothing: it goes on when that is over.
+    #[error("the queue cannot be written: {why}; try again in {} s", retry_after.as_secs())]
+    Away {
+        /// Why.
+        why: String,
+        /// When it may be back.
+        retry_after: Duration,
+    },
+    /// What keeps the queue is not ours any more, or not what it was: nothing goes on before the platform is started again.
+    #[error("{0}")]
+    Lost(String),
     /// The certificates that callbacks are to trust cannot be read.
     #[error("queue.callbackCa: {0}")]
     CallbackCa(String),
@@ -71,9 +97,21 @@ impl Error {
                 fault.retry = Retry::After(retry_after);
                 fault
             }
+            Self::Away { retry_after, .. } => {
+                // Answered with 503; where the server is, is for the log.
+                let text = "the queue's server is away and the call was not accepted; try again later";
+                let mut fault = Fault::new(Stage::Queue, Cause::QueueFull, text);
+                fault.retry = Retry::After(retry_after);
+                fault
+            }
+            Self::Lost(why) => {
+                let text = "the queue has ended and the call was not accepted; the platform's log says why";
+                Fault::new(Stage::Accept, Cause::Internal, text).with_source(why)
+            }
             Self::NotFound(_) => Fault::new(Stage::Route, Cause::NotFound, text),
-            Self::State { .. } | Self::Mark(_) | Self::Exists(_) => Fault::new(Stage::Accept, Cause::Malformed, text),
+            Self::State { .. } | Self::Mark(_) | Self::Inside(_) => Fault::new(Stage::Accept, Cause::Malformed, text),
             Self::Stopped => Fault::new(Stage::Accept, Cause::ShuttingDown, text),
+            Self::Damaged { .. } => Fault::new(Stage::Accept, Cause::Internal, "what is kept of this call is damaged"),
             Self::CallbackCa(_) => Fault::new(Stage::Accept, Cause::Internal, "the platform's configuration is wrong"),
             // Paths of the host are for the log.
             Self::Medium(medium) => {
@@ -95,8 +133,8 @@ impl Error {
         move |source| medium(source).into()
     }
 
-    /// What is in the journal, or a body beside it, is not what was written there.
-    pub(crate) fn corrupt(path: &Path, detail: impl Into<String>) -> Self {
-        taper_medium::Error::corrupt(path, detail).into()
+    /// What is there of a call is not what was written.
+    pub(crate) fn damaged(path: &Path, detail: impl Into<String>) -> Self {
+        Self::Damaged { path: path.to_owned(), detail: detail.into() }
     }
 }

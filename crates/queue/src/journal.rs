@@ -6,10 +6,11 @@
 //! DIR/bodies/       bodies that are too large for it; see `Bodies`
 //! ```
 //!
-//! Which call comes next is decided in memory ([`Schedule`]); a lease is there only, so that a process that died has none.
+//! Which call comes next is decided in memory (the [`Book`]); a lease is there only, so that a process that died has none.
 
 mod bodies;
-mod outbox;
+mod find;
+mod parcels;
 mod rows;
 mod schema;
 #[cfg(test)]
@@ -19,39 +20,32 @@ mod writer;
 use std::{
     fmt,
     path::{Path, PathBuf},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use rusqlite::Connection;
 use taper_medium::{Lock, lock, make_private_dir, migrate, private_file, sync_dir};
 use taper_model::{BoxFuture, CallId, FunctionName, clock};
-use tokio::{sync::Notify, task::spawn_blocking, time::sleep_until};
+use tokio::{sync::broadcast, task::spawn_blocking};
 
 use self::{
     bodies::Bodies,
-    outbox::Outbox,
+    parcels::Owing,
     rows::{Body, Db, Ready, Written},
     writer::{Batch, Writer},
 };
 use crate::{
-    Accepted, Backlog, Config, Delivery, Details, Entry, Error, Filter, Lease, Listed, Page, Queue, Settled, State,
-    Stats, Verdict,
-    clock::Clock,
-    schedule::{Bounds, Key, Next, Passed, Schedule, Ticket},
+    Accepted, Backlog, Book, Config, Delivery, Details, Entry, Error, Filter, Held, Invocation, Lease, LimitsOf,
+    Listed, Page, Queue, Seq, Settled, State, Stats, Verdict,
 };
 
 /// Larger bodies are files.
 const INLINE: usize = 32 << 10;
-/// Most bytes of what a call has beside its body.
-const HEAD: u64 = 1 << 20;
-/// When whoever was refused because of a bound may try again.
-const RETRY: Duration = Duration::from_secs(5);
-/// Calls that one command of a purge removes: others come in between.
-const PURGED: u64 = 500;
+/// Most bytes of a cursor's name.
+const CURSOR: usize = 256;
+/// Calls that one command of a purge looks at: others come in between.
+const PURGED: usize = 500;
 
 /// The queue in a directory.
 ///
@@ -73,28 +67,9 @@ pub struct Journal {
 
 /// What the writing thread and everybody else have in common.
 struct Shared {
-    config: Config,
+    book: Arc<Book>,
     path: PathBuf,
-    clock: Clock,
-    schedule: Mutex<Schedule>,
-    /// Told whenever there may be something to lease.
-    changed: Notify,
     bodies: Arc<Bodies>,
-    outbox: Outbox,
-    counts: Counts,
-}
-
-/// See [`Stats`].
-#[derive(Default)]
-struct Counts {
-    accepted: AtomicU64,
-    refused: AtomicU64,
-    started: AtomicU64,
-    done: AtomicU64,
-    failed: AtomicU64,
-    retried: AtomicU64,
-    dead: AtomicU64,
-    cancelled: AtomicU64,
 }
 
 struct Reader {
@@ -102,37 +77,17 @@ struct Reader {
     db: Mutex<Connection>,
 }
 
-/// Room in the schedule for a call that is being written; given back unless the call enters.
-struct Room {
-    shared: Arc<Shared>,
-    function: FunctionName,
-    size: u64,
-    taken: bool,
-}
-
-/// A lease, as this queue holds it.
-struct Held {
-    shared: Arc<Shared>,
-    ticket: Ticket,
-}
-
-/// The end of a lease is being written; the lease holds again when this goes before that was done.
-struct Settling {
-    shared: Arc<Shared>,
-    ticket: Ticket,
-}
-
 impl Journal {
     /// Opens the queue in a directory; makes directory (0700) and database (0600) when they are missing, and brings an older schema
-    /// forward. Blocks, for a moment per 100,000 calls that wait; meant for the start.
+    /// forward. A call that cannot be read is a dead letter from then on. Blocks, for a moment per 100,000 calls that wait; meant for the start.
     ///
     /// # Errors
     /// [`Error::Medium`], which is any of [`taper_medium::Error`], each with the path and the mend.
-    pub fn open(dir: &Path, config: Config) -> Result<Self, Error> {
-        Self::open_at(dir, config, clock::unix_ms)
+    pub fn open(dir: &Path, config: Config, limits: LimitsOf) -> Result<Self, Error> {
+        Self::open_at(dir, config, limits, clock::unix_ms)
     }
 
-    fn open_at(dir: &Path, config: Config, wall: fn() -> u64) -> Result<Self, Error> {
+    fn open_at(dir: &Path, config: Config, limits: LimitsOf, wall: fn() -> u64) -> Result<Self, Error> {
         make_private_dir(dir)?;
         let lock = lock(dir)?;
         let path = dir.join("journal.db");
@@ -144,31 +99,22 @@ impl Journal {
         })?;
         let bodies = Arc::new(Bodies::open(dir.join("bodies"))?);
         let db = Db { connection: &connection, path: &path };
-        let clock = Clock::new(wall, db.latest()?);
-        let mut schedule = Schedule::new(Bounds {
-            function_calls: config.function_calls,
-            calls: config.calls,
-            bytes: config.bytes,
-            running: config.function_workers,
-        });
-        let now = clock.now_ms();
-        db.waiting(|call| schedule.restore(&call.function, call.key, call.size, now))?;
-        let outbox = Outbox::default();
-        db.deliveries(|key| outbox.add(key))?;
+        let book = Book::at(config, limits, db.latest()?, wall);
+        let mut damaged = Vec::new();
+        db.waiting(
+            |call| book.restore(&call.function, call.key, call.size, call.order.as_deref()),
+            |seq, error| damaged.push((seq, error)),
+        )?;
+        for (seq, error) in damaged {
+            tracing::error!(%error, seq, "a call cannot be read");
+            db.bury(seq, &unreadable(&error), book.now_ms())?;
+        }
+        db.owed(|owing| book.owe(owing.due, owing.seq, owing.number))?;
         for name in bodies.list()? {
             bodies.remove(&name, || db.names_file(&name))?;
         }
-        tracing::debug!(path = %path.display(), waiting = schedule.total().waiting, "queue opened");
-        let shared = Arc::new(Shared {
-            config,
-            path: path.clone(),
-            clock,
-            schedule: Mutex::new(schedule),
-            changed: Notify::new(),
-            bodies,
-            outbox,
-            counts: Counts::default(),
-        });
+        tracing::debug!(path = %path.display(), waiting = book.stats().depth, "queue opened");
+        let shared = Arc::new(Shared { book, path: path.clone(), bodies });
         let reader = || {
             let db = connect(&path)?;
             db.pragma_update(None, "query_only", true).map_err(Error::sql(&path))?;
@@ -182,20 +128,15 @@ impl Journal {
     /// Ends what writes and lets go of the directory, for whoever opens it next: from then on every command is answered with
     /// [`Error::Stopped`]. What was asked before is done. Blocks until then.
     pub fn close(&self) {
+        self.shared.book.close();
         self.writer.close();
         drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 
     async fn accept(&self, entry: Entry) -> Result<Accepted, Error> {
-        let (shared, config) = (&self.shared, &self.shared.config);
-        for (what, size, limit) in
-            [("body", entry.body.len() as u64, config.body), ("head", entry.size() - entry.body.len() as u64, HEAD)]
-        {
-            if size > limit {
-                return Err(Error::TooLarge { what, size, limit });
-            }
-        }
-        let room = Room::take(shared, entry.function.clone(), entry.size())?;
+        let (shared, config) = (Arc::clone(&self.shared), self.shared.book.config());
+        entry.fits(config)?;
+        let room = shared.book.room(entry.function.clone(), entry.size())?;
         let (body, pin) = if entry.body.len() > INLINE {
             let (bodies, body) = (Arc::clone(&shared.bodies), entry.body.clone());
             let pin = spawn_blocking(move || bodies.keep(&body)).await.map_err(|_| Error::Stopped)??;
@@ -203,26 +144,29 @@ impl Journal {
         } else {
             (Body::Inline(entry.body.clone()), None)
         };
-        let (id, now, window) = (entry.id.clone(), shared.clock.now_ms(), config.keep);
+        let (id, order, window) = (entry.id.clone(), entry.order_key.clone(), config.keep);
         let pin = pin.map(Arc::new);
-        let job_pin = pin.clone();
+        let (job_pin, book) = (pin.clone(), Arc::clone(&shared.book));
         let job = move |batch: &mut Batch<'_>| {
             if let Some(pin) = &job_pin {
                 pin.hand_over();
             }
-            let written = batch.db.insert(&entry, &body, now, window);
+            // Only here: what was accepted later is nowhere said to have been so earlier.
+            let written = batch.db.insert(&entry, &body, book.now_ms(), window);
             if let (Body::File(digest), false) = (&body, matches!(written, Ok(Written::New(_)))) {
                 batch.dropped.push(digest.clone());
             }
-            written
+            let written = written?;
+            let shown = if let Written::New((_, seq)) = written { batch.shown(&book, seq) } else { None };
+            Ok((written, shown))
         };
-        let after = move |written| {
+        let after = move |(written, shown): (Written, Option<Invocation>)| {
             // The file may go again only now.
             drop(pin);
             match written {
                 Written::New(key) => {
-                    room.shared.counts.accepted.fetch_add(1, Relaxed);
-                    room.enter(key, now);
+                    tell(&shared.book, shown);
+                    room.enter(key, order.as_deref(), false);
                     Accepted { id, repeated: false }
                 }
                 Written::Known(id) => Accepted { id, repeated: true },
@@ -233,32 +177,16 @@ impl Journal {
 
     async fn next(&self) -> Result<Lease, Error> {
         loop {
-            let mut changed = std::pin::pin!(self.shared.changed.notified());
-            changed.as_mut().enable();
-            let next = self.shared.schedule().next(self.shared.clock.now_ms());
-            match next {
-                Next::Run(ticket) => {
-                    let held = Held { shared: Arc::clone(&self.shared), ticket };
-                    if let Some(lease) = self.read(held).await? {
-                        return Ok(lease);
-                    }
-                }
-                Next::Wait(None) if self.writer.is_running() => changed.await,
-                Next::Wait(Some(due)) if self.writer.is_running() => {
-                    let due = self.shared.clock.instant(due);
-                    tokio::select! {
-                        () = changed => {}
-                        () = sleep_until(due) => {}
-                    }
-                }
-                Next::Wait(_) => return Err(Error::Stopped),
+            let held = self.shared.book.next().await?;
+            if let Some(lease) = self.read(held).await? {
+                return Ok(lease);
             }
         }
     }
 
     /// Reads a call that was chosen; none when it does not wait any more, or cannot be read.
-    async fn read(&self, held: Held) -> Result<Option<Lease>, Error> {
-        let (seq, bodies) = (held.ticket.key.1, Arc::clone(&self.shared.bodies));
+    async fn read(&self, mut held: Held) -> Result<Option<Lease>, Error> {
+        let (seq, bodies) = (held.key().1, Arc::clone(&self.shared.bodies));
         let read = self.leases.read(move |db| {
             let Some(mut ready) = db.ready(seq)? else { return Ok(None) };
             if let Some(digest) = &ready.file {
@@ -267,81 +195,174 @@ impl Journal {
             Ok(Some(ready))
         });
         let ready = match read.await {
-            Ok(ready) => ready,
+            Ok(Some(ready)) => ready,
+            Ok(None) => {
+                held.gone();
+                return Ok(None);
+            }
             // Trying again would find the same; the others are not held up by it.
-            Err(Error::Medium(taper_medium::Error::Corrupt { path, detail })) => {
-                tracing::error!(path = %path.display(), function = %held.ticket.function, %detail, "a call cannot be read");
-                self.bury(held, detail).await?;
+            Err(error @ (Error::Damaged { .. } | Error::Medium(taper_medium::Error::Corrupt { .. }))) => {
+                tracing::error!(%error, function = %held.function(), "a call cannot be read");
+                self.bury(held, &error).await?;
                 return Ok(None);
             }
             Err(error) => return Err(error),
         };
-        let (cancelled, Some(ready)) = (self.shared.schedule().cancel_token(&held.ticket), ready) else {
-            return Ok(None);
-        };
-        // Somebody cancelled it while it was read.
-        let Some(cancelled) = cancelled else { return Ok(None) };
-        self.shared.counts.started.fetch_add(1, Relaxed);
-        let Ready { entry, since_ms, attempts, deferred, .. } = ready;
-        Ok(Some(Lease { entry: Arc::new(entry), since_ms, attempts, deferred, cancelled, held: Box::new(held) }))
+        // Else somebody cancelled it while it was read.
+        let Some(cancelled) = held.begin() else { return Ok(None) };
+        let Ready { entry, since_ms, attempts, deferred, invocation, .. } = ready;
+        held.tell(|| invocation);
+        Ok(Some(Lease { entry: Arc::new(entry), since_ms, attempts, deferred, cancelled, held }))
     }
 
-    async fn bury(&self, held: Held, detail: String) -> Result<(), Error> {
-        let Some(settling) = Settling::begin(&held) else { return Ok(()) };
-        let (seq, now) = (held.ticket.key.1, self.shared.clock.now_ms());
-        let job = move |batch: &mut Batch<'_>| batch.db.bury(seq, &format!("it cannot be read: {detail}"), now);
-        let after = move |buried: Option<bool>| {
-            if buried.is_some() {
-                settling.shared.counts.dead.fetch_add(1, Relaxed);
-            }
-            if buried == Some(true) {
-                settling.shared.outbox.add((now, seq));
-            }
-            settling.shared.schedule().ended(&settling.ticket, now);
+    async fn bury(&self, held: Held, error: &Error) -> Result<(), Error> {
+        let Some(settling) = held.settle() else { return Ok(()) };
+        let (seq, now, book) = (held.key().1, self.shared.book.now_ms(), Arc::clone(&self.shared.book));
+        let reason = unreadable(error);
+        let verdict = Verdict::Bury(reason.clone());
+        let told = Arc::clone(&book);
+        let job = move |batch: &mut Batch<'_>| {
+            let owing = batch.db.bury(seq, &reason, now)?;
+            Ok((owing, batch.shown(&told, seq)))
+        };
+        let after = move |(owing, shown): (Option<Vec<Owing>>, Option<Invocation>)| {
+            // Else it was cancelled, and whoever did so has counted it.
+            let Some(owing) = owing else { return };
+            owe(&book, &owing);
+            tell(&book, shown);
+            settling.settled(&verdict, now);
         };
         self.writer.write(job, after).await
     }
 
     async fn end(&self, lease: &Lease, mut settled: Settled) -> Result<(), Error> {
-        let held = lease.held.downcast_ref::<Held>().filter(|held| Arc::ptr_eq(&held.shared, &self.shared));
+        let book = Arc::clone(&self.shared.book);
+        if !lease.held.is_of(&book) {
+            return Ok(());
+        }
         // A lease that is spent has nothing to say.
-        let Some(settling) = held.and_then(Settling::begin) else { return Ok(()) };
+        let Some(settling) = lease.held.settle() else { return Ok(()) };
         if let Some(answer) = &mut settled.answer {
-            let most = usize::try_from(self.shared.config.result_body).unwrap_or(usize::MAX);
+            let most = usize::try_from(book.config().result_body).unwrap_or(usize::MAX);
             if answer.body.len() > most {
                 answer.body.truncate(most);
                 answer.cut = true;
             }
         }
-        let (seq, now) = (settling.ticket.key.1, self.shared.clock.now_ms());
+        let (seq, now) = (lease.held.key().1, book.now_ms());
         let due = match settled.verdict {
-            Verdict::Again { after, .. } => now.saturating_add(u64::try_from(after.as_millis()).unwrap_or(u64::MAX)),
+            Verdict::Again { after, .. } => later(now, after),
             _ => now,
         };
-        let due = due.min(i64::MAX.cast_unsigned());
-        let verdict = settled.verdict.clone();
-        let job = move |batch: &mut Batch<'_>| batch.db.settle(seq, &settled, due, now, &mut batch.dropped);
-        let after = move |written: Option<bool>| {
-            let Settling { shared, ticket } = &settling;
+        let (verdict, told) = (settled.verdict.clone(), Arc::clone(&book));
+        let job = move |batch: &mut Batch<'_>| {
+            let owing = batch.db.settle(seq, &settled, due, now, &mut batch.dropped)?;
+            Ok((owing, batch.shown(&told, seq)))
+        };
+        let after = move |(owing, shown): (Option<Vec<Owing>>, Option<Invocation>)| {
             // Else it was cancelled, and whoever did so has counted it.
-            let Some(delivers) = written else { return };
-            if delivers {
-                shared.outbox.add((now, seq));
-            }
-            let count = &shared.counts;
-            let counters: &[&AtomicU64] = match verdict {
-                Verdict::Done => &[&count.done],
-                Verdict::Again { .. } => &[&count.failed, &count.retried],
-                Verdict::Bury(_) => &[&count.failed, &count.dead],
+            let Some(owing) = owing else { return };
+            owe(&book, &owing);
+            tell(&book, shown);
+            settling.settled(&verdict, due);
+        };
+        self.writer.write(job, after).await
+    }
+
+    async fn end_waiting(&self, id: CallId) -> Result<(), Error> {
+        let (now, book) = (self.shared.book.now_ms(), Arc::clone(&self.shared.book));
+        let told = Arc::clone(&book);
+        let job = move |batch: &mut Batch<'_>| {
+            let call = batch.db.cancel(&id, now, &mut batch.dropped)?;
+            let shown = batch.shown(&told, call.key.1);
+            Ok((call, shown))
+        };
+        let after = move |(call, shown): (rows::Waiting, Option<Invocation>)| {
+            tell(&book, shown);
+            book.cancelled(&call.function, call.key);
+        };
+        self.writer.write(job, after).await
+    }
+
+    async fn run_now(&self, id: CallId) -> Result<(), Error> {
+        let (now, book) = (self.shared.book.now_ms(), Arc::clone(&self.shared.book));
+        let told = Arc::clone(&book);
+        let job = move |batch: &mut Batch<'_>| {
+            let (call, state) = batch.db.placed(&id)?;
+            let (due, seq) = call.key;
+            let refused = |state| Error::State { id: id.clone(), state, asked: "run again" };
+            let (room, owed) = match batch.db.state(state)? {
+                State::Waiting if told.is_leased(seq) => return Err(refused(State::Running)),
+                State::Waiting => {
+                    batch.db.hurry(seq, due.min(now))?;
+                    (None, Vec::new())
+                }
+                State::Dead => {
+                    let room = told.room(call.function.clone(), call.size)?;
+                    (Some(room), batch.db.revive(seq, now)?)
+                }
+                state => return Err(refused(state)),
             };
-            for counter in counters {
-                counter.fetch_add(1, Relaxed);
+            Ok((call, room, owed, batch.shown(&told, seq)))
+        };
+        let after = move |(call, room, owed, shown): (rows::Waiting, Option<crate::Room>, Vec<Owing>, _)| {
+            let (due, seq) = call.key;
+            owed.iter().for_each(|owing| book.forgive(owing.due, owing.seq, owing.number));
+            tell(&book, shown);
+            match room {
+                Some(room) => room.enter((now, seq), call.order.as_deref(), true),
+                None => book.moved(&call.function, call.key, due.min(now)),
             }
-            match verdict {
-                Verdict::Again { .. } => shared.schedule().again(ticket, due, now),
-                _ => shared.schedule().ended(ticket, now),
+        };
+        self.writer.write(job, after).await
+    }
+
+    async fn forget(&self, filter: Filter) -> Result<u64, Error> {
+        let (mut total, mut before) = (0, Seq::MAX);
+        loop {
+            let filter = filter.clone();
+            let job = move |batch: &mut Batch<'_>| batch.db.purge(&filter, before, PURGED, &mut batch.dropped);
+            let (gone, mark) = self.writer.write(job, |purged| purged).await?;
+            total += gone;
+            let Some(mark) = mark else { return Ok(total) };
+            before = mark;
+        }
+    }
+
+    async fn next_delivery(&self) -> Result<Delivery, Error> {
+        loop {
+            let owed = self.shared.book.owed().await?;
+            let (seq, number, shared) = (owed.seq(), owed.number(), Arc::clone(&self.shared));
+            let read = self.leases.read(move |db| {
+                let Some((id, parcel, tries)) = db.parcel(seq, number)? else { return Ok(None) };
+                Ok(shared.details(db, &id)?.map(|details| (details, parcel, tries)))
+            });
+            match read.await {
+                Ok(Some((details, parcel, tries))) => return Ok(Delivery { details, parcel, number, tries, owed }),
+                // The call is run again.
+                Ok(None) => owed.over(),
+                // Trying again would find the same.
+                Err(error @ Error::Damaged { .. }) => {
+                    tracing::error!(%error, "what is to be delivered cannot be read, and is given up");
+                    let job = move |batch: &mut Batch<'_>| batch.db.delivered(seq, number, None, &mut batch.dropped);
+                    self.writer.write(job, move |_| owed.over()).await?;
+                }
+                Err(error) => return Err(error),
             }
-            shared.changed.notify_waiters();
+        }
+    }
+
+    async fn end_delivery(&self, delivery: Delivery, again: Option<Duration>) -> Result<(), Error> {
+        let owed = delivery.owed;
+        if !owed.is_of(&self.shared.book) {
+            return Ok(());
+        }
+        let (seq, number) = (owed.seq(), owed.number());
+        let again = again.map(|after| later(self.shared.book.now_ms(), after));
+        let job = move |batch: &mut Batch<'_>| batch.db.delivered(seq, number, again, &mut batch.dropped);
+        let after = move |there: bool| match again.filter(|_| there) {
+            Some(at) => owed.again(at),
+            None => owed.over(),
         };
         self.writer.write(job, after).await
     }
@@ -350,6 +371,22 @@ impl Journal {
 impl Queue for Journal {
     fn push(&self, entry: Entry) -> BoxFuture<'_, Result<Accepted, Error>> {
         Box::pin(self.accept(entry))
+    }
+
+    fn cursor<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<u64>, Error>> {
+        let name = name.to_owned();
+        Box::pin(self.looks.read(move |db| db.cursor(&name)))
+    }
+
+    fn set_cursor<'a>(&'a self, name: &'a str, to: Option<u64>) -> BoxFuture<'a, Result<(), Error>> {
+        let name = name.to_owned();
+        Box::pin(async move {
+            if name.len() > CURSOR {
+                let (size, limit) = (name.len() as u64, CURSOR as u64);
+                return Err(Error::TooLarge { what: "cursor's name", size, limit });
+            }
+            self.writer.write(move |batch| batch.db.set_cursor(&name, to), |()| ()).await
+        })
     }
 
     fn lease(&self) -> BoxFuture<'_, Result<Lease, Error>> {
@@ -366,56 +403,23 @@ impl Queue for Journal {
     }
 
     fn list(&self, filter: Filter, page: Page) -> BoxFuture<'_, Result<Listed, Error>> {
-        let leased = self.shared.schedule().running();
+        let leased = self.shared.book.running();
         Box::pin(self.looks.read(move |db| {
-            let found = db.list(&filter, &page, &leased)?;
-            let full = found.len() >= page.size.clamp(1, rows::PAGE);
-            let next = found.last().filter(|_| full).map(|(seq, _)| seq.to_string());
-            let shown = found.into_iter().map(|(seq, mut invocation)| {
-                if invocation.state == State::Waiting && leased.contains(&seq) {
-                    running(&mut invocation);
-                }
-                invocation
-            });
-            Ok(Listed { invocations: shown.collect(), next })
+            let (invocations, next) = db.list(&filter, &page, &leased)?;
+            Ok(Listed { invocations, next })
         }))
     }
 
     fn cancel<'a>(&'a self, id: &'a CallId) -> BoxFuture<'a, Result<(), Error>> {
-        let (id, now, shared) = (id.clone(), self.shared.clock.now_ms(), Arc::clone(&self.shared));
-        let job = move |batch: &mut Batch<'_>| batch.db.cancel(&id, now, &mut batch.dropped);
-        let after = move |call: rows::Waiting| {
-            shared.counts.cancelled.fetch_add(1, Relaxed);
-            shared.schedule().cancelled(&call.function, call.key, now);
-            shared.changed.notify_waiters();
-        };
-        Box::pin(self.writer.write(job, after))
+        Box::pin(self.end_waiting(id.clone()))
     }
 
-    fn redrive<'a>(&'a self, id: &'a CallId) -> BoxFuture<'a, Result<(), Error>> {
-        let (id, now, shared) = (id.clone(), self.shared.clock.now_ms(), Arc::clone(&self.shared));
-        let job = move |batch: &mut Batch<'_>| {
-            let call = batch.db.dead(&id)?;
-            let room = Room::take(&shared, call.function, call.size)?;
-            batch.db.redrive(call.key.1, now)?;
-            Ok((room, (now, call.key.1)))
-        };
-        Box::pin(self.writer.write(job, move |(room, key): (Room, _)| room.enter(key, now)))
+    fn retry<'a>(&'a self, id: &'a CallId) -> BoxFuture<'a, Result<(), Error>> {
+        Box::pin(self.run_now(id.clone()))
     }
 
     fn purge(&self, filter: Filter) -> BoxFuture<'_, Result<u64, Error>> {
-        Box::pin(async move {
-            let mut total = 0;
-            loop {
-                let filter = filter.clone();
-                let job = move |batch: &mut Batch<'_>| batch.db.purge(&filter, PURGED, &mut batch.dropped);
-                let gone = self.writer.write(job, |gone| gone).await?;
-                total += gone;
-                if gone < PURGED {
-                    return Ok(total);
-                }
-            }
-        })
+        Box::pin(self.forget(filter))
     }
 
     fn outbox(&self) -> BoxFuture<'_, Result<Delivery, Error>> {
@@ -426,31 +430,20 @@ impl Queue for Journal {
         Box::pin(self.end_delivery(delivery, again))
     }
 
+    fn changes(&self) -> broadcast::Receiver<Arc<Invocation>> {
+        self.shared.book.changes()
+    }
+
+    fn reconsider(&self) {
+        self.shared.book.reconsider();
+    }
+
     fn stats(&self) -> Stats {
-        let count = &self.shared.counts;
-        let (total, lag) = {
-            let schedule = self.shared.schedule();
-            (schedule.total(), schedule.lag_ms(self.shared.clock.now_ms()))
-        };
-        Stats {
-            accepted: count.accepted.load(Relaxed),
-            refused: count.refused.load(Relaxed),
-            started: count.started.load(Relaxed),
-            done: count.done.load(Relaxed),
-            failed: count.failed.load(Relaxed),
-            retried: count.retried.load(Relaxed),
-            dead: count.dead.load(Relaxed),
-            cancelled: count.cancelled.load(Relaxed),
-            depth: total.waiting,
-            running: total.running,
-            bytes: total.bytes,
-            callbacks: self.shared.outbox.open(),
-            lag: Duration::from_millis(lag),
-        }
+        self.shared.book.stats()
     }
 
     fn backlog(&self) -> Vec<(FunctionName, Backlog)> {
-        self.shared.schedule().backlog().map(|(name, has)| (name.clone(), has)).collect()
+        self.shared.book.backlog()
     }
 }
 
@@ -468,16 +461,23 @@ impl Shared {
             // A body that is damaged does not hide what else is known.
             whole.entry.body = self.bodies.read(digest).unwrap_or_default();
         }
-        if whole.invocation.state == State::Waiting && self.schedule().is_leased(whole.seq) {
-            running(&mut whole.invocation);
-        }
-        let rows::Whole { invocation, entry, attempts, answer, .. } = whole;
-        Ok(Some(Details { invocation, entry, attempts, answer }))
+        let rows::Whole { invocation, entry, attempts, answer, seq, .. } = whole;
+        let runs = invocation.state == State::Waiting && self.book.is_leased(seq);
+        let invocation = if runs { running(invocation) } else { invocation };
+        let owed = db.parcels(seq)?;
+        Ok(Some(Details { invocation, entry, attempts, answer, owed }))
     }
+}
 
-    fn schedule(&self) -> MutexGuard<'_, Schedule> {
-        // Deciding does not panic half way: what it changes, it changes after the last thing that could.
-        self.schedule.lock().unwrap_or_else(PoisonError::into_inner)
+impl Batch<'_> {
+    /// A call as it will be once this is committed, if anybody wants to know.
+    fn shown(&mut self, book: &Book, seq: Seq) -> Option<Invocation> {
+        if book.is_watched() {
+            // Who looks on misses one that cannot be read; the call is none the worse.
+            return self.db.shown(seq).ok().flatten();
+        }
+        self.unseen.push(seq);
+        None
     }
 }
 
@@ -496,61 +496,30 @@ impl Reader {
     }
 }
 
-impl Room {
-    fn take(shared: &Arc<Shared>, function: FunctionName, size: u64) -> Result<Self, Error> {
-        let passed = shared.schedule().reserve(&function, size);
-        let Err(passed) = passed else { return Ok(Self { shared: Arc::clone(shared), function, size, taken: true }) };
-        shared.counts.refused.fetch_add(1, Relaxed);
-        let config = &shared.config;
-        let (what, bound) = match passed {
-            Passed::FunctionCalls => {
-                (format!("the queue of function {function}"), format!("{} calls", config.function_calls))
-            }
-            Passed::Calls => ("the queue".into(), format!("{} calls", config.calls)),
-            Passed::Bytes => ("the queue".into(), format!("{} bytes", config.bytes)),
-        };
-        Err(Error::Full { what, bound, retry_after: RETRY })
-    }
-
-    /// The call takes the room, and waits.
-    fn enter(mut self, key: Key, now: u64) {
-        self.taken = false;
-        self.shared.schedule().enter(&self.function, key, self.size, now);
-        self.shared.changed.notify_waiters();
-    }
-}
-
-impl Drop for Room {
-    fn drop(&mut self) {
-        if self.taken {
-            self.shared.schedule().leave(&self.function, self.size);
-        }
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        self.shared.schedule().give_back(&self.ticket, self.shared.clock.now_ms());
-        self.shared.changed.notify_waiters();
-    }
-}
-
-impl Settling {
-    fn begin(held: &Held) -> Option<Self> {
-        let settling = held.shared.schedule().settle(&held.ticket);
-        settling.then(|| Self { shared: Arc::clone(&held.shared), ticket: held.ticket.clone() })
-    }
-}
-
-impl Drop for Settling {
-    fn drop(&mut self) {
-        self.shared.schedule().not_settled(&self.ticket, self.shared.clock.now_ms());
-        self.shared.changed.notify_waiters();
-    }
-}
-
-fn running(invocation: &mut crate::Invocation) {
+fn running(mut invocation: Invocation) -> Invocation {
     (invocation.state, invocation.due_ms) = (State::Running, None);
+    invocation
+}
+
+fn tell(book: &Book, shown: Option<Invocation>) {
+    if let Some(shown) = shown {
+        book.tell(|| shown);
+    }
+}
+
+fn owe(book: &Book, owing: &[Owing]) {
+    owing.iter().for_each(|owing| book.owe(owing.due, owing.seq, owing.number));
+}
+
+fn unreadable(error: &Error) -> String {
+    match error {
+        Error::Damaged { detail, .. } => format!("it cannot be read: {detail}"),
+        error => format!("it cannot be read: {error}"),
+    }
+}
+
+fn later(now: u64, after: Duration) -> u64 {
+    now.saturating_add(rows::millis(after)).min(i64::MAX.cast_unsigned())
 }
 
 /// A connection with the settings of every database of ours, and our own.

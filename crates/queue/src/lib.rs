@@ -1,37 +1,48 @@
 //! Async calls that are never lost: what was accepted is on disk before its caller hears so, and runs at least once.
 //!
-//! [`Queue`] is the contract, [`Journal`] keeps it in an SQLite database behind one group-committing writer, and [`conformance`]
-//! is the suite that every queue passes. [`Service`] works the calls off: it leases what is due, fair between functions, has it run by
-//! whoever can ([`Run`]), and settles it by the function's [`Policy`]: done, again later, or a dead letter.
+//! [`Queue`] is the contract and [`conformance`] the suite that every queue passes. Who is next is decided in memory, in the [`Book`] that all
+//! queues share; what makes a queue is the medium under it. [`Journal`] is an SQLite database behind one group-committing writer.
+//! [`Service`] works the calls off: it leases what is due, has it run by whoever can ([`Run`]), settles it by its [`Policy`] (done, again
+//! later, or a dead letter) and delivers what is to be told of it.
 //!
 //! This crate never starts an instance, never chooses a revision, knows no route and no status of a fault, and is never asked anything
 //! on the path of a call whose caller waits.
 
+mod book;
 mod callback;
 mod clock;
 mod config;
 pub mod conformance;
+mod courier;
 mod entry;
 mod error;
 mod journal;
+mod lanes;
+mod outbox;
 mod policy;
+mod post;
+mod record;
 mod schedule;
 mod service;
 
-use std::{any::Any, fmt, sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use serde::{Deserialize, Serialize};
-use taper_model::{BoxFuture, CallId, FunctionName, Name};
+use taper_model::{BoxFuture, CallId, FunctionName, Name, invocation::Destination};
+use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 
+pub use book::{Book, Held, Limits, LimitsOf, Room, Settling};
 pub use config::Config;
-pub use entry::{Due, Entry, invocation_id};
+pub use entry::{Due, Entry, Origin, derived_id, invocation_id};
 pub use error::Error;
 pub use journal::Journal;
-pub use policy::{Codes, Outcome, Policy};
-pub use service::{Deadline, Handle, Observe, Observed, Parts, Run, Service};
+pub use outbox::Owed;
+pub use policy::{Condition, Outcome, Policy};
+pub use schedule::{Key, Seq};
+pub use service::{Deadline, Handle, Observe, Observed, Parts, Run, Service, Topics};
 
 /// What the queue has accepted, and will be asked for until it has ended.
 ///
@@ -40,8 +51,10 @@ pub use service::{Deadline, Handle, Observe, Observed, Parts, Run, Service};
 ///   the medium (as with any failed commit) that is known only once the queue has been opened again.
 /// - A call that was accepted is leased until it is settled as done or buried, or cancelled. It is leased by one at a time: never again while its
 ///   [`Lease`] lives, however long that is, and at once when the lease is dropped or the process has died.
-/// - A function's backlog does not delay another's: functions with due calls take turns, and each is bounded.
-/// - Within a function, calls that are due come in the order of the times they are due at, and of their acceptance among equals.
+/// - A function's backlog does not delay another's: namespaces with due calls take turns, within one its functions do, and each is bounded by its
+///   [`Limits`]. However much runs, a function that nothing runs of may have one call run.
+/// - Within a function, calls that are due come in the order of the times they are due at, and of their acceptance among equals. Of the calls with
+///   one [`Entry::order_key`] one runs at a time, in the order of their acceptance: while one is to be tried again, the others wait.
 ///
 /// *Caveats.* At least once is not exactly once: a call that runs when the platform is killed runs again.
 ///
@@ -49,11 +62,24 @@ pub use service::{Deadline, Handle, Observe, Observed, Parts, Run, Service};
 pub trait Queue: Send + Sync {
     /// Accepts a call: returns after it is on disk.
     ///
-    /// With an idempotency key that a call of the same function had within the window, nothing is accepted and that call is named.
+    /// With an idempotency key that a call of the same function had within the window, or with the id of a call that is there, nothing is
+    /// accepted and that call is named.
     ///
     /// # Errors
-    /// [`Error::TooLarge`], [`Error::Full`], [`Error::Exists`], [`Error::Stopped`], and those of the medium. The call was not accepted then.
+    /// [`Error::TooLarge`], [`Error::Full`], [`Error::Stopped`], and those of the medium. The call was not accepted then.
     fn push(&self, entry: Entry) -> BoxFuture<'_, Result<Accepted, Error>>;
+
+    /// The value that is kept under this name, which outlives the process: how far somebody is who pushes calls.
+    ///
+    /// # Errors
+    /// Those of the medium.
+    fn cursor<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<u64>, Error>>;
+
+    /// Keeps a value under a name of at most 256 bytes; none forgets it. When this returns, it is on the medium.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`], and those of the medium.
+    fn set_cursor<'a>(&'a self, name: &'a str, to: Option<u64>) -> BoxFuture<'a, Result<(), Error>>;
 
     /// The next call that is due, of the function whose turn it is. Waits until there is one; polls nothing.
     ///
@@ -89,11 +115,11 @@ pub trait Queue: Send + Sync {
     /// [`Error::NotFound`], [`Error::State`] when it has ended, and those of the medium.
     fn cancel<'a>(&'a self, id: &'a CallId) -> BoxFuture<'a, Result<(), Error>>;
 
-    /// Has a dead letter run again, with all its attempts anew.
+    /// Has a call run now: a dead letter with all its attempts anew, one that waits without waiting any longer to be due.
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::State`] when it is no dead letter, [`Error::Full`], and those of the medium.
-    fn redrive<'a>(&'a self, id: &'a CallId) -> BoxFuture<'a, Result<(), Error>>;
+    /// [`Error::NotFound`], [`Error::State`] when it runs, is done or was cancelled, [`Error::Full`], and those of the medium.
+    fn retry<'a>(&'a self, id: &'a CallId) -> BoxFuture<'a, Result<(), Error>>;
 
     /// Forgets the calls that match and have ended; says how many.
     ///
@@ -101,25 +127,26 @@ pub trait Queue: Send + Sync {
     /// Those of the medium.
     fn purge(&self, filter: Filter) -> BoxFuture<'_, Result<u64, Error>>;
 
-    /// The next callback that is due: a call with [`Entry::callback`] has ended. Waits until there is one; polls nothing. A queue that has no
-    /// callbacks waits for ever.
+    /// The next [`Parcel`] that is due, of a call that has ended. Waits until there is one; polls nothing.
     ///
     /// # Errors
     /// [`Error::Stopped`], and those of the medium.
     ///
     /// # Cancel safety
     /// As [`lease`](Self::lease).
-    fn outbox(&self) -> BoxFuture<'_, Result<Delivery, Error>> {
-        Box::pin(std::future::pending())
-    }
+    fn outbox(&self) -> BoxFuture<'_, Result<Delivery, Error>>;
 
     /// Says how a delivery went: it is over, or due again after this long.
     ///
     /// # Errors
     /// [`Error::Stopped`], and those of the medium; it is due again then.
-    fn delivered(&self, _delivery: Delivery, _again: Option<Duration>) -> BoxFuture<'_, Result<(), Error>> {
-        Box::pin(async { Ok(()) })
-    }
+    fn delivered(&self, delivery: Delivery, again: Option<Duration>) -> BoxFuture<'_, Result<(), Error>>;
+
+    /// Every change of a call's state from now on, as a list would show the call. Whoever reads too slowly misses some, and is told how many.
+    fn changes(&self) -> broadcast::Receiver<Arc<Invocation>>;
+
+    /// What functions are limited to may have changed: who waits for that is looked at again.
+    fn reconsider(&self);
 
     /// What happened since the start, and what is there now.
     fn stats(&self) -> Stats;
@@ -131,7 +158,7 @@ pub trait Queue: Send + Sync {
 /// A call was accepted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Accepted {
-    /// The call, or the one that the idempotency key named.
+    /// The call, or the one that the idempotency key or the id named.
     pub id: CallId,
     /// Whether it is an earlier one.
     pub repeated: bool,
@@ -149,8 +176,8 @@ pub struct Lease {
     pub deferred: u32,
     /// Cancelled when somebody asks for the call's end while it runs.
     pub cancelled: CancellationToken,
-    /// The queue's own; what it does when it is dropped gives the call back.
-    pub(crate) held: Box<dyn Any + Send + Sync>,
+    /// The call's place in the book; dropping it gives the call back.
+    pub held: Held,
 }
 
 /// Without the body.
@@ -160,14 +187,36 @@ impl fmt::Debug for Lease {
     }
 }
 
-/// A callback in the hands of one worker. Dropping it leaves it due.
+/// What is to be told of a call that has ended, and to whom. It is written together with the call's end.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Parcel {
+    /// OpenFaaS's callback: the answer, to [`Entry::callback`].
+    Callback,
+    /// The record of the call in AWS Lambda's shape, to a destination.
+    Record {
+        /// The destination.
+        to: Destination,
+        /// Why the call has ended.
+        condition: Condition,
+    },
+    /// The answer, which is an event, to a topic of the function's namespace.
+    Reply(Name),
+}
+
+/// A parcel in the hands of one worker. Dropping it leaves it due.
 pub struct Delivery {
-    /// The call that has ended.
+    /// The call that has ended, with all that a parcel may need: also the body that was asked with.
     pub details: Details,
+    /// What is to be delivered.
+    pub parcel: Parcel,
+    /// Which one of the call's parcels it is, from 0. Those of an end that the call was retried after are counted on, so that no two
+    /// parcels of a call ever have the same number.
+    pub number: u32,
     /// How often its delivery was tried before.
     pub tries: u32,
-    /// The queue's own; what it does when it is dropped gives the delivery back.
-    pub(crate) held: Box<dyn Any + Send + Sync>,
+    /// Its place in the book; dropping it leaves the parcel due.
+    pub owed: Owed,
 }
 
 /// How an attempt ended, and what becomes of the call.
@@ -179,6 +228,8 @@ pub struct Settled {
     pub verdict: Verdict,
     /// What the function answered, where it did and the call has ended.
     pub answer: Option<Answer>,
+    /// What is to be told of it, where the call has ended.
+    pub parcels: Vec<Parcel>,
 }
 
 /// What becomes of a call after an attempt.
@@ -216,6 +267,12 @@ pub struct Attempt {
     /// `warm`, `pool` or `cold`: how the instance came to be there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start: Option<String>,
+    /// The revision that ran it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<String>,
+    /// The instance that ran it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<String>,
 }
 
 /// What a function answered.
@@ -274,6 +331,8 @@ pub struct Invocation {
     pub id: CallId,
     /// Its function.
     pub function: FunctionName,
+    /// The trigger that made it.
+    pub trigger: Option<Name>,
     /// Where it is.
     pub state: State,
     /// When it was accepted, in milliseconds since the Unix epoch.
@@ -295,12 +354,14 @@ pub struct Invocation {
 pub struct Details {
     /// The call.
     pub invocation: Invocation,
-    /// What was asked; its body is empty when the call has ended otherwise than as a dead letter.
+    /// What was asked; its body is empty when the call has ended otherwise than as a dead letter and nothing is to be delivered any more.
     pub entry: Entry,
     /// Every attempt, the first one first; of very many, the latest.
     pub attempts: Vec<Attempt>,
     /// What the function answered last, once the call has ended.
     pub answer: Option<Answer>,
+    /// What is still to be delivered of it.
+    pub owed: Vec<Parcel>,
 }
 
 /// Which calls. Empty matches all.
@@ -312,6 +373,8 @@ pub struct Filter {
     pub function: Option<FunctionName>,
     /// In this state.
     pub state: Option<State>,
+    /// Made by this trigger.
+    pub trigger: Option<Name>,
     /// Accepted at this time or later, in milliseconds since the Unix epoch.
     pub since_ms: Option<u64>,
 }
@@ -376,8 +439,15 @@ pub struct Stats {
     pub running: u64,
     /// Bytes of calls that wait or run.
     pub bytes: u64,
-    /// Callbacks that are still to be delivered.
-    pub callbacks: u64,
-    /// How long the oldest of the calls that are due has been so; zero when none is.
+    /// Parcels that are still to be delivered.
+    pub parcels: u64,
+    /// Parcels that were delivered.
+    pub delivered: u64,
+    /// Parcels that were given up.
+    pub given_up: u64,
+    /// Those among them that were not even tried, because the chain of calls would have become longer than
+    /// [`MAX_HOPS`](taper_model::invocation::MAX_HOPS).
+    pub cut: u64,
+    /// How long the oldest of the calls that are due has been so; zero when none is. One that waits for another of its order key does not count.
     pub lag: Duration,
 }

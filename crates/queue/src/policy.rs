@@ -1,22 +1,19 @@
 //! Whether a call is tried again, and when. Pure: what came, the time and the random number are arguments.
 
-use std::{collections::BTreeMap, fmt, ops::RangeInclusive, str::FromStr, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use http::StatusCode;
-use taper_model::{Fault, Invalid, Retry, quantity::Span};
+use serde::{Deserialize, Serialize};
+use taper_model::{
+    Fault, Invalid, Retry,
+    invocation::{Async, Destination, Retries, Statuses},
+    quantity::Span,
+    trigger::TriggerSpec,
+};
 
 use crate::Verdict;
 
-/// OpenFaaS's annotations.
-const ATTEMPTS: &str = "com.openfaas.retry.attempts";
-const CODES: &str = "com.openfaas.retry.codes";
-const MIN_WAIT: &str = "com.openfaas.retry.min_wait";
-const MAX_WAIT: &str = "com.openfaas.retry.max_wait";
-
-/// Most attempts that a function may ask for.
-const MAX_ATTEMPTS: u32 = 1000;
-
-/// How often a function's calls are tried, and with which waits in between.
+/// How often a call is tried, with which waits in between, and where what became of it goes.
 ///
 /// An attempt that did not reach the function (its fault says that trying again is safe) does not count as one: the call waits until it is
 /// older than `max_age`, not until the platform has said no three times.
@@ -31,7 +28,11 @@ pub struct Policy {
     /// Once a call is older it is not tried again.
     pub max_age: Duration,
     /// Statuses after which a call is tried again, the function's and the platform's.
-    pub codes: Codes,
+    pub statuses: Statuses,
+    /// Where the record of a call goes that was answered.
+    pub on_success: Option<Destination>,
+    /// Where the record of a call goes that became a dead letter.
+    pub on_failure: Option<Destination>,
 }
 
 impl Default for Policy {
@@ -41,52 +42,10 @@ impl Default for Policy {
             first: Duration::from_secs(1),
             longest: Duration::from_secs(300),
             max_age: Duration::from_secs(6 * 3600),
-            codes: Codes(vec![429..=429, 500..=599]),
+            statuses: Statuses::default(),
+            on_success: None,
+            on_failure: None,
         }
-    }
-}
-
-/// Statuses, written as `429,502-504,5xx`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Codes(Vec<RangeInclusive<u16>>);
-
-impl Codes {
-    /// Whether a status is one of them.
-    pub fn has(&self, status: StatusCode) -> bool {
-        self.0.iter().any(|range| range.contains(&status.as_u16()))
-    }
-}
-
-impl FromStr for Codes {
-    type Err = Invalid;
-    fn from_str(text: &str) -> Result<Self, Invalid> {
-        let refuse = || Invalid(format!("`{}` is no list of statuses; write 429,502,503", text.escape_debug()));
-        let code = |text: &str| text.trim().parse().ok().filter(|code| (100..=599).contains(code));
-        let one = |part: &str| {
-            let part = part.trim();
-            if let Some(hundred) = part.strip_suffix("xx") {
-                let hundred = hundred.parse().ok().filter(|h| (1..=5_u16).contains(h))? * 100;
-                return Some(hundred..=hundred + 99);
-            }
-            let (first, last) = part.split_once('-').unwrap_or((part, part));
-            Some(code(first)?..=code(last)?).filter(|range| !range.is_empty())
-        };
-        // An empty list is one: nothing the function says is a reason.
-        let parts = text.split(',').filter(|part| !part.trim().is_empty());
-        Ok(Self(parts.map(one).collect::<Option<_>>().ok_or_else(refuse)?))
-    }
-}
-
-impl fmt::Display for Codes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (n, range) in self.0.iter().enumerate() {
-            let comma = if n > 0 { "," } else { "" };
-            match range.start() == range.end() {
-                true => write!(f, "{comma}{}", range.start())?,
-                false => write!(f, "{comma}{}-{}", range.start(), range.end())?,
-            }
-        }
-        Ok(())
     }
 }
 
@@ -101,30 +60,54 @@ pub struct Outcome<'a> {
     pub retry_after: Option<Duration>,
 }
 
+/// Why a call has ended, in the words of AWS Lambda's records. Its `ZeroReservedConcurrency` never comes: here a concurrency of zero makes calls
+/// wait, and they have not ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Condition {
+    /// It was answered.
+    Success,
+    /// It was tried as often as it may be, or failed in a way that would come again.
+    RetriesExhausted,
+    /// It would have been too old at the next attempt.
+    EventAgeExceeded,
+}
+
 impl Policy {
-    /// What a function's annotations ask for, and the default for the rest. An annotation that makes no sense counts as absent; the second
-    /// part of the answer says which, and why.
-    pub fn of(annotations: &BTreeMap<String, String>) -> (Self, Vec<Invalid>) {
-        let (mut policy, mut wrong) = (Self::default(), Vec::new());
-        let mut read = |key: &str, set: &mut dyn FnMut(&str) -> Result<(), Invalid>| {
-            if let Some(Err(Invalid(why))) = annotations.get(key).map(|text| set(text.trim())) {
-                wrong.push(Invalid(format!("annotation {key}: {why}")));
-            }
+    /// What is said of a call: by the trigger that made it, else by its function, else by that function's annotations, else the defaults. An
+    /// annotation that makes no sense counts as absent; the second part of the answer says which, and why.
+    pub fn of(
+        trigger: Option<&TriggerSpec>,
+        function: &Async,
+        annotations: &BTreeMap<String, String>,
+    ) -> (Self, Vec<Invalid>) {
+        let (annotated, wrong) = Retries::of_annotations(annotations);
+        let own = trigger.map(|trigger| trigger.retry.clone()).unwrap_or_default();
+        let said = own.or(function.retry.clone()).or(annotated);
+        let default = Self::default();
+        let first = said.min_wait.map_or(default.first, |wait| wait.0);
+        let policy = Self {
+            attempts: said.attempts.unwrap_or(default.attempts).max(1),
+            first,
+            longest: said.max_wait.map_or(default.longest, |wait| wait.0).max(first),
+            max_age: said.max_age.map_or(default.max_age, |age| age.0),
+            // Admission has read it.
+            statuses: said.statuses.and_then(|text| text.parse().ok()).unwrap_or_default(),
+            on_success: trigger.and_then(|t| t.on_success.clone()).or_else(|| function.on_success.clone()),
+            on_failure: trigger.and_then(|t| t.on_failure.clone()).or_else(|| function.on_failure.clone()),
         };
-        read(ATTEMPTS, &mut |text| {
-            let refuse = || Invalid(format!("`{}` is no number from 1 to {MAX_ATTEMPTS}", text.escape_debug()));
-            policy.attempts = text.parse().ok().filter(|n| (1..=MAX_ATTEMPTS).contains(n)).ok_or_else(refuse)?;
-            Ok(())
-        });
-        read(CODES, &mut |text| text.parse().map(|codes| policy.codes = codes));
-        read(MIN_WAIT, &mut |text| text.parse::<Span>().map(|span| policy.first = span.0));
-        read(MAX_WAIT, &mut |text| text.parse::<Span>().map(|span| policy.longest = span.0));
-        policy.longest = policy.longest.max(policy.first);
         (policy, wrong)
     }
 
-    /// What becomes of a call. `attempts` and `deferred` are those before this one, `age` is the call's, and `random` is from 0 to 1.
-    pub fn decide(&self, outcome: Outcome<'_>, attempts: u32, deferred: u32, age: Duration, random: f64) -> Verdict {
+    /// What becomes of a call, and, where that is its end, why. `attempts` and `deferred` are those before this one, `age` is the call's, and
+    /// `random` is from 0 to 1.
+    pub fn decide(
+        &self,
+        outcome: Outcome<'_>,
+        attempts: u32,
+        deferred: u32,
+        age: Duration,
+        random: f64,
+    ) -> (Verdict, Option<Condition>) {
         let Outcome { status, fault, retry_after } = outcome;
         let asked = match fault.map(|fault| fault.retry) {
             Some(Retry::After(after)) => Some(after),
@@ -135,26 +118,31 @@ impl Policy {
             Some(fault) => fault.message.clone(),
             None => format!("the function answered {}", status.as_u16()),
         };
-        if counts && !self.codes.has(status) {
-            return if fault.is_some() { Verdict::Bury(why) } else { Verdict::Done };
+        let bury = |why, condition| (Verdict::Bury(why), Some(condition));
+        if counts && !self.statuses.has(status) {
+            return match fault {
+                Some(_) => bury(why, Condition::RetriesExhausted),
+                None => (Verdict::Done, Some(Condition::Success)),
+            };
         }
         if counts && attempts.saturating_add(1) >= self.attempts {
             let all = match self.attempts {
                 1 => "its only attempt".into(),
                 n => format!("attempt {} of {n}", attempts.saturating_add(1)),
             };
-            return Verdict::Bury(format!("{why} ({all})"));
+            return bury(format!("{why} ({all})"), Condition::RetriesExhausted);
         }
         let after = self.wait(if counts { attempts } else { deferred }, random).max(asked.unwrap_or_default());
         if age.saturating_add(after) > self.max_age {
             let limit = Span(self.max_age);
-            return Verdict::Bury(format!("{why} (it would be older than {limit} at the next attempt)"));
+            let why = format!("{why} (it would be older than {limit} at the next attempt)");
+            return bury(why, Condition::EventAgeExceeded);
         }
-        Verdict::Again { after, counts }
+        (Verdict::Again { after, counts }, None)
     }
 
     /// A wait with full jitter: anything up to a bound that doubles with every attempt before.
-    fn wait(&self, before: u32, random: f64) -> Duration {
+    pub(crate) fn wait(&self, before: u32, random: f64) -> Duration {
         let doubled = 2_u32.checked_pow(before).and_then(|n| self.first.checked_mul(n)).unwrap_or(self.longest);
         doubled.min(self.longest).mul_f64(random.clamp(0.0, 1.0))
     }
@@ -174,7 +162,7 @@ mod tests {
     }
 
     fn decide(outcome: Outcome<'_>, attempts: u32) -> Verdict {
-        Policy::default().decide(outcome, attempts, 0, S(1), 1.0)
+        Policy::default().decide(outcome, attempts, 0, S(1), 1.0).0
     }
 
     #[test]
@@ -204,7 +192,7 @@ mod tests {
         };
         let outcome = |fault: &Fault, attempts, deferred, age| {
             let outcome = Outcome { status: StatusCode::SERVICE_UNAVAILABLE, fault: Some(fault), retry_after: None };
-            Policy::default().decide(outcome, attempts, deferred, age, 1.0)
+            Policy::default().decide(outcome, attempts, deferred, age, 1.0).0
         };
         let full = retry(Cause::QueueFull, Retry::After(S(7)));
         assert_eq!(outcome(&full, 2, 0, S(1)), Verdict::Again { after: S(7), counts: false });
@@ -236,35 +224,51 @@ mod tests {
     }
 
     #[test]
-    fn annotations_as_openfaas_writes_them() {
-        let of = |pairs: &[(&str, &str)]| {
-            let pairs = pairs.iter().map(|(k, v)| (format!("com.openfaas.retry.{k}"), (*v).to_owned()));
-            Policy::of(&pairs.collect())
+    fn why_it_has_ended_follows_from_what_came() {
+        let why = |policy: &Policy, outcome, attempts, age| policy.decide(outcome, attempts, 0, age, 1.0).1;
+        let policy = Policy::default();
+        assert_eq!(why(&policy, answered(404), 0, S(1)), Some(Condition::Success));
+        assert_eq!(why(&policy, answered(500), 0, S(1)), None);
+        assert_eq!(why(&policy, answered(500), 2, S(1)), Some(Condition::RetriesExhausted));
+        assert_eq!(why(&policy, answered(500), 0, S(6 * 3600)), Some(Condition::EventAgeExceeded));
+        let gone = Fault::new(Stage::Route, Cause::NotFound, "function x does not exist");
+        let outcome = Outcome { status: StatusCode::NOT_FOUND, fault: Some(&gone), retry_after: None };
+        assert_eq!(why(&policy, outcome, 0, S(1)), Some(Condition::RetriesExhausted));
+        assert_eq!(serde_json::to_string(&Condition::EventAgeExceeded).unwrap(), "\"EventAgeExceeded\"");
+    }
+
+    #[test]
+    fn who_says_it_first() {
+        let to = |name: &str| Destination { function: Some(name.into()), ..Destination::default() };
+        let annotations = BTreeMap::from([
+            ("com.openfaas.retry.attempts".to_owned(), "10".to_owned()),
+            ("com.openfaas.retry.codes".to_owned(), "408".to_owned()),
+            ("com.openfaas.retry.min_wait".to_owned(), "soon".to_owned()),
+        ]);
+        let function = Async {
+            retry: Retries { attempts: Some(5), min_wait: Some(Span(S(600))), ..Retries::default() },
+            on_success: Some(to("a")),
+            on_failure: Some(to("b")),
+            ..Async::default()
         };
-        assert_eq!(of(&[]), (Policy::default(), vec![]));
-        let (policy, wrong) =
-            of(&[("attempts", "10"), ("codes", "429, 502,408"), ("min_wait", "10s"), ("max_wait", "2m")]);
-        assert_eq!((policy.attempts, policy.first, policy.longest, wrong), (10, S(10), S(120), vec![]));
-        assert_eq!(policy.codes.to_string(), "429,502,408");
-        let has = |code| policy.codes.has(StatusCode::from_u16(code).unwrap());
-        assert!(has(408) && !has(500));
-        assert_eq!(of(&[("min_wait", "10m")]).0.longest, S(600), "never shorter than the first");
-        for (key, text) in [
-            ("attempts", "0"),
-            ("attempts", "-1"),
-            ("attempts", "99999999999"),
-            ("codes", "oops"),
-            ("codes", "999"),
-            ("codes", "504-500"),
-            ("codes", "9xx"),
-            ("min_wait", "soon"),
-            ("max_wait", "-1s"),
-        ] {
-            let (policy, wrong) = of(&[(key, text)]);
-            assert_eq!((policy, wrong.len()), (Policy::default(), 1), "{key}: {text}");
-            assert!(wrong[0].0.contains(key), "{wrong:?}");
-        }
-        assert_eq!("5xx, 429,100-102".parse::<Codes>().unwrap().to_string(), "500-599,429,100-102");
+        let (policy, wrong) = Policy::of(None, &Async::default(), &annotations);
+        assert_eq!((policy.attempts, policy.first, policy.statuses.to_string()), (10, S(1), "408".to_owned()));
+        assert!(wrong.len() == 1 && wrong[0].0.contains("min_wait"), "{wrong:?}");
+        let (policy, _) = Policy::of(None, &function, &annotations);
+        assert_eq!(
+            (policy.attempts, policy.first, policy.longest),
+            (5, S(600), S(600)),
+            "never shorter than the first"
+        );
+        assert_eq!((policy.on_success, policy.on_failure), (Some(to("a")), Some(to("b"))));
+        let trigger = TriggerSpec {
+            retry: Retries { attempts: Some(1), max_age: Some(Span(S(90))), ..Retries::default() },
+            on_failure: Some(to("c")),
+            ..TriggerSpec::default()
+        };
+        let (policy, _) = Policy::of(Some(&trigger), &function, &annotations);
+        assert_eq!((policy.attempts, policy.max_age, policy.first), (1, S(90), S(600)));
+        assert_eq!((policy.on_success, policy.on_failure), (Some(to("a")), Some(to("c"))));
     }
 
     proptest! {
@@ -278,19 +282,14 @@ mod tests {
             fault.retry = asked.map_or(Retry::Safe, |after| Retry::After(S(after)));
             let status = StatusCode::from_u16(status).unwrap();
             let outcome = Outcome { status, fault: platform.then_some(&fault), retry_after: asked.map(S) };
-            if let Verdict::Again { after, counts } = policy.decide(outcome, attempts, deferred, S(age), random) {
+            let (verdict, condition) = policy.decide(outcome, attempts, deferred, S(age), random);
+            prop_assert_eq!(condition.is_none(), matches!(verdict, Verdict::Again { .. }));
+            if let Verdict::Again { after, counts } = verdict {
                 prop_assert!(S(age) + after <= policy.max_age);
                 prop_assert_eq!(counts, !platform);
                 prop_assert!(platform || attempts + 1 < policy.attempts);
                 prop_assert!(after >= asked.map_or(Duration::ZERO, S));
                 prop_assert!(after <= policy.longest.max(asked.map_or(Duration::ZERO, S)));
-            }
-        }
-
-        #[test]
-        fn no_text_breaks_the_reader(text in ".{0,40}") {
-            if let Ok(codes) = text.parse::<Codes>() {
-                prop_assert_eq!(codes.to_string().parse::<Codes>(), Ok(codes));
             }
         }
     }

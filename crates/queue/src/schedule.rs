@@ -1,18 +1,30 @@
-//! Who is next: the functions that have due calls, in turns, each within its bound. Pure: no I/O, and the time is an argument.
+//! Who is next: the functions that have due calls, in turns, each within its limits. Pure: no I/O, and the time is an argument.
 //!
-//! A call that waits costs a few words here; what it holds is in the journal until it is leased.
+//! A call that waits costs a few words here; what it holds is on the medium until it is leased.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+mod line;
+#[cfg(test)]
+mod tests;
+mod turns;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
 
 use taper_model::FunctionName;
 use tokio_util::sync::CancellationToken;
 
-use crate::Backlog;
+use self::{line::Line, turns::Turns};
+use crate::{Backlog, Limits};
 
-/// A call, by its row in the journal.
-pub(crate) type Seq = i64;
-/// Calls of a function come in this order: when they are due, then as they were accepted.
-pub(crate) type Key = (u64, Seq);
+/// A call, by its number on the medium: one that was accepted later has a greater one.
+pub type Seq = i64;
+/// Calls of a function come in this order: when they are due, in milliseconds since the Unix epoch, then as they were accepted.
+pub type Key = (u64, Seq);
+
+/// Most calls that run, where each is the only one of its function.
+const MOST: u64 = 10_000;
 
 /// How many calls may wait and run, and what they may weigh.
 #[derive(Debug, Clone, Copy)]
@@ -20,13 +32,15 @@ pub(crate) struct Bounds {
     pub(crate) function_calls: u64,
     pub(crate) calls: u64,
     pub(crate) bytes: u64,
-    pub(crate) running: u64,
+    pub(crate) function_workers: u64,
+    pub(crate) workers: u64,
+    pub(crate) running_bytes: u64,
 }
 
 /// Which bound a call would pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Passed {
-    FunctionCalls,
+    FunctionCalls(u64),
     Calls,
     Bytes,
 }
@@ -50,6 +64,7 @@ pub(crate) struct Ticket {
 
 struct Leased {
     number: u64,
+    due: u64,
     size: u64,
     cancel: CancellationToken,
     /// Its end is being written: until that is known, it is nobody else's.
@@ -58,47 +73,59 @@ struct Leased {
     dropped: bool,
 }
 
-#[derive(Default)]
-struct Line {
-    /// What each waiting call weighs.
-    waiting: BTreeMap<Key, u64>,
-    /// Those for which room was taken count as waiting.
-    has: Backlog,
-    /// In `ring`.
-    in_turn: bool,
-    /// In `timers`, at this time.
-    timer: Option<u64>,
+/// What a function may do whose turn it is.
+enum May {
+    /// Its first call runs.
+    Run,
+    /// Nothing, until something of it ends or its limits change.
+    Hold,
+    /// Nothing before that time.
+    Until(u64),
+    /// Nothing until there is room for it, and nobody comes before it: else what is large would wait for ever.
+    Room,
 }
+
+/// The turns of all functions that have due calls, by their place in [`Schedule::turns`].
+const ALL: usize = 0;
+/// Of those that nothing runs of: each may have one call run whatever else does, so that nobody's backlog delays another's.
+const IDLE: usize = 1;
 
 pub(crate) struct Schedule {
     bounds: Bounds,
     lines: BTreeMap<FunctionName, Line>,
     leased: HashMap<Seq, Leased>,
-    /// Functions whose turn comes.
-    ring: VecDeque<FunctionName>,
-    /// Functions whose first call is not due yet.
+    /// The order keys of calls that have one, while they wait or run.
+    ordered: HashMap<Seq, Arc<str>>,
+    turns: [Turns; 2],
+    /// Functions whose first call is not due yet, or that their rates hold back.
     timers: BTreeSet<(u64, FunctionName)>,
+    /// Functions without calls that are still remembered, lest their rates began anew.
+    resting: BTreeSet<(u64, FunctionName)>,
     total: Backlog,
+    /// What all that runs weighs.
+    weighs: u64,
     numbers: u64,
 }
 
 impl Schedule {
     pub(crate) fn new(bounds: Bounds) -> Self {
-        let (lines, leased, ring, timers) = Default::default();
-        Self { bounds, lines, leased, ring, timers, total: Backlog::default(), numbers: 0 }
+        let (lines, leased, ordered, turns, timers, resting) = Default::default();
+        let total = Backlog::default();
+        Self { bounds, lines, leased, ordered, turns, timers, resting, total, weighs: 0, numbers: 0 }
     }
 
-    /// A call that the journal held when it was opened: there is room for it, whatever the bounds are now.
-    pub(crate) fn restore(&mut self, function: &FunctionName, key: Key, size: u64, now: u64) {
+    /// A call that the medium held when it was opened: there is room for it, whatever the bounds are now.
+    pub(crate) fn restore(&mut self, function: &FunctionName, key: Key, size: u64, order: Option<&str>, now: u64) {
         self.add(function, size);
-        self.enter(function, key, size, now);
+        self.enter(function, key, size, order, now);
     }
 
     /// Takes room for a call that is about to be written.
-    pub(crate) fn reserve(&mut self, function: &FunctionName, size: u64) -> Result<(), Passed> {
+    pub(crate) fn reserve(&mut self, function: &FunctionName, size: u64, limits: &Limits) -> Result<(), Passed> {
+        let most = limits.calls.map_or(self.bounds.function_calls, |calls| calls.min(self.bounds.function_calls));
         let calls = |b: &Backlog| b.waiting + b.running;
-        if self.lines.get(function).is_some_and(|line| calls(&line.has) >= self.bounds.function_calls) {
-            return Err(Passed::FunctionCalls);
+        if self.lines.get(function).map_or(0, |line| calls(&line.has)) >= most {
+            return Err(Passed::FunctionCalls(most));
         }
         if calls(&self.total) >= self.bounds.calls {
             return Err(Passed::Calls);
@@ -111,48 +138,40 @@ impl Schedule {
     }
 
     /// Gives the room back: the call was not written, or waits no more.
-    pub(crate) fn leave(&mut self, function: &FunctionName, size: u64) {
+    pub(crate) fn leave(&mut self, function: &FunctionName, size: u64, now: u64) {
         if let Some(line) = self.lines.get_mut(function) {
             for has in [&mut line.has, &mut self.total] {
                 has.waiting -= 1;
                 has.bytes -= size;
             }
-            self.forget_if_idle(function);
+            self.place(function, now);
         }
     }
 
-    /// A call for which there is room waits in the journal now.
-    pub(crate) fn enter(&mut self, function: &FunctionName, key: Key, size: u64, now: u64) {
-        self.lines.entry(function.clone()).or_default().waiting.insert(key, size);
+    /// A call for which there is room waits on the medium now.
+    pub(crate) fn enter(&mut self, function: &FunctionName, key: Key, size: u64, order: Option<&str>, now: u64) {
+        let order = order.map(Arc::<str>::from);
+        let line = self.lines.entry(function.clone()).or_default();
+        line.add(key, size, order.as_ref());
+        self.ordered.extend(order.map(|order| (key.1, order)));
         self.place(function, now);
     }
 
-    /// What to do next. A function that gives a call goes to the end of the ring.
-    pub(crate) fn next(&mut self, now: u64) -> Next {
-        while let Some((due, function)) = self.timers.first().filter(|(due, _)| *due <= now).cloned() {
-            self.timers.remove(&(due, function.clone()));
-            self.line(&function).timer = None;
-            self.place(&function, now);
-        }
-        while let Some(function) = self.ring.pop_front() {
-            let room = self.bounds.running;
-            let line = self.line(&function);
-            line.in_turn = false;
-            let due = line.waiting.first_key_value().is_some_and(|((due, _), _)| *due <= now);
-            if line.has.running < room && due {
-                let (key, size) = line.waiting.pop_first().expect("it was just seen");
-                self.shift(&function, |has| {
-                    has.waiting -= 1;
-                    has.running += 1;
-                });
-                self.numbers += 1;
-                let number = self.numbers;
-                let cancel = CancellationToken::new();
-                self.leased.insert(key.1, Leased { number, size, cancel, settling: false, dropped: false });
+    /// What to do next. A function that gives a call comes after all others of its namespace, and that after all others.
+    pub(crate) fn next(&mut self, now: u64, limits: &dyn Fn(&FunctionName) -> Limits) -> Next {
+        self.wake(now);
+        for kind in [ALL, IDLE] {
+            let most = if kind == ALL { self.bounds.workers } else { self.bounds.workers.max(MOST) };
+            while self.total.running < most {
+                let Some(function) = self.turns[kind].first().cloned() else { break };
+                match self.may(&function, now, &limits(&function)) {
+                    May::Run => return Next::Run(self.run(&function, now)),
+                    May::Hold => self.line(&function).held = true,
+                    May::Until(at) => self.line(&function).until = Some(at),
+                    May::Room => break,
+                }
                 self.place(&function, now);
-                return Next::Run(Ticket { function, key, number });
             }
-            self.place(&function, now);
         }
         Next::Wait(self.timers.first().map(|(due, _)| *due))
     }
@@ -178,19 +197,26 @@ impl Schedule {
         }
     }
 
-    /// A leased call is given back, due as it was. Without effect when the lease is spent.
-    pub(crate) fn give_back(&mut self, ticket: &Ticket, now: u64) {
-        match self.held_mut(ticket) {
-            Some(leased) if leased.settling => leased.dropped = true,
-            _ => self.again(ticket, ticket.key.0, now),
+    /// A leased call is given back, due as it was; false when the lease is spent, or its end is being written.
+    pub(crate) fn give_back(&mut self, ticket: &Ticket, now: u64) -> bool {
+        let Some(leased) = self.held_mut(ticket) else { return false };
+        if leased.settling {
+            leased.dropped = true;
+            return false;
         }
+        let due = leased.due;
+        self.again(ticket, due, now);
+        true
     }
 
     /// A leased call is due again at this time.
     pub(crate) fn again(&mut self, ticket: &Ticket, due: u64, now: u64) {
         if let Some(size) = self.take(ticket) {
-            self.shift(&ticket.function, |has| has.waiting += 1);
-            self.enter(&ticket.function, (due, ticket.key.1), size, now);
+            let (function, seq) = (&ticket.function, ticket.key.1);
+            self.shift(function, |has| has.waiting += 1);
+            let order = self.ordered.get(&seq).cloned();
+            self.line(function).add((due, seq), size, order.as_ref());
+            self.place(function, now);
         }
     }
 
@@ -198,6 +224,7 @@ impl Schedule {
     pub(crate) fn ended(&mut self, ticket: &Ticket, now: u64) {
         if let Some(size) = self.take(ticket) {
             self.shift(&ticket.function, |has| has.bytes -= size);
+            self.ordered.remove(&ticket.key.1);
             self.place(&ticket.function, now);
         }
     }
@@ -208,10 +235,34 @@ impl Schedule {
             let (number, cancel) = (leased.number, leased.cancel.clone());
             self.ended(&Ticket { function: function.clone(), key, number }, now);
             cancel.cancel();
-        } else if let Some(size) = self.lines.get_mut(function).and_then(|line| line.waiting.remove(&key)) {
-            // Its place first: a line that has nothing left goes.
+        } else if let Some(line) = self.lines.get_mut(function) {
+            let order = self.ordered.remove(&key.1);
+            if let Some(size) = line.remove(key, order.as_ref()) {
+                self.leave(function, size, now);
+            }
+        }
+    }
+
+    /// A call that waits is due at another time; one that runs, if it is given back.
+    pub(crate) fn moved(&mut self, function: &FunctionName, key: Key, due: u64, now: u64) {
+        if let Some(leased) = self.leased.get_mut(&key.1) {
+            leased.due = due;
+        } else if let Some(line) = self.lines.get_mut(function) {
+            let order = self.ordered.get(&key.1);
+            if let Some(size) = line.remove(key, order) {
+                line.add((due, key.1), size, order);
+                self.place(function, now);
+            }
+        }
+    }
+
+    /// Every function's limits may be others.
+    pub(crate) fn reconsider(&mut self, now: u64) {
+        let all: Vec<_> = self.lines.keys().cloned().collect();
+        for function in &all {
+            let line = self.line(function);
+            (line.held, line.until) = (false, None);
             self.place(function, now);
-            self.leave(function, size);
         }
     }
 
@@ -233,8 +284,77 @@ impl Schedule {
 
     /// How long the call that is due longest has been so.
     pub(crate) fn lag_ms(&self, now: u64) -> u64 {
-        let firsts = self.lines.values().filter_map(|line| line.waiting.first_key_value());
-        firsts.map(|((due, _), _)| now.saturating_sub(*due)).max().unwrap_or(0)
+        let firsts = self.lines.values().filter_map(Line::first);
+        firsts.map(|((due, _), _)| now.saturating_sub(due)).max().unwrap_or(0)
+    }
+
+    /// Whoever's time has come takes turns again, or is forgotten.
+    fn wake(&mut self, now: u64) {
+        let come = |(at, _): &&(u64, FunctionName)| *at <= now;
+        while let Some((at, function)) = self.timers.first().filter(come).cloned() {
+            self.timers.remove(&(at, function.clone()));
+            let line = self.line(&function);
+            (line.timer, line.until) = (None, None);
+            self.place(&function, now);
+        }
+        while let Some((at, function)) = self.resting.first().filter(come).cloned() {
+            self.resting.remove(&(at, function.clone()));
+            self.line(&function).rests = None;
+            self.place(&function, now);
+        }
+    }
+
+    /// What a function may do that has a due call.
+    fn may(&mut self, function: &FunctionName, now: u64, limits: &Limits) -> May {
+        let Bounds { function_workers, running_bytes, .. } = self.bounds;
+        let weighs = self.weighs;
+        let line = self.line(function);
+        let Some((_, size)) = line.first() else { return May::Hold };
+        if line.has.running >= limits.concurrency.unwrap_or(function_workers) {
+            return May::Hold;
+        }
+        if line.has.running > 0 && weighs.saturating_add(size) > running_bytes {
+            return May::Room;
+        }
+        match limits.rate.filter(|rate| *rate != f64::INFINITY) {
+            None => May::Run,
+            Some(rate) if rate > 0.0 => match line.pace().next(rate) {
+                at if at > now => May::Until(at),
+                _ => {
+                    line.pace().take(now, rate);
+                    May::Run
+                }
+            },
+            Some(_) => May::Hold,
+        }
+    }
+
+    /// Leases a function's first call.
+    fn run(&mut self, function: &FunctionName, now: u64) -> Ticket {
+        let (key, size) = self.line(function).first().expect("it was just seen");
+        self.shift(function, |has| {
+            has.waiting -= 1;
+            has.running += 1;
+        });
+        self.weighs += size;
+        let order = self.ordered.get(&key.1).cloned();
+        let line = self.line(function);
+        line.remove(key, order.as_ref());
+        if let Some(order) = &order {
+            line.runs(order, true);
+        }
+        for kind in [ALL, IDLE] {
+            if let Some(turn) = self.line(function).turns[kind].take() {
+                self.turns[kind].leave(&function.namespace, turn);
+            }
+            self.turns[kind].pass(&function.namespace);
+        }
+        self.numbers += 1;
+        let number = self.numbers;
+        let cancel = CancellationToken::new();
+        self.leased.insert(key.1, Leased { number, due: key.0, size, cancel, settling: false, dropped: false });
+        self.place(function, now);
+        Ticket { function: function.clone(), key, number }
     }
 
     fn add(&mut self, function: &FunctionName, size: u64) {
@@ -267,192 +387,47 @@ impl Schedule {
     fn take(&mut self, ticket: &Ticket) -> Option<u64> {
         let size = self.held(ticket)?.size;
         self.leased.remove(&ticket.key.1);
+        self.weighs -= size;
         self.shift(&ticket.function, |has| has.running -= 1);
+        let order = self.ordered.get(&ticket.key.1).cloned();
+        let line = self.line(&ticket.function);
+        line.held = false;
+        if let Some(order) = &order {
+            line.runs(order, false);
+        }
         Some(size)
     }
 
-    /// Puts a function where it belongs: in the ring, among the timers, or nowhere.
+    /// Puts a function where it belongs: among those that take turns, among the timers, or nowhere.
     fn place(&mut self, function: &FunctionName, now: u64) {
-        let running = self.bounds.running;
         let Some(line) = self.lines.get_mut(function) else { return };
-        let first = line.waiting.first_key_value().map(|((due, _), _)| *due).filter(|_| line.has.running < running);
-        if first.is_some_and(|due| due <= now) && !line.in_turn {
-            line.in_turn = true;
-            self.ring.push_back(function.clone());
+        let first = line.first().filter(|_| !line.held).map(|((due, _), _)| due.max(line.until.unwrap_or(0)));
+        let due = first.is_some_and(|at| at <= now);
+        for (kind, wanted) in [(ALL, due), (IDLE, due && line.has.running == 0)] {
+            match (wanted, line.turns[kind]) {
+                (true, None) => line.turns[kind] = Some(self.turns[kind].join(function)),
+                (false, Some(turn)) => {
+                    self.turns[kind].leave(&function.namespace, turn);
+                    line.turns[kind] = None;
+                }
+                _ => {}
+            }
         }
-        let timer = first.filter(|due| *due > now);
+        let timer = first.filter(|_| !due);
         if timer != line.timer {
             if let Some(old) = line.timer {
                 self.timers.remove(&(old, function.clone()));
             }
             line.timer = timer;
-            self.timers.extend(timer.map(|due| (due, function.clone())));
+            self.timers.extend(timer.map(|at| (at, function.clone())));
         }
-        self.forget_if_idle(function);
-    }
-
-    fn forget_if_idle(&mut self, function: &FunctionName) {
-        let idle = |line: &Line| line.has.waiting + line.has.running == 0 && !line.in_turn && line.timer.is_none();
-        if self.lines.get(function).is_some_and(idle) {
-            self.lines.remove(function);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    const OPEN: Bounds = Bounds { function_calls: 100_000, calls: 100_000, bytes: 1 << 40, running: 1_000_000 };
-
-    fn named(name: &str) -> FunctionName {
-        FunctionName::parse(name).unwrap()
-    }
-
-    fn run(schedule: &mut Schedule, now: u64) -> Ticket {
-        match schedule.next(now) {
-            Next::Run(ticket) => ticket,
-            wait => panic!("{wait:?}"),
-        }
-    }
-
-    #[test]
-    fn a_backlog_delays_nobody_else() {
-        let mut schedule = Schedule::new(OPEN);
-        let (big, small) = (named("big"), named("small"));
-        for seq in 0..10_000 {
-            schedule.restore(&big, (0, seq), 1, 0);
-        }
-        schedule.restore(&small, (0, 10_000), 1, 0);
-        let first: Vec<_> = (0..2).map(|_| run(&mut schedule, 0).function).collect();
-        assert!(first.contains(&small), "{first:?}");
-    }
-
-    #[test]
-    fn a_function_at_its_bound_is_passed_over_until_one_ends() {
-        let mut schedule = Schedule::new(Bounds { running: 2, ..OPEN });
-        let f = named("f");
-        for seq in 0..3 {
-            schedule.restore(&f, (0, seq), 1, 0);
-        }
-        let (first, _) = (run(&mut schedule, 0), run(&mut schedule, 0));
-        assert_eq!(schedule.next(0), Next::Wait(None));
-        schedule.ended(&first, 0);
-        assert_eq!(run(&mut schedule, 0).key, (0, 2));
-    }
-
-    #[test]
-    fn bounds_are_held_and_room_comes_back() {
-        let mut schedule = Schedule::new(Bounds { function_calls: 2, calls: 3, bytes: 10, running: 9 });
-        let (a, b) = (named("a"), named("b"));
-        schedule.reserve(&a, 1).unwrap();
-        schedule.reserve(&a, 1).unwrap();
-        assert_eq!(schedule.reserve(&a, 1), Err(Passed::FunctionCalls));
-        assert_eq!(schedule.reserve(&b, 9), Err(Passed::Bytes));
-        schedule.reserve(&b, 8).unwrap();
-        assert_eq!(schedule.reserve(&b, 0), Err(Passed::Calls));
-        schedule.leave(&b, 8);
-        schedule.leave(&a, 1);
-        assert_eq!(schedule.total(), Backlog { waiting: 1, running: 0, bytes: 1 });
-        schedule.reserve(&b, 9).unwrap();
-    }
-
-    #[test]
-    fn what_is_being_settled_is_nobody_elses() {
-        let mut schedule = Schedule::new(OPEN);
-        let f = named("f");
-        schedule.restore(&f, (0, 1), 1, 0);
-        let ticket = run(&mut schedule, 0);
-        assert!(schedule.settle(&ticket) && !schedule.settle(&ticket));
-        schedule.give_back(&ticket, 0);
-        assert_eq!(schedule.next(0), Next::Wait(None), "its end is on its way to the disk");
-        schedule.not_settled(&ticket, 0);
-        let again = run(&mut schedule, 0);
-        assert!(again != ticket && !schedule.settle(&ticket), "the first lease is spent");
-        schedule.ended(&again, 0);
-        assert_eq!((schedule.total(), schedule.lines.len()), (Backlog::default(), 0));
-    }
-
-    /// What may happen to calls, in any order.
-    #[derive(Debug, Clone)]
-    enum Step {
-        Push { function: u8, due: u64 },
-        Lease,
-        End(usize),
-        Again(usize, u64),
-        Drop(usize),
-        Cancel(usize),
-        Wait(u64),
-    }
-
-    fn step() -> impl Strategy<Value = Step> {
-        prop_oneof![
-            (0..4_u8, 0..50_u64).prop_map(|(function, due)| Step::Push { function, due }),
-            Just(Step::Lease),
-            any::<usize>().prop_map(Step::End),
-            (any::<usize>(), 0..50_u64).prop_map(|(at, due)| Step::Again(at, due)),
-            any::<usize>().prop_map(Step::Drop),
-            any::<usize>().prop_map(Step::Cancel),
-            (0..20_u64).prop_map(Step::Wait),
-        ]
-    }
-
-    proptest! {
-        /// Beside a list that is searched from end to end: nothing is lost, nothing is leased twice, early, or out of order.
-        #[test]
-        fn as_a_plain_list_would(steps in proptest::collection::vec(step(), 0..200)) {
-            let mut schedule = Schedule::new(Bounds { running: 2, ..OPEN });
-            let names = ["a", "b", "c", "d"].map(named);
-            let (mut now, mut seqs) = (0, 0);
-            let mut waiting: Vec<(FunctionName, Key)> = Vec::new();
-            let mut running: Vec<Ticket> = Vec::new();
-            for step in steps {
-                match step {
-                    Step::Push { function, due } => {
-                        seqs += 1;
-                        let function = &names[usize::from(function)];
-                        schedule.restore(function, (now + due, seqs), 3, now);
-                        waiting.push((function.clone(), (now + due, seqs)));
-                    }
-                    Step::Lease => {
-                        let free = |f: &FunctionName| running.iter().filter(|t| t.function == *f).count() < 2;
-                        let able: Vec<_> = waiting.iter().filter(|(f, key)| key.0 <= now && free(f)).cloned().collect();
-                        match schedule.next(now) {
-                            Next::Run(ticket) => {
-                                let first = able.iter().filter(|(f, _)| *f == ticket.function).map(|(_, key)| *key).min();
-                                prop_assert_eq!(first, Some(ticket.key));
-                                waiting.retain(|(_, key)| *key != ticket.key);
-                                running.push(ticket);
-                            }
-                            Next::Wait(at) => {
-                                prop_assert!(able.is_empty(), "{:?} could run", able);
-                                let later = waiting.iter().filter(|(f, _)| free(f)).map(|(_, key)| key.0).min();
-                                prop_assert_eq!(at, later);
-                            }
-                        }
-                    }
-                    Step::End(at) if !running.is_empty() => schedule.ended(&running.remove(at % running.len()), now),
-                    Step::Again(at, due) if !running.is_empty() => {
-                        let ticket = running.remove(at % running.len());
-                        schedule.again(&ticket, now + due, now);
-                        waiting.push((ticket.function, (now + due, ticket.key.1)));
-                    }
-                    Step::Drop(at) if !running.is_empty() => {
-                        let ticket = running.remove(at % running.len());
-                        schedule.give_back(&ticket, now);
-                        waiting.push((ticket.function, ticket.key));
-                    }
-                    Step::Cancel(at) if !waiting.is_empty() => {
-                        let (function, key) = waiting.remove(at % waiting.len());
-                        schedule.cancelled(&function, key, now);
-                    }
-                    Step::Wait(ms) => now += ms,
-                    _ => {}
+        if line.is_idle() {
+            match line.pace().rested() {
+                at if at > now => {
+                    line.rests = Some(at);
+                    self.resting.insert((at, function.clone()));
                 }
-                let (waits, runs) = (waiting.len() as u64, running.len() as u64);
-                prop_assert_eq!(schedule.total(), Backlog { waiting: waits, running: runs, bytes: 3 * (waits + runs) });
+                _ => drop(self.lines.remove(function)),
             }
         }
     }

@@ -3,14 +3,17 @@
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
-use http::{HeaderMap, StatusCode, header::RETRY_AFTER};
+use http::{
+    HeaderMap, StatusCode,
+    header::{CONTENT_TYPE, RETRY_AFTER},
+};
 use http_body_util::BodyExt;
 use rand::RngExt;
 use taper_model::{
-    BoxFuture, Cause, Fault, FunctionName, Reply, Stage,
-    call::{Body, Served, Start},
+    BoxFuture, Cause, Fault, FunctionName, Name, Reply, Stage,
+    call::{Body, Place, Served, Start},
     clock,
 };
 use tokio::{
@@ -21,26 +24,41 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Answer, Attempt, Config, Entry, Error, Lease, Outcome, Policy, Queue, Settled, Verdict, callback::Courier,
+    Answer, Attempt, Condition, Config, Entry, Error, Lease, Outcome, Parcel, Policy, Queue, Settled, Verdict,
+    courier::Courier,
 };
 
 /// How long after an error of the medium the next try is.
-const PAUSE: Duration = Duration::from_secs(1);
-
-/// Callbacks that are delivered at a time.
-const DELIVERIES: usize = 64;
+pub(crate) const PAUSE: Duration = Duration::from_secs(1);
 
 /// Whoever can run a call: resolves its function, and hands it to an instance.
 pub trait Run: Send + Sync {
-    /// Runs one attempt; `attempt` is 1 for the first. The fault of a function that is gone is one that would come again; that of a
-    /// platform that is full says that trying again is safe.
+    /// Runs one attempt; `attempt` is 1 for the first, and `place` is told where it runs, as far as it comes. The fault of a function that is gone
+    /// is one that would come again; that of a platform that is full says that trying again is safe.
     ///
     /// # Errors
     /// A [`Fault`] says where the call stopped.
     ///
     /// # Cancel safety
     /// Dropping the future, or the reply's body, ends the call: it was cancelled, or the platform ends.
-    fn run<'a>(&'a self, entry: &'a Entry, attempt: u32) -> BoxFuture<'a, Result<Reply, Fault>>;
+    fn run<'a>(&'a self, entry: &'a Entry, attempt: u32, place: &'a Place) -> BoxFuture<'a, Result<Reply, Fault>>;
+}
+
+/// Whoever has topics: brings an event to everybody who wants it.
+pub trait Topics: Send + Sync {
+    /// Publishes an event, which is headers and body in one of the HTTP modes of CloudEvents. When this returns, every call that
+    /// follows from it is on disk; publishing the same event again makes none anew. `hops` is that of the calls it makes.
+    ///
+    /// # Errors
+    /// A fault whose [`Retry`](taper_model::Retry) says whether trying again can help.
+    fn publish<'a>(
+        &'a self,
+        namespace: &'a Name,
+        topic: &'a Name,
+        headers: HeaderMap,
+        body: Bytes,
+        hops: u8,
+    ) -> BoxFuture<'a, Result<(), Fault>>;
 }
 
 /// When the last byte of an answer must be there; whoever runs a call puts it into the reply's extensions. Nobody else waits for that
@@ -52,7 +70,10 @@ pub struct Deadline(pub Instant);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Observed {
     /// It began.
-    Began,
+    Began {
+        /// How long after it was due, where it is the first.
+        waited: Option<Duration>,
+    },
     /// It ended.
     Ended {
         /// The function's status, or the fault's.
@@ -71,8 +92,10 @@ pub struct Parts {
     pub queue: Arc<dyn Queue>,
     /// Who runs them.
     pub run: Arc<dyn Run>,
-    /// How often a function's calls are tried.
-    pub policy: Box<dyn Fn(&FunctionName) -> Policy + Send + Sync>,
+    /// How often a call is tried, and where what became of it goes.
+    pub policy: Box<dyn Fn(&Entry) -> Policy + Send + Sync>,
+    /// Who has topics.
+    pub topics: Arc<dyn Topics>,
     /// The status of a fault, as a caller who waits would have seen it.
     pub status: fn(&Fault) -> StatusCode,
     /// Told of every attempt.
@@ -107,8 +130,9 @@ impl Service {
     /// # Errors
     /// When the certificates that callbacks are to trust cannot be read.
     pub fn build(config: Config, parts: Parts) -> Result<(Self, Handle), Error> {
-        let (end, courier) = (CancellationToken::new(), Arc::new(Courier::build(&config)?));
-        Ok((Self { config, parts: Arc::new(parts), courier, end: end.clone() }, Handle { end }))
+        let (end, parts) = (CancellationToken::new(), Arc::new(parts));
+        let courier = Arc::new(Courier::build(&config, Arc::clone(&parts))?);
+        Ok((Self { config, parts, courier, end: end.clone() }, Handle { end }))
     }
 
     /// Runs until `shutdown`. Then nothing more is begun; what runs may end, until [`Handle::end`].
@@ -130,7 +154,7 @@ impl Service {
                 }
             }
         };
-        let post = deliver(&self.parts, &self.courier, &mut deliveries);
+        let post = self.courier.work(&mut deliveries);
         tokio::select! {
             () = async { tokio::join!(work, post); } => {}
             () = shutdown => {}
@@ -141,48 +165,23 @@ impl Service {
             () = ended => {}
             () = self.end.cancelled() => {}
         }
-        // What is left is dropped, and with it the leases: those calls are as they were, and those callbacks are delivered again.
+        // What is left is dropped, and with it the leases: those calls are as they were, and what was not delivered is still to be.
         attempts.shutdown().await;
         deliveries.shutdown().await;
-    }
-}
-
-/// Delivers callbacks.
-async fn deliver(parts: &Parts, courier: &Arc<Courier>, deliveries: &mut JoinSet<()>) {
-    let room = Arc::new(Semaphore::new(DELIVERIES));
-    loop {
-        while deliveries.try_join_next().is_some() {}
-        let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
-        match parts.queue.outbox().await {
-            Ok(delivery) => {
-                let (queue, courier) = (Arc::clone(&parts.queue), Arc::clone(courier));
-                deliveries.spawn(async move {
-                    let again = courier.deliver(&delivery).await;
-                    if let Err(error) = queue.delivered(delivery, again).await {
-                        tracing::error!(%error, "how a callback went could not be written; it is delivered again");
-                        sleep(PAUSE).await;
-                    }
-                    drop(permit);
-                });
-            }
-            Err(Error::Stopped) => return,
-            Err(error) => {
-                tracing::error!(%error, "no callback can be read from the queue");
-                sleep(PAUSE).await;
-            }
-        }
     }
 }
 
 /// One attempt, from its lease until it is settled.
 async fn attempt(parts: Arc<Parts>, lease: Lease, _room: OwnedSemaphorePermit, keep: usize) {
     let function = &lease.entry.function;
-    (parts.observe)(function, Observed::Began);
-    let (begun, started_ms) = (Instant::now(), clock::unix_ms());
+    let (begun, started_ms, place) = (Instant::now(), lease.held.now_ms(), Place::default());
+    let first = lease.attempts + lease.deferred == 0;
+    let waited = first.then(|| Duration::from_millis(started_ms.saturating_sub(lease.since_ms)));
+    (parts.observe)(function, Observed::Began { waited });
     let came = tokio::select! {
         biased;
         () = lease.cancelled.cancelled() => None,
-        came = AssertUnwindSafe(run(&parts, &lease, keep)).catch_unwind() => Some(came),
+        came = AssertUnwindSafe(run(&parts, &lease, &place, keep)).catch_unwind() => Some(came),
     };
     let came = match came {
         Some(Ok(came)) => came,
@@ -198,7 +197,8 @@ async fn attempt(parts: Arc<Parts>, lease: Lease, _room: OwnedSemaphorePermit, k
     if let Err(fault) = &came {
         tracing::debug!(call = %lease.entry.id, %function, ?fault, "an attempt failed");
     }
-    let settled = settled(&(parts.policy)(function), &lease, came, status, started_ms, took);
+    let ran = Ran { came, status, started_ms, took, place };
+    let settled = settled(&(parts.policy)(&lease.entry), &lease, ran);
     if let Verdict::Bury(reason) = &settled.verdict {
         tracing::warn!(call = %lease.entry.id, %function, reason, "a call became a dead letter");
     }
@@ -212,8 +212,17 @@ async fn attempt(parts: Arc<Parts>, lease: Lease, _room: OwnedSemaphorePermit, k
     }
 }
 
-async fn run(parts: &Parts, lease: &Lease, keep: usize) -> Result<(Answer, Option<Start>), Fault> {
-    let reply = parts.run.run(&lease.entry, lease.attempts.saturating_add(1)).await?;
+/// What came of an attempt.
+struct Ran {
+    came: Result<(Answer, Option<Start>), Fault>,
+    status: StatusCode,
+    started_ms: u64,
+    took: Duration,
+    place: Place,
+}
+
+async fn run(parts: &Parts, lease: &Lease, place: &Place, keep: usize) -> Result<(Answer, Option<Start>), Fault> {
+    let reply = parts.run.run(&lease.entry, lease.attempts.saturating_add(1), place).await?;
     let (head, body) = reply.into_parts();
     let late = || Fault::new(Stage::Respond, Cause::Deadline, "the deadline passed before the function's answer ended");
     let (body, cut) = match head.extensions.get::<Deadline>() {
@@ -225,7 +234,7 @@ async fn run(parts: &Parts, lease: &Lease, keep: usize) -> Result<(Answer, Optio
 }
 
 /// Reads a body to its end, and keeps what there is room for.
-async fn read(mut body: Body, keep: usize) -> Result<(bytes::Bytes, bool), Fault> {
+async fn read(mut body: Body, keep: usize) -> Result<(Bytes, bool), Fault> {
     let (mut kept, mut cut) = (BytesMut::new(), false);
     while let Some(frame) = body.frame().await {
         let broke = |source| {
@@ -241,19 +250,14 @@ async fn read(mut body: Body, keep: usize) -> Result<(bytes::Bytes, bool), Fault
     Ok((kept.freeze(), cut))
 }
 
-fn settled(
-    policy: &Policy,
-    lease: &Lease,
-    came: Result<(Answer, Option<Start>), Fault>,
-    status: StatusCode,
-    started_ms: u64,
-    took: Duration,
-) -> Settled {
-    let now = clock::unix_ms();
-    let retry_after = came.as_ref().ok().and_then(|(answer, _)| retry_after(&answer.headers, now));
+fn settled(policy: &Policy, lease: &Lease, ran: Ran) -> Settled {
+    let Ran { came, status, started_ms, took, place } = ran;
+    let retry_after = came.as_ref().ok().and_then(|(answer, _)| retry_after(&answer.headers, clock::unix_ms()));
     let outcome = Outcome { status, fault: came.as_ref().err(), retry_after };
-    let age = Duration::from_millis(now.saturating_sub(lease.since_ms));
-    let verdict = policy.decide(outcome, lease.attempts, lease.deferred, age, rand::rng().random());
+    // Its age is of the queue's time, as the time that it is counted from.
+    let age = Duration::from_millis(lease.held.now_ms().saturating_sub(lease.since_ms));
+    let (verdict, condition) = policy.decide(outcome, lease.attempts, lease.deferred, age, rand::rng().random());
+    let (revision, instance) = place.get();
     let attempt = Attempt {
         started_ms,
         took_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
@@ -261,12 +265,34 @@ fn settled(
         stage: came.as_ref().err().map(|fault| fault.stage.as_str().to_owned()),
         message: came.as_ref().err().map(|fault| fault.message.clone()),
         start: came.as_ref().ok().and_then(|(_, start)| *start).map(|start| start.as_str().to_owned()),
+        revision: revision.map(|revision| revision.name()),
+        instance: instance.map(|instance| instance.to_string()),
     };
-    Settled { attempt, verdict, answer: came.ok().map(|(answer, _)| answer) }
+    let answer = came.ok().map(|(answer, _)| answer);
+    let parcels = condition.map(|why| parcels(policy, &lease.entry, why, answer.as_ref())).unwrap_or_default();
+    Settled { attempt, verdict, answer, parcels }
+}
+
+/// What is to be told of a call that has ended, and to whom.
+fn parcels(policy: &Policy, entry: &Entry, condition: Condition, answer: Option<&Answer>) -> Vec<Parcel> {
+    let to = if condition == Condition::Success { &policy.on_success } else { &policy.on_failure };
+    let reply = entry.origin.as_ref().and_then(|origin| origin.reply.clone());
+    let reply = reply.filter(|_| answer.is_some_and(|answer| answer.status.is_success() && is_event(&answer.headers)));
+    let callback = entry.callback.as_ref().map(|_| Parcel::Callback);
+    let record = to.clone().map(|to| Parcel::Record { to, condition });
+    callback.into_iter().chain(record).chain(reply.map(Parcel::Reply)).collect()
+}
+
+/// Whether an answer is an event, in any of the HTTP modes of CloudEvents.
+fn is_event(headers: &HeaderMap) -> bool {
+    let kind = headers.get(CONTENT_TYPE).map_or(&b""[..], |kind| kind.as_bytes());
+    let events = b"application/cloudevents";
+    headers.contains_key("ce-specversion")
+        || kind.get(..events.len()).is_some_and(|kind| kind.eq_ignore_ascii_case(events))
 }
 
 /// What an answer says about when to come again: seconds, or a date.
-fn retry_after(headers: &HeaderMap, now_ms: u64) -> Option<Duration> {
+pub(crate) fn retry_after(headers: &HeaderMap, now_ms: u64) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     if let Ok(seconds) = text.parse() {
         return Some(Duration::from_secs(seconds));

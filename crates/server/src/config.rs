@@ -12,6 +12,11 @@ use crate::credentials::Source;
 pub use taper_gateway::AccessLog;
 pub use taper_local::Isolation;
 
+/// Whether callbacks and records may go to addresses inside the host and its network: `true` or `false`.
+const PRIVATE_CALLBACKS: &str = "TAPER_ALLOW_PRIVATE_CALLBACKS";
+/// Where asynchronous calls are kept; see [`QueueUrl`].
+const QUEUE: &str = "TAPER_QUEUE";
+
 /// The whole configuration. Only nests what the rooms own.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
@@ -36,6 +41,8 @@ pub struct Config {
     pub store: taper_store::Config,
     /// Asynchronous calls.
     pub queue: taper_queue::Config,
+    /// Where they are kept; default none, or what the environment says in `TAPER_QUEUE`: in the data directory.
+    pub queue_url: Option<QueueUrl>,
     /// Instances on this host.
     pub local: taper_local::Config,
 }
@@ -52,6 +59,7 @@ impl Default for Config {
             control: Default::default(),
             store: Default::default(),
             queue: Default::default(),
+            queue_url: None,
             local: taper_local::Config { search: search(), ..Default::default() },
         }
     }
@@ -69,7 +77,11 @@ impl Config {
         let machine = rustix::system::sysinfo();
         let total = (machine.totalram as u64).saturating_mul(u64::from(machine.mem_unit));
         let keep_alive_memory = self.control.keep_alive_memory.or(Some(Memory(total / 4)));
-        taper_control::Config { keep_alive_memory, ..self.control.clone() }
+        taper_control::Config {
+            keep_alive_memory,
+            private_callbacks: self.queue.private_callbacks,
+            ..self.control.clone()
+        }
     }
 
     /// What is set about the gateway; what it keeps, it keeps in the data directory.
@@ -103,6 +115,15 @@ impl Config {
     /// # Errors
     /// When the file cannot be read, or says something that is not known: with line and column.
     pub fn load(file: Option<&Path>) -> Result<Self> {
+        let mut config = Self::of(file)?;
+        config.queue.private_callbacks |= allowed(env(PRIVATE_CALLBACKS).as_deref())?;
+        if let Some(url) = env(QUEUE) {
+            config.queue_url = Some(url.parse().map_err(|e| anyhow!("{QUEUE}: {e}"))?);
+        }
+        Ok(config)
+    }
+
+    fn of(file: Option<&Path>) -> Result<Self> {
         let Some(file) = file else { return Ok(Self::default()) };
         let text = fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
         if text.trim().is_empty() {
@@ -112,6 +133,9 @@ impl Config {
         if config.local.search.is_empty() {
             config.local.search = search();
         }
+        // Not while it is read: who reports where a file is wrong shows the line.
+        let url = config.queue_url.take().map(|url| url.0.parse::<QueueUrl>()).transpose();
+        config.queue_url = url.map_err(|e| anyhow!("{}: queueUrl: {e}", file.display()))?;
         config.gateway.validate().map_err(|e| anyhow!("{}: {e}", file.display()))?;
         config.queue.validate().map_err(|e| anyhow!("{}: {e}", file.display()))?;
         Ok(config)
@@ -133,6 +157,15 @@ fn search() -> Vec<PathBuf> {
     env("PATH").map(|path| std::env::split_paths(&path).collect()).unwrap_or_default()
 }
 
+/// What the environment says of callbacks to addresses inside the host.
+fn allowed(said: Option<&str>) -> Result<bool> {
+    match said {
+        None | Some("false") => Ok(false),
+        Some("true") => Ok(true),
+        Some(other) => Err(anyhow!("{PRIVATE_CALLBACKS}: `{}` is neither `true` nor `false`", other.escape_debug())),
+    }
+}
+
 /// What `TAPER_LOG` asks to be logged, in the form of `tracing_subscriber::EnvFilter`.
 pub(crate) fn log_filter() -> Option<String> {
     env("TAPER_LOG")
@@ -141,6 +174,43 @@ pub(crate) fn log_filter() -> Option<String> {
 #[allow(clippy::disallowed_methods, reason = "the one place where the server reads the environment")]
 fn env(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|v| !v.is_empty())
+}
+
+/// Where a queue is kept that is not in the data directory: `nats://[user:password@]host[:port][,host…][?stream=NAME&replicas=N&ca=FILE]`,
+/// or the same with `tls://`. A password in it is never shown.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct QueueUrl(String);
+
+impl QueueUrl {
+    #[cfg(feature = "nats")]
+    pub(crate) fn address(&self) -> Result<taper_jetstream::Address, Invalid> {
+        self.0.parse()
+    }
+}
+
+impl FromStr for QueueUrl {
+    type Err = Invalid;
+
+    #[cfg(feature = "nats")]
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        let url = Self(text.to_owned());
+        url.address().map(|_| url)
+    }
+
+    #[cfg(not(feature = "nats"))]
+    fn from_str(_: &str) -> Result<Self, Invalid> {
+        Err(Invalid::new("this taper was built without NATS; build it with the feature `nats`"))
+    }
+}
+
+/// Without what may be a password.
+impl fmt::Debug for QueueUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let start = self.0.find("://").map_or(0, |at| at + 3);
+        let shown = self.0.rfind('@').map_or(start, |at| at + 1);
+        write!(f, "{}{}", &self.0[..start], &self.0[shown..])
+    }
 }
 
 /// The form of the platform's own log, on standard error.
@@ -225,6 +295,28 @@ mod tests {
         let text = page.split("```yaml\n").nth(1).unwrap().split("```").next().unwrap();
         let shown = Config { data: default_data(), ..load(text).unwrap() };
         assert_eq!(format!("{shown:#?}"), format!("{:#?}", Config::default()));
+    }
+
+    #[test]
+    fn private_callbacks_are_allowed_by_whoever_says_so_plainly() {
+        assert!(!allowed(None).unwrap() && !allowed(Some("false")).unwrap());
+        assert!(allowed(Some("true")).unwrap());
+        let said = allowed(Some("yes")).unwrap_err().to_string();
+        assert!(said.contains("TAPER_ALLOW_PRIVATE_CALLBACKS: `yes`"), "{said}");
+        let config = load("queue: {privateCallbacks: true}\n").unwrap();
+        assert!(config.queue.private_callbacks && config.control().private_callbacks);
+        assert!(!Config::default().control().private_callbacks);
+    }
+
+    #[cfg(feature = "nats")]
+    #[test]
+    fn a_queue_elsewhere_is_named_and_its_password_never_shown() {
+        let config = load("queueUrl: 'nats://me:hunter2@mq:4222,mq2?stream=PROD'").unwrap();
+        assert_eq!(format!("{:?}", config.queue_url), "Some(nats://mq:4222,mq2?stream=PROD)");
+        for wrong in ["http://me:hunter2@mq", "nats://me:hunter2@", "nats://me:hunter2@mq?what=1", "me:hunter2@mq"] {
+            let said = load(&format!("queueUrl: '{wrong}'")).unwrap_err().to_string();
+            assert!(!said.contains("hunter2") && !said.is_empty(), "{said}");
+        }
     }
 
     #[test]

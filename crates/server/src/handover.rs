@@ -29,13 +29,12 @@ use serde::{Deserialize, Serialize};
 use taper_gateway::{Adopt, End, Listeners};
 use taper_model::{FunctionName, Name, RevisionId};
 use taper_provider::{Event, Progress, Provider};
-use taper_queue::Journal;
 use taper_store::Disk;
 use taper_watchdog::control::{Channel, pair};
 use tokio::{sync::mpsc, time::timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::{Config, supply::FromStore, upgrade::Asked, workers::Workers};
+use crate::{Config, medium::Medium, supply::FromStore, upgrade::Asked, workers::Workers};
 
 /// The argument that tells a program that it succeeds another one, whose socket is its standard input.
 const SUCCEED: &str = "--succeed";
@@ -276,7 +275,7 @@ pub(crate) async fn hand_over(
 /// What the old process gives away, and whom it tells.
 pub(crate) struct Leaving {
     pub(crate) disk: Arc<Disk>,
-    pub(crate) journal: Arc<Journal>,
+    pub(crate) medium: Medium,
     pub(crate) adopt: Adopt,
     pub(crate) control: taper_control::Handle,
     pub(crate) later: Arc<Workers>,
@@ -319,12 +318,10 @@ impl Leaving {
                 tracing::warn!("changes that were being written when the platform was replaced are refused");
             }
             self.control.close();
-            let (disk, journal) = (Arc::clone(&self.disk), Arc::clone(&self.journal));
-            let closed = tokio::task::spawn_blocking(move || {
-                disk.close();
-                journal.close();
-            });
+            let disk = Arc::clone(&self.disk);
+            let closed = tokio::task::spawn_blocking(move || disk.close());
             let _ = closed.await;
+            self.medium.close().await;
             let (pid, version) = (successor.pid, successor.version.clone());
             match hand_over(successor, &self.program, &listeners).await {
                 Ok((served, failed)) => {

@@ -1,7 +1,9 @@
 //! Asynchronous calls on their way from the queue to the dispatcher: the revision is chosen when the call runs, as it is for those
-//! whose callers wait, and the deadline is that of the function's own timeout. Never decides whether a call is tried again.
+//! whose callers wait, and the deadline is that of the function's own timeout. Also what the store says of such calls: how often they are
+//! tried, how many run, and that their function is gone. Never decides whether a call is tried again.
 
 use std::{
+    collections::BTreeMap,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -14,9 +16,12 @@ use http_body_util::BodyExt;
 use taper_gateway::Invocations;
 use taper_model::{
     Body, BoxError, BoxFuture, Call, CallId, Cause, Fault, FunctionName, Invoke, Reply, Retry, RevisionId, Stage,
-    call::{self, Served, Terms},
+    call::{self, Place, Served, Terms},
+    clock,
+    invocation::Async,
+    trigger::Trigger,
 };
-use taper_queue::{Deadline, Entry, Policy, Run};
+use taper_queue::{Deadline, Entry, Error, Filter, Limits, LimitsOf, Listed, Page, Policy, Queue, Run, State};
 use taper_store::Snapshot;
 use tokio::{
     sync::watch,
@@ -34,10 +39,12 @@ pub(crate) struct Later {
 }
 
 impl Run for Later {
-    fn run<'a>(&'a self, entry: &'a Entry, _attempt: u32) -> BoxFuture<'a, Result<Reply, Fault>> {
+    fn run<'a>(&'a self, entry: &'a Entry, _: u32, place: &'a Place) -> BoxFuture<'a, Result<Reply, Fault>> {
         Box::pin(async move {
-            let call = self.call(entry)?;
+            let mut call = self.call(entry)?;
             let (deadline, revision) = (call.deadline, call.revision.clone());
+            place.chosen(&revision);
+            call.request.extensions_mut().insert(place.clone());
             let reply = self.invoke.invoke(call).await.inspect_err(|fault| {
                 if fault.cause != Cause::CallerLeft {
                     self.counts.answered(&revision, taper_gateway::status(fault).as_u16() >= 500);
@@ -151,15 +158,79 @@ impl Later {
     }
 }
 
-/// How often a function's calls are tried: as its annotations say, and where they make no sense, as when they say nothing.
-pub(crate) fn policy(snapshot: &watch::Receiver<Arc<Snapshot>>, name: &FunctionName) -> Policy {
-    let function = snapshot.borrow().function(name).cloned();
-    let Some(function) = function else { return Policy::default() };
-    let (policy, wrong) = Policy::of(&function.latest().revision.annotations);
+/// How often a call is tried, and where what became of it goes: as the trigger says that made it, then its function, then that function's
+/// annotations; those that make no sense count as absent.
+pub(crate) fn policy(snapshot: &watch::Receiver<Arc<Snapshot>>, entry: &Entry) -> Policy {
+    let name = &entry.function;
+    let (function, trigger) = {
+        let snapshot = snapshot.borrow();
+        let trigger = entry.origin.as_ref().and_then(|origin| origin.trigger.clone());
+        let trigger = trigger.and_then(|trigger| snapshot.triggers.get(&(name.namespace.clone(), trigger)).cloned());
+        (snapshot.function(name).cloned(), trigger)
+    };
+    // One of its name may be another's by now.
+    let trigger = trigger.filter(|trigger| Trigger::function(trigger).as_ref() == Some(name));
+    let trigger = trigger.as_ref().map(|trigger| &trigger.spec);
+    let Some(function) = function else { return Policy::of(trigger, &Async::default(), &BTreeMap::new()).0 };
+    let annotations = &function.latest().revision.annotations;
+    let (policy, wrong) = Policy::of(trigger, &function.routing.asynchronous, annotations);
     for why in wrong {
         tracing::warn!(function = %name, %why, "an annotation about retries has no effect");
     }
     policy
+}
+
+/// What a function's calls are limited to. Those of one that is gone are not: none of them runs. It is asked under the queue's own lock, so nobody
+/// may speak to the queue while he holds a snapshot borrowed.
+pub(crate) fn limits(snapshot: watch::Receiver<Arc<Snapshot>>) -> LimitsOf {
+    Arc::new(move |name| {
+        let snapshot = snapshot.borrow();
+        let Some(function) = snapshot.function(name) else { return Limits::default() };
+        let Async { concurrency, rate, queue, .. } = &function.routing.asynchronous;
+        Limits { concurrency: concurrency.map(u64::from), rate: *rate, calls: *queue }
+    })
+}
+
+/// Tells the queue, for as long as there is a store, that limits may be others, and has what waits for a function that is gone come up at
+/// once, to become dead letters: also what is to run later, or was paused.
+pub(crate) async fn follow(queue: Arc<dyn Queue>, mut snapshot: watch::Receiver<Arc<Snapshot>>) {
+    loop {
+        let now = snapshot.borrow_and_update().clone();
+        queue.reconsider();
+        for (name, backlog) in queue.backlog() {
+            if backlog.waiting > 0
+                && now.function(&name).is_none()
+                && let Err(error) = hurry(&*queue, &name).await
+            {
+                tracing::error!(%error, function = %name, "what waits for a function that is gone ends when it is due, and not at once");
+            }
+        }
+        if snapshot.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Has every call of a function that waits for a later time run now.
+async fn hurry(queue: &dyn Queue, name: &FunctionName) -> Result<(), Error> {
+    let filter = Filter { function: Some(name.clone()), state: Some(State::Waiting), ..Filter::default() };
+    let mut after = None;
+    loop {
+        let Listed { invocations, next } = queue.list(filter.clone(), Page { after, size: 1000 }).await?;
+        for call in invocations {
+            if call.due_ms.is_some_and(|due| due > clock::unix_ms()) {
+                match queue.retry(&call.id).await {
+                    // Its turn came meanwhile, or its end.
+                    Ok(()) | Err(Error::State { .. } | Error::NotFound(_)) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        match next {
+            Some(mark) => after = Some(mark),
+            None => return Ok(()),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -170,8 +241,9 @@ mod tests {
     use http_body_util::StreamBody;
     use taper_gateway::{Config, Credentials, Gateway, Listeners, Parts};
     use taper_model::{
-        Function, FunctionSpec, Pooled, Revision, RevisionState, demand::Outcomes, revision::Entry as Kept,
+        Function, FunctionSpec, Name, Pooled, Revision, RevisionState, demand::Outcomes, revision::Entry as Kept,
     };
+    use taper_queue::{Due, Journal, Origin};
 
     use super::*;
 
@@ -232,6 +304,7 @@ mod tests {
                 credentials,
                 gauges: Box::new(Vec::new),
                 pool: Box::new(Pooled::default),
+                figures: Box::new(Vec::new),
                 ready: Box::new(|| true),
                 log: Box::new(std::io::sink()),
             };
@@ -252,7 +325,7 @@ mod tests {
                 entry.headers.insert(*name, value.parse().unwrap());
             }
             self.script.next.lock().unwrap().push(answer);
-            self.later.run(&entry, 1).await
+            self.later.run(&entry, 1, &Place::default()).await
         }
 
         fn last(&self) -> Call {
@@ -285,6 +358,8 @@ mod tests {
         world.run(&[], answer(200, call::empty())).await.unwrap();
         let call = world.last();
         assert_eq!((call.revision.number(), call.terms.background, call.terms.queue), (2, true, Some(3)));
+        let (chosen, _) = call.request.extensions().get::<Place>().expect("who has it is to say so").get();
+        assert_eq!(chosen, Some(call.revision));
         world.run(&[("x-taper-tag", "old")], answer(200, call::empty())).await.unwrap();
         assert_eq!(world.last().revision.number(), 1);
         world.run(&[("x-taper-pin", "old")], answer(200, call::empty())).await.unwrap();
@@ -324,5 +399,82 @@ mod tests {
         tokio::time::sleep_until(at + Duration::from_millis(1)).await;
         drop(late);
         assert_eq!(world.outcomes(2), (7, 5), "its time was over");
+    }
+
+    /// As [`snapshot`], with what the manifest says of asynchronous calls, these annotations, and these triggers.
+    fn saying(asynchronous: &str, annotations: &[(&str, &str)], triggers: &[(&str, &str)]) -> Arc<Snapshot> {
+        let mut snapshot = snapshot();
+        let name = FunctionName::parse("hello").unwrap();
+        let mut function = Function::clone(snapshot.function(&name).unwrap());
+        Arc::make_mut(&mut function.routing).asynchronous = serde_json::from_str(asynchronous).unwrap();
+        let newest = Arc::make_mut(&mut function.revisions.last_mut().unwrap().revision);
+        newest.annotations = annotations.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        snapshot.functions = [(name, Arc::new(function))].into_iter().collect();
+        let trigger = |(trigger, spec): &(&str, &str)| {
+            let (namespace, name) = (Name::new("default").unwrap(), Name::new(trigger).unwrap());
+            let spec = serde_json::from_str(spec).unwrap();
+            ((namespace.clone(), name.clone()), Arc::new(Trigger { namespace, name, spec, created_ms: 0 }))
+        };
+        snapshot.triggers = triggers.iter().map(trigger).collect();
+        Arc::new(snapshot)
+    }
+
+    fn called(by: Option<&str>) -> Entry {
+        let origin = by.map(|trigger| Origin { trigger: Some(Name::new(trigger).unwrap()), ..Origin::default() });
+        let name = FunctionName::parse("hello").unwrap();
+        let entry = Entry::read(name, Method::POST, "/", HeaderMap::new(), Bytes::new()).unwrap();
+        Entry { origin, ..entry }
+    }
+
+    #[test]
+    fn what_is_said_of_a_call_is_asked_of_its_trigger_its_function_and_its_annotations() {
+        let triggers = [
+            ("mine", r#"{"function": "hello", "retry": {"attempts": 7}, "onFailure": {"topic": "bad"}}"#),
+            ("others", r#"{"function": "other", "retry": {"attempts": 8}}"#),
+        ];
+        let said = r#"{"retry": {"attempts": 5}, "onFailure": {"function": "audit"}}"#;
+        let annotations = [("com.openfaas.retry.attempts", "4"), ("lambda.aws/maximum-event-age-in-seconds", "60")];
+        let (_publish, now) = watch::channel(saying(said, &annotations, &triggers));
+        let to = |by| {
+            let policy = policy(&now, &called(by));
+            assert_eq!(policy.max_age, Duration::from_secs(60));
+            (policy.attempts, policy.on_failure.map(|to| to.to_string()).unwrap_or_default())
+        };
+        assert_eq!(to(Some("mine")), (7, "topic bad".into()));
+        for by in [None, Some("others"), Some("gone")] {
+            assert_eq!(to(by), (5, "function audit".into()), "{by:?}");
+        }
+        let (_publish, now) = watch::channel(saying("{}", &annotations[..1], &[]));
+        assert_eq!(policy(&now, &called(None)).attempts, 4);
+        let gone = Entry { function: FunctionName::parse("gone").unwrap(), ..called(None) };
+        assert_eq!(policy(&now, &gone), Policy::default());
+    }
+
+    #[test]
+    fn limits_are_those_of_the_moment() {
+        let (publish, now) = watch::channel(saying(r#"{"concurrency": 0, "rate": 2.5, "queue": 9}"#, &[], &[]));
+        let (limits, hello) = (limits(now), FunctionName::parse("hello").unwrap());
+        assert_eq!(limits(&hello), Limits { concurrency: Some(0), rate: Some(2.5), calls: Some(9) });
+        assert_eq!(limits(&FunctionName::parse("gone").unwrap()), Limits::default());
+        publish.send_replace(saying("{}", &[], &[]));
+        assert_eq!(limits(&hello), Limits::default());
+    }
+
+    #[tokio::test]
+    async fn what_waits_for_a_function_that_is_gone_comes_up_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let (publish, now) = watch::channel(saying(r#"{"concurrency": 0}"#, &[], &[]));
+        let queue = Journal::open(dir.path(), taper_queue::Config::default(), limits(now.clone())).unwrap();
+        let queue: Arc<dyn Queue> = Arc::new(queue);
+        for due in [Due::Now, Due::After(Duration::from_secs(36_000))] {
+            queue.push(Entry { due, ..called(None) }).await.unwrap();
+        }
+        let following = tokio::spawn(follow(Arc::clone(&queue), now));
+        assert!(futures_util::poll!(queue.lease()).is_pending(), "they are paused");
+        publish.send_replace(Arc::new(Snapshot::default()));
+        let (one, two) = tokio::join!(queue.lease(), queue.lease());
+        assert_ne!(one.unwrap().entry.id, two.unwrap().entry.id);
+        drop(publish);
+        following.await.unwrap();
     }
 }

@@ -10,13 +10,14 @@ mod gauges;
 mod handover;
 mod later;
 mod logging;
+mod medium;
 mod notify;
 mod run;
 mod supply;
 mod upgrade;
 mod workers;
 
-pub use config::{AccessLog, Config, Isolation, LogFormat};
+pub use config::{AccessLog, Config, Isolation, LogFormat, QueueUrl};
 pub use doctor::doctor;
 pub use handover::cannot_succeed;
 pub use run::{Ready, up};

@@ -8,14 +8,15 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use bytes::Bytes;
 use futures_util::StreamExt;
 use taper_control::{Control, Info};
 use taper_dispatch::Dispatcher;
 use taper_gateway::{Credentials, End, Gateway, Listeners, host::Templates};
 use taper_local::Local;
-use taper_model::{FunctionName, Name};
+use taper_model::{BoxFuture, Cause, Fault, FunctionName, Name, Stage};
 use taper_provider::Provider;
-use taper_queue::{Journal, Observed, Queue};
+use taper_queue::{Accepted, Observed};
 use taper_store::{Artifacts, Disk, Store};
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -28,7 +29,9 @@ use crate::{
     Config, gauges,
     handover::{Leaving, Predecessor, Program, rehearse, warm},
     later::{self, Later},
-    logging, notify,
+    logging,
+    medium::Medium,
+    notify,
     supply::FromStore,
     upgrade,
     workers::Workers,
@@ -100,6 +103,7 @@ async fn run(
     if let Some(old) = predecessor {
         let (running, listeners) = old.running().await;
         inherited = rehearse(&config, listeners)?;
+        Medium::rehearse(&config).await?;
         let warmed = tokio::select! {
             warmed = warm(&config, &supply, &*provider, running) => warmed,
             // Nobody serves: calls must not wait for what could start with them.
@@ -120,11 +124,27 @@ async fn run(
     let dispatcher = Dispatcher::new(config.dispatch);
     let feed = tokio::spawn(feed(Arc::clone(&provider), dispatcher.clone()));
 
+    let limits = later::limits(store.snapshot());
+    let medium = Medium::open(&config, limits).await?;
+    let queue = medium.queue();
+    let (sources, triggers) = taper_trigger::Service::build(
+        taper_trigger::Config {
+            body: usize::try_from(config.gateway.max_async_body).unwrap_or(usize::MAX),
+            ..taper_trigger::Config::default()
+        },
+        taper_trigger::Parts {
+            snapshot: store.snapshot(),
+            queue: Arc::clone(&queue),
+            clock: taper_trigger::Clock::host(),
+            sources: vec![Arc::new(taper_trigger::Schedules)],
+        },
+    );
+
     // The control plane names the gateway's address and counts; the gateway serves the control plane's API. Whoever asks
     // before the gateway is bound hears nothing yet.
     let bound: Arc<OnceLock<Bound>> = Arc::default();
     let (url, counts, seen, ends) = (Arc::clone(&bound), Arc::clone(&bound), Arc::clone(&bound), Arc::clone(&bound));
-    let hosts = Arc::clone(&bound);
+    let (hosts, accepts) = (Arc::clone(&bound), Arc::clone(&bound));
     let templates =
         Templates::new(&config.gateway.domain, &config.gateway.host_template, &config.gateway.tag_template)?;
     let (service, handle) = Control::build(
@@ -133,6 +153,8 @@ async fn run(
             store: Arc::clone(&store),
             artifacts: Arc::new(artifacts),
             provider: Arc::clone(&provider),
+            queue: Arc::clone(&queue),
+            accept: Box::new(move |name, request| accept(accepts.get().map(|b| b.accept.clone()), name, request)),
             load: Arc::new(dispatcher.clone()),
             public_url: Box::new(move || url.get().map(|b| b.url.clone()).unwrap_or_default()),
             invocations: Box::new(move |name| counts.get().map_or(0, |b| b.invocations.of(name))),
@@ -143,6 +165,10 @@ async fn run(
                     seen.get().map(|b| b.invocations.starts(name)).unwrap_or_default();
                 taper_control::Starts { pool, cold, recent }
             }),
+            triggers: {
+                let triggers = triggers.clone();
+                Box::new(move |namespace, name| triggers.status(namespace, name))
+            },
             info: Info {
                 version: env!("CARGO_PKG_VERSION").into(),
                 provider: "local".into(),
@@ -150,8 +176,6 @@ async fn run(
             },
         },
     );
-    let journal = Arc::new(Journal::open(&config.data.join("queue"), config.queue.clone())?);
-    let queue: Arc<dyn Queue> = Arc::clone(&journal) as _;
     let replacing = tokio::spawn(replace(dispatcher.clone(), handle.clone()));
     let gateway = Gateway::bind(
         config.gateway(),
@@ -159,10 +183,11 @@ async fn run(
             snapshot: store.snapshot(),
             invoke: Arc::new(dispatcher.clone()),
             queue: Some(Arc::clone(&queue)),
-            api: handle.router().merge(upgrade::router(ask)),
+            api: handle.router().merge(triggers.router()).merge(upgrade::router(ask)),
             credentials: credentials.clone(),
             gauges: gauges::collect(handle.clone(), dispatcher.clone()),
             pool: gauges::pool(provider),
+            figures: gauges::triggers(triggers.clone()),
             ready: Box::new(|| true),
             log: Box::new(std::io::stderr()),
         },
@@ -172,7 +197,7 @@ async fn run(
     let address = gateway.local_addr();
     let mut urls = urls("http", address);
     urls.extend(gateway.secure_addr().into_iter().flat_map(|address| self::urls("https", address)));
-    let _ = bound.set(Bound { url: urls[0].clone(), invocations: gateway.invocations() });
+    let _ = bound.set(Bound { url: urls[0].clone(), invocations: gateway.invocations(), accept: gateway.accept() });
     if !address.ip().is_loopback() {
         tracing::warn!(%address, "functions are open to whoever reaches this port; /system, /v1 and /ui want the password");
     }
@@ -180,7 +205,7 @@ async fn run(
     let (worker, workers) = taper_queue::Service::build(
         config.queue.clone(),
         taper_queue::Parts {
-            queue,
+            queue: Arc::clone(&queue),
             run: Arc::new(Later {
                 snapshot: store.snapshot(),
                 invoke: Arc::new(dispatcher.clone()),
@@ -188,19 +213,26 @@ async fn run(
             }),
             policy: {
                 let snapshot = store.snapshot();
-                Box::new(move |name| later::policy(&snapshot, name))
+                Box::new(move |entry| later::policy(&snapshot, entry))
             },
+            topics: triggers.topics(),
             status: taper_gateway::status,
             observe: {
                 let counts = gateway.invocations();
                 Box::new(move |name, observed| match observed {
-                    Observed::Began => counts.began(name),
+                    Observed::Began { waited } => {
+                        counts.began(name);
+                        if let Some(waited) = waited {
+                            counts.waited(name, waited);
+                        }
+                    }
                     Observed::Ended { status, took } => counts.ended(name, status, took),
                 })
             },
         },
     )?;
-    let later = Arc::new(Workers::start(worker, workers, first.child_token()));
+    let following_store = tokio::spawn(later::follow(queue, store.snapshot()));
+    let later = Arc::new(Workers::start(worker, workers, sources, first.child_token()));
 
     let stop = CancellationToken::new();
     let control = tokio::spawn(service.run(stop.clone().cancelled_owned()));
@@ -229,7 +261,7 @@ async fn run(
     let broken = CancellationToken::new();
     let leaving = Leaving {
         disk,
-        journal,
+        medium: medium.clone(),
         adopt,
         control: handle.clone(),
         later: Arc::clone(&later),
@@ -280,9 +312,11 @@ async fn run(
             tracing::error!(%error, "the control plane did not end well");
         }
         local.stop().await;
+        medium.close().await;
         feed.abort();
         replacing.abort();
         following.abort();
+        following_store.abort();
     };
     let at_once = async {
         tokio::select! {
@@ -309,6 +343,19 @@ async fn run(
 struct Bound {
     url: String,
     invocations: taper_gateway::Invocations,
+    accept: taper_gateway::Accept,
+}
+
+/// Hands a call to the gateway, which takes it on as those that come over its own door.
+fn accept(
+    gateway: Option<taper_gateway::Accept>,
+    name: FunctionName,
+    request: http::Request<Bytes>,
+) -> BoxFuture<'static, Result<Accepted, Fault>> {
+    Box::pin(async move {
+        let early = || Fault::new(Stage::Accept, Cause::ShuttingDown, "the platform is starting; try again");
+        gateway.ok_or_else(early)?.accept(&name, request).await
+    })
 }
 
 /// Where a function, or one of its tags, is called by the host that the template makes of it: on the platform's own port.

@@ -1,4 +1,4 @@
-//! The queue's workers while the platform runs and when it ends. What they run is `later`'s.
+//! Those who push calls into the queue and those who work them off, while the platform runs and when it ends. What they run is `later`'s.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use taper_queue::{Handle, Service};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-/// The queue's workers at work, which can be told to rest from more than one side.
+/// The queue's workers and the triggers' sources at work, which can be told to rest from more than one side.
 pub(crate) struct Workers {
     handle: Handle,
     rest: CancellationToken,
@@ -15,11 +15,16 @@ pub(crate) struct Workers {
 
 impl Workers {
     /// Runs them until `rest`.
-    pub(crate) fn start(service: Service, handle: Handle, rest: CancellationToken) -> Self {
+    pub(crate) fn start(
+        service: Service,
+        handle: Handle,
+        sources: taper_trigger::Service,
+        rest: CancellationToken,
+    ) -> Self {
         let ended = CancellationToken::new();
         let (until, end) = (rest.clone(), ended.clone().drop_guard());
         tokio::spawn(async move {
-            service.run(until.cancelled_owned()).await;
+            tokio::join!(service.run(until.clone().cancelled_owned()), sources.run(until.cancelled_owned()));
             drop(end);
         });
         Self { handle, rest, ended }

@@ -15,13 +15,17 @@ use taper_model::{
     revision::Entry,
     route::{Route, RouteSpec},
     traffic::Limits,
+    trigger::Trigger,
 };
 
 pub(crate) use self::{
     keep::{Keep, collect, lost},
     traffic::direct,
 };
-use crate::{Deploy, Error, MAX_NAMESPACE, MAX_REASON, MAX_REVISION, MAX_ROUTE, MAX_SECRET, Published, Put, Snapshot};
+use crate::{
+    Deploy, Error, MAX_NAMESPACE, MAX_REASON, MAX_REVISION, MAX_ROUTE, MAX_SECRET, MAX_TRIGGER, Published, Put,
+    Snapshot,
+};
 
 /// What becomes of a function.
 pub(crate) enum Change {
@@ -152,11 +156,18 @@ pub(crate) fn delete(before: Option<&Function>, name: &FunctionName) -> Result<(
 
 /// A route as it is written down, beside its names and its time.
 pub(crate) fn route_text(route: &Route) -> Result<String, Error> {
-    let what = || format!("route `{}` in namespace `{}`", route.name, route.namespace);
-    let text = serde_json::to_string(&route.spec);
-    let text = text.map_err(|e| Error::Refused(format!("{}: {e}", what())))?;
-    match text.len() > MAX_ROUTE {
-        true => Err(Error::TooLarge { what: what(), limit: MAX_ROUTE as u64 }),
+    spec_text(&route.spec, MAX_ROUTE, || format!("route `{}` in namespace `{}`", route.name, route.namespace))
+}
+
+/// The same of a trigger.
+pub(crate) fn trigger_text(trigger: &Trigger) -> Result<String, Error> {
+    spec_text(&trigger.spec, MAX_TRIGGER, || format!("trigger `{}` in namespace `{}`", trigger.name, trigger.namespace))
+}
+
+fn spec_text(spec: &impl Serialize, most: usize, what: impl Fn() -> String) -> Result<String, Error> {
+    let text = serde_json::to_string(spec).map_err(|e| Error::Refused(format!("{}: {e}", what())))?;
+    match text.len() > most {
+        true => Err(Error::TooLarge { what: what(), limit: most as u64 }),
         false => Ok(text),
     }
 }
@@ -182,6 +193,25 @@ pub(crate) fn put_route(before: &Snapshot, mut route: Route) -> Result<Option<Ro
 pub(crate) fn delete_route(before: &Snapshot, namespace: &Name, name: &Name) -> Result<(), Error> {
     let what = || Error::NotFound(format!("route `{name}` in namespace `{namespace}`"));
     before.route(namespace, name).map(drop).ok_or_else(what)
+}
+
+/// [`Store::put_trigger`](crate::Store::put_trigger): the trigger as it is from now on; nothing when it is so already.
+pub(crate) fn put_trigger(before: &Snapshot, mut trigger: Trigger) -> Result<Option<Trigger>, Error> {
+    must_exist(before, &trigger.namespace)?;
+    let what = format!("trigger `{}` in namespace `{}`", trigger.name, trigger.namespace);
+    let refuse = |e: &dyn std::fmt::Display| Error::Refused(format!("{what}: {e}"));
+    trigger.spec = serde_json::from_str(&trigger_text(&trigger)?).map_err(|e| refuse(&e))?;
+    let function = trigger.function().ok_or_else(|| refuse(&"it names no function"))?;
+    before.function(&function).ok_or_else(|| no_function(&function))?;
+    let Some(old) = before.trigger(&trigger.namespace, &trigger.name) else { return Ok(Some(trigger)) };
+    trigger.created_ms = old.created_ms;
+    Ok((**old != trigger).then_some(trigger))
+}
+
+/// Whether [`Store::delete_trigger`](crate::Store::delete_trigger) may go ahead.
+pub(crate) fn delete_trigger(before: &Snapshot, namespace: &Name, name: &Name) -> Result<(), Error> {
+    let what = || Error::NotFound(format!("trigger `{name}` in namespace `{namespace}`"));
+    before.trigger(namespace, name).map(drop).ok_or_else(what)
 }
 
 /// A namespace as it is written down; its name stands beside it.
@@ -231,8 +261,13 @@ pub(crate) fn delete_namespace(before: &Snapshot, name: &Name) -> Result<(), Err
     let functions = before.functions.keys().filter(|f| f.namespace == *name).map(|f| &f.name);
     let secrets = before.secrets.keys().filter(|(ns, _)| ns == name).map(|(_, secret)| secret);
     let routes = before.routes.keys().filter(|(ns, _)| ns == name).map(|(_, route)| route);
-    let held =
-        [some("function", functions.collect()), some("route", routes.collect()), some("secret", secrets.collect())];
+    let triggers = before.triggers.keys().filter(|(ns, _)| ns == name).map(|(_, trigger)| trigger);
+    let held = [
+        some("function", functions.collect()),
+        some("route", routes.collect()),
+        some("trigger", triggers.collect()),
+        some("secret", secrets.collect()),
+    ];
     let held: Vec<_> = held.into_iter().flatten().collect();
     match held.is_empty() {
         true => Ok(()),

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! DIR/lock          held for as long as the store is open; holds the process's id
-//! DIR/taper.db      functions, revisions, routes, secrets (and SQLite's -wal and -shm beside it)
+//! DIR/taper.db      functions, revisions, routes, triggers, secrets (and SQLite's -wal and -shm beside it)
 //! DIR/secret-key    the keys that secrets are encrypted with, unless the operator keeps them elsewhere
 //! DIR/artifacts/    see `Artifacts`
 //! ```
@@ -28,6 +28,7 @@ use rusqlite::{Connection, TransactionBehavior};
 use taper_medium::{Lock, connect, lock, make_private_dir, private_file, sync_dir, version};
 use taper_model::{
     BoxFuture, Function, FunctionName, Name, Namespace, RevisionId, RevisionState, Secret, clock, route::Route,
+    trigger::Trigger,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -240,6 +241,22 @@ impl Writer {
         Ok(())
     }
 
+    fn put_trigger(&mut self, trigger: Trigger) -> Result<(), Error> {
+        let before = self.now();
+        let Some(trigger) = change::put_trigger(&before, trigger)? else { return Ok(()) };
+        self.commit(|db, path| rows::put_trigger(db, path, &trigger))?;
+        self.show(before.with_trigger((trigger.namespace.clone(), trigger.name.clone()), Some(Arc::new(trigger))));
+        Ok(())
+    }
+
+    fn delete_trigger(&mut self, key: (Name, Name)) -> Result<(), Error> {
+        let before = self.now();
+        change::delete_trigger(&before, &key.0, &key.1)?;
+        self.commit(|db, path| rows::delete_trigger(db, path, &key))?;
+        self.show(before.with_trigger(key, None));
+        Ok(())
+    }
+
     fn collect(&mut self, keep: Keep) -> Result<usize, Error> {
         let before = self.now();
         let pruned = change::collect(&before, keep, clock::unix_ms());
@@ -379,6 +396,15 @@ impl Store for Disk {
     fn delete_route<'a>(&'a self, namespace: &'a Name, name: &'a Name) -> BoxFuture<'a, Result<(), Error>> {
         let key = (namespace.clone(), name.clone());
         Box::pin(self.write(move |writer| writer.delete_route(&key)))
+    }
+
+    fn put_trigger(&self, trigger: Trigger) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(self.write(move |writer| writer.put_trigger(trigger)))
+    }
+
+    fn delete_trigger<'a>(&'a self, namespace: &'a Name, name: &'a Name) -> BoxFuture<'a, Result<(), Error>> {
+        let key = (namespace.clone(), name.clone());
+        Box::pin(self.write(move |writer| writer.delete_trigger(key)))
     }
 
     fn collect(&self) -> BoxFuture<'_, Result<usize, Error>> {

@@ -10,7 +10,7 @@ use taper_model::{Digest, FunctionName, Name, RevisionId, RevisionState};
 /// Why the store did not do as it was told.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The function, revision, route, secret or namespace does not exist.
+    /// The function, revision, route, trigger, secret or namespace does not exist.
     #[error("{0} does not exist{mend}", mend = mend(.0))]
     NotFound(String),
     /// A secret or namespace of that name is there already.

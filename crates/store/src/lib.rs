@@ -27,6 +27,7 @@ use taper_model::{
     quantity::Span,
     route::Route,
     traffic::{Held, Routing, Sticky, Traffic},
+    trigger::Trigger,
 };
 use tokio::sync::watch;
 
@@ -36,7 +37,7 @@ pub use error::Error;
 pub use keyring::KeyRing;
 pub use memory::Memory;
 pub use shared::Shared;
-pub use snapshot::{Functions, Routes, Secrets, Snapshot, Tables};
+pub use snapshot::{Functions, Routes, Secrets, Snapshot, Tables, Triggers};
 
 /// Largest secret, in bytes.
 pub const MAX_SECRET: usize = 1 << 20;
@@ -44,6 +45,8 @@ pub const MAX_SECRET: usize = 1 << 20;
 pub const MAX_REVISION: usize = 1 << 20;
 /// Largest route, in bytes of JSON.
 pub const MAX_ROUTE: usize = 1 << 20;
+/// Largest trigger, in bytes of JSON.
+pub const MAX_TRIGGER: usize = 1 << 20;
 /// Largest namespace, in bytes of JSON: the labels and the annotations.
 pub const MAX_NAMESPACE: usize = 256 << 10;
 /// Longest reason that is kept for a failed revision or for what is held, in bytes; the end of a longer one is cut off.
@@ -216,6 +219,19 @@ pub trait Store: Send + Sync {
     /// [`Error::NotFound`], and those of the medium.
     fn delete_route<'a>(&'a self, namespace: &'a Name, name: &'a Name) -> BoxFuture<'a, Result<(), Error>>;
 
+    /// Keeps a trigger, instead of what it was before; the time when it was made stays. It also stays when the function that it calls goes.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when there is no such namespace or the function that it calls is not there; [`Error::TooLarge`] beyond
+    /// [`MAX_TRIGGER`], [`Error::Refused`] when it names no function or has values that cannot be written down, and those of the medium.
+    fn put_trigger(&self, trigger: Trigger) -> BoxFuture<'_, Result<(), Error>>;
+
+    /// Removes a trigger.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], and those of the medium.
+    fn delete_trigger<'a>(&'a self, namespace: &'a Name, name: &'a Name) -> BoxFuture<'a, Result<(), Error>>;
+
     /// Removes revisions that are too many or too old by now, as [`publish`](Store::publish) does; says how many.
     ///
     /// # Errors
@@ -237,7 +253,7 @@ pub trait Store: Send + Sync {
     /// Removes an empty namespace.
     ///
     /// # Errors
-    /// [`Error::InUse`] while it holds functions, routes or secrets, naming some; [`Error::Refused`] for the default one,
+    /// [`Error::InUse`] while it holds functions, routes, triggers or secrets, naming some; [`Error::Refused`] for the default one,
     /// [`Error::NotFound`], and those of the medium.
     fn delete_namespace<'a>(&'a self, name: &'a Name) -> BoxFuture<'a, Result<(), Error>>;
 
@@ -279,6 +295,6 @@ pub trait Store: Send + Sync {
     /// Those of the medium, [`Error::Key`], and [`Error::Sealed`] when a secret cannot be read.
     fn rotate_key(&self) -> BoxFuture<'_, Result<usize, Error>>;
 
-    /// Functions, routes, namespaces and versions of secrets, now and after every change. The current snapshot counts as seen.
+    /// Functions, routes, triggers, namespaces and versions of secrets, now and after every change. The current snapshot counts as seen.
     fn snapshot(&self) -> watch::Receiver<Arc<Snapshot>>;
 }

@@ -9,6 +9,7 @@ use std::{
 use bytes::Bytes;
 use taper_model::{
     BoxFuture, Function, FunctionName, Name, Namespace, RevisionId, RevisionState, Secret, clock, route::Route,
+    trigger::Trigger,
 };
 use tokio::sync::watch;
 
@@ -116,6 +117,28 @@ impl Store for Memory {
             let before = self.now();
             change::delete_route(&before, namespace, name)?;
             self.show(before.with_route((namespace.clone(), name.clone()), None)?);
+            Ok(())
+        })
+    }
+
+    fn put_trigger(&self, trigger: Trigger) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(async move {
+            let _one_at_a_time = self.lock();
+            let before = self.now();
+            if let Some(trigger) = change::put_trigger(&before, trigger)? {
+                let key = (trigger.namespace.clone(), trigger.name.clone());
+                self.show(before.with_trigger(key, Some(Arc::new(trigger))));
+            }
+            Ok(())
+        })
+    }
+
+    fn delete_trigger<'a>(&'a self, namespace: &'a Name, name: &'a Name) -> BoxFuture<'a, Result<(), Error>> {
+        Box::pin(async move {
+            let _one_at_a_time = self.lock();
+            let before = self.now();
+            change::delete_trigger(&before, namespace, name)?;
+            self.show(before.with_trigger((namespace.clone(), name.clone()), None));
             Ok(())
         })
     }

@@ -11,6 +11,7 @@ use taper_model::{
     Digest, Function, FunctionName, Name, Namespace,
     route::{Route, Table},
     traffic::Limits,
+    trigger::Trigger,
 };
 
 use crate::{Error, Shared, tables};
@@ -21,6 +22,8 @@ pub type Functions = Shared<FunctionName, Arc<Function>>;
 pub type Routes = Shared<(Name, Name), Arc<Route>>;
 /// What the rules of all routes and functions make together, by host in lower case; those for any host under the empty one.
 pub type Tables = Shared<String, Arc<Table>>;
+/// Triggers by namespace and name.
+pub type Triggers = Shared<(Name, Name), Arc<Trigger>>;
 /// The versions of secrets, by namespace and name.
 pub type Secrets = Shared<(Name, Name), u64>;
 
@@ -37,6 +40,8 @@ pub struct Snapshot {
     pub routes: Routes,
     /// Who is asked for which host. The tables follow from the routes and from what functions say of themselves.
     pub tables: Tables,
+    /// Every trigger.
+    pub triggers: Triggers,
     /// Every secret's version; see [`taper_model::Secret`].
     pub secrets: Secrets,
 }
@@ -57,6 +62,7 @@ impl Default for Snapshot {
             namespaces: Arc::new(BTreeMap::from([(name, Arc::new(namespace))])),
             routes: Routes::default(),
             tables: Tables::default(),
+            triggers: Triggers::default(),
             secrets: Secrets::default(),
         }
     }
@@ -81,6 +87,11 @@ impl Snapshot {
     /// A route by its names.
     pub fn route(&self, namespace: &Name, name: &Name) -> Option<&Arc<Route>> {
         self.routes.get(&(namespace.clone(), name.clone()))
+    }
+
+    /// A trigger by its names.
+    pub fn trigger(&self, namespace: &Name, name: &Name) -> Option<&Arc<Trigger>> {
+        self.triggers.get(&(namespace.clone(), name.clone()))
     }
 
     /// The next snapshot, in which one function is so, or gone.
@@ -118,6 +129,16 @@ impl Snapshot {
             None => next.routes.remove(&key),
         }
         Ok(next)
+    }
+
+    /// The next snapshot, in which one trigger is so, or gone.
+    pub(crate) fn with_trigger(&self, key: (Name, Name), after: Option<Arc<Trigger>>) -> Self {
+        let mut next = self.next();
+        match after {
+            Some(trigger) => next.triggers.insert(key, trigger),
+            None => next.triggers.remove(&key),
+        }
+        next
     }
 
     /// The next snapshot, in which one namespace is so, or gone.

@@ -9,20 +9,23 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::{ArgAction, Args};
 use http::Method;
+use serde::Serialize;
 use serde_json::Value;
 use taper_model::{
-    FunctionName, FunctionSpec, Manifest, Mode, Name, Runtime,
+    FunctionName, FunctionSpec, Invalid, Manifest, Mode, Name, Runtime,
     function::{Network, Source},
-    manifest::{Metadata, Resource},
+    invocation::To,
+    manifest::{Kind, Metadata, Resource, line_of},
     quantity::{Cpu, Memory, Span},
     route::RouteSpec,
+    trigger::TriggerSpec,
 };
 
 use taper_runtimes::Wish;
 
 use crate::{
     client::Client,
-    command::pairs,
+    command::{Named, pairs},
     context::{self, Global},
     output::{self, note, progress},
     pack::{self, Package},
@@ -56,7 +59,7 @@ const OF_ONE: [&str; 14] = [
                         taper deploy ./resize --memory 512Mi                a folder, with its dependencies\n  \
                         taper deploy --name upper --command 'tr a-z A-Z'    any command, a process per call\n  \
                         taper deploy ./site --mode http --command 'python3 -u server.py'\n  \
-                        taper deploy -f functions.yaml                      a manifest\n  \
+                        taper deploy -f functions.yaml                      a manifest: functions, routes, triggers\n  \
                         taper deploy -f stack.yml --filter 'mail-*'         some functions of an OpenFaaS stack file")]
 pub(crate) struct Deploy {
     /// A file or a folder; may be left out with --command
@@ -184,18 +187,22 @@ impl Deploy {
         bail!("{} of {all} functions of {shown} were not deployed: {}", failed.len(), failed.join(", "))
     }
 
-    /// Deploys what a manifest says: its functions in its order, and then its routes, which lead to them.
+    /// Deploys what a manifest says: its functions in its order, and then its routes and its triggers, which lead to them.
     fn apply(&self, text: &str, shown: &str, base: &Path, global: &Global) -> Result<()> {
         let (client, chosen) = (Client::new(global)?, self.chosen()?);
-        let mut all = Resource::parse_all(text).map_err(|e| anyhow!("{shown}: {e}"))?;
-        all.retain(|resource| chosen.has(resource.metadata().name.as_str()));
+        let all = Resource::parse_all(text).map_err(|e| anyhow!("{shown}: {e}"))?;
+        let all: Vec<_> = all.into_iter().enumerate().filter(|(_, r)| chosen.has(r.metadata().name.as_str())).collect();
         if all.is_empty() {
             bail!("{shown}: no name in it fits --filter or --regex");
         }
         // Everything is read and checked before anything is changed.
-        let (mut functions, mut routes) = (Vec::new(), Vec::new());
-        for resource in all {
+        let (mut functions, mut routes, mut triggers) = (Vec::new(), Vec::new(), Vec::new());
+        for (at, resource) in all {
             let name = resource.metadata().name.clone();
+            let wrong = |what: &str, why: Invalid| match line_of(text, at, &why) {
+                Some(line) => anyhow!("{shown}: line {line}: {what}{name}: {why}"),
+                None => anyhow!("{shown}: {what}{name}: {why}"),
+            };
             match resource {
                 Resource::Function(mut manifest) => {
                     placed(&mut manifest.metadata, global)?;
@@ -204,21 +211,32 @@ impl Deploy {
                     manifest.spec.env.extend(pairs("--env", &self.env)?);
                     manifest.spec.secrets.extend(self.secret.iter().cloned());
                     let package = resolve(&mut manifest.spec, base).with_context(|| format!("{shown}: {name}"))?;
-                    manifest.spec.validate().map_err(|e| anyhow!("{shown}: {name}: {e}"))?;
+                    manifest.spec.validate().map_err(|why| wrong("", why))?;
                     functions.push((*manifest, package));
                 }
                 Resource::Route(mut manifest) => {
                     placed(&mut manifest.metadata, global)?;
-                    manifest.spec.validate().map_err(|e| anyhow!("{shown}: route {name}: {e}"))?;
+                    manifest.spec.validate().map_err(|why| wrong("route ", why))?;
                     routes.push(*manifest);
+                }
+                Resource::Trigger(mut manifest) => {
+                    placed(&mut manifest.metadata, global)?;
+                    let namespace = manifest.function_name()?.namespace;
+                    manifest.spec.validate(&namespace).map_err(|why| wrong("trigger ", why))?;
+                    triggers.push(*manifest);
                 }
             }
         }
         for route in &routes {
             leads(&client, route, &functions).with_context(|| format!("{shown}: route {}", route.metadata.name))?;
         }
+        for trigger in &triggers {
+            calls(&client, trigger, &functions)
+                .with_context(|| format!("{shown}: trigger {}", trigger.metadata.name))?;
+        }
         functions.into_iter().try_for_each(|(manifest, package)| push(&client, manifest, package))?;
-        routes.iter().try_for_each(|manifest| put_route(&client, manifest))
+        routes.iter().try_for_each(|manifest| put(&client, "route", Client::route_path, manifest))?;
+        triggers.iter().try_for_each(|manifest| put(&client, "trigger", Client::trigger_path, manifest))
     }
 
     /// Makes the manifest that these flags mean.
@@ -306,12 +324,39 @@ fn leads(client: &Client, route: &Manifest<RouteSpec>, beside: &[(Manifest, Opti
         let Some(function) = rule.function.clone().map(|name| FunctionName::new(namespace.clone(), name)) else {
             continue;
         };
-        if !beside.iter().any(|(manifest, _)| manifest.function_name().is_ok_and(|name| name == function)) {
-            let there = client.json(Method::GET, &Client::function_path(&function), None);
-            there.with_context(|| format!("spec.rules[{at}].function"))?;
+        there(client, function, beside).with_context(|| format!("spec.rules[{at}].function"))?;
+    }
+    Ok(())
+}
+
+/// The same of a trigger. A destination that is not there yet is a word and no refusal: it may come before the first call does.
+fn calls(client: &Client, trigger: &Manifest<TriggerSpec>, beside: &[(Manifest, Option<Package>)]) -> Result<()> {
+    if !(trigger.metadata.labels.is_empty() && trigger.metadata.annotations.is_empty()) {
+        bail!("metadata: a trigger has no labels and no annotations; leave them out");
+    }
+    let namespace = trigger.function_name()?.namespace;
+    if let Some(function) = trigger.spec.function.clone() {
+        there(client, FunctionName::new(namespace.clone(), function), beside).context("spec.function")?;
+    }
+    let destinations = [("onSuccess", &trigger.spec.on_success), ("onFailure", &trigger.spec.on_failure)];
+    for (field, destination) in destinations {
+        if let Some(Ok(To::Function(function))) = destination.as_ref().map(|to| to.to(&namespace))
+            && let Err(why) = there(client, function, beside)
+        {
+            let (name, why) = (&trigger.metadata.name, output::chain(&why));
+            note(&format!("trigger {name}: spec.{field}.function: {why}; deploy it before the first call has ended"));
         }
     }
     Ok(())
+}
+
+/// Whether there is such a function, or will be.
+fn there(client: &Client, function: FunctionName, beside: &[(Manifest, Option<Package>)]) -> Result<()> {
+    if beside.iter().any(|(manifest, _)| manifest.function_name().is_ok_and(|name| name == function)) {
+        return Ok(());
+    }
+    let found = client.json(Method::GET, &Client::function_path(&function), None);
+    found.map(drop).map_err(|error| Named::Function(function).explained(client, error))
 }
 
 /// Packs the code that a manifest names, which is beside it.
@@ -369,12 +414,17 @@ pub(crate) fn push(client: &Client, mut manifest: Manifest, package: Option<Pack
     follow(client, &name, client.lines(Method::PUT, &Client::function_path(&name), Some(&body))?)
 }
 
-/// Applies a route.
-fn put_route(client: &Client, manifest: &Manifest<RouteSpec>) -> Result<()> {
+/// Applies a route or a trigger.
+fn put<S: Kind + Serialize>(
+    client: &Client,
+    kind: &str,
+    path: fn(&FunctionName) -> String,
+    manifest: &Manifest<S>,
+) -> Result<()> {
     let name = manifest.function_name()?;
     let body = serde_json::to_value(manifest)?;
-    client.json(Method::PUT, &Client::route_path(&name), Some(&body)).with_context(|| format!("route {name}"))?;
-    output::line(&format!("route {name} applied"))
+    client.json(Method::PUT, &path(&name), Some(&body)).with_context(|| format!("{kind} {name}"))?;
+    output::line(&format!("{kind} {name} applied"))
 }
 
 /// Uploads the code of a stack file's function, sends its deployment, and follows the deploy to its end.
@@ -475,4 +525,66 @@ fn not_all(name: &FunctionName, revision: &str, resource: &Value) -> Option<Stri
     (has < 100.0 && !shares.is_empty()).then(|| {
         format!("it has {has} % of the calls, as the function's traffic says: `taper traffic {name}` shows it, and `taper traffic {name} --reset` gives it all of them")
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        global: Global,
+    }
+
+    const FILE: &str = "apiVersion: taper.dev/v1alpha1
+kind: Trigger
+metadata: {name: nightly}
+spec:
+  function: report
+  schedule: '0 3 * * *'
+  timeZone: Europe/Vienna
+---
+apiVersion: taper.dev/v1alpha1
+kind: Function
+metadata: {name: report}
+spec:
+  command: [cat]
+  scale:
+    min: 1
+---
+apiVersion: taper.dev/v1alpha1
+kind: Route
+metadata: {name: shop}
+spec:
+  rules:
+  - path: /a
+    function: report
+";
+
+    /// Nobody answers there: whatever is refused was refused before anybody was asked.
+    #[test]
+    fn what_makes_no_sense_is_refused_with_its_line_before_anything_is_changed() {
+        let global = Line::parse_from(["taper", "--url", "http://127.0.0.1:1"]).global;
+        for (from, to, place) in [
+            ("'0 3 * * *'", "'0 3 * *'", "f.yaml: line 6: trigger nightly: spec.schedule: `0 3 * *`"),
+            ("'0 3 * * *'", "'0 25 * * *'", "f.yaml: line 6: trigger nightly: spec.schedule: "),
+            ("Europe/Vienna", "Europe/Wien", "f.yaml: line 7: trigger nightly: spec.timeZone: "),
+            (
+                "  timeZone: Europe/Vienna",
+                "  filters: [{exact: {type: a}}]",
+                "f.yaml: line 7: trigger nightly: spec.filters: ",
+            ),
+            ("  function: report\n  sch", "  sch", "f.yaml: line 5: trigger nightly: spec.function: "),
+            ("min: 1", "min: 1\n    max: 0", "f.yaml: line 16: report: spec.scale.max: "),
+            ("path: /a", "path: a", "f.yaml: line 22: route shop: spec.rules[0].path: "),
+        ] {
+            assert!(FILE.contains(from), "{from}");
+            let said = Deploy::default().apply(&FILE.replacen(from, to, 1), "f.yaml", Path::new(""), &global);
+            let said = output::chain(&said.unwrap_err());
+            assert!(said.starts_with(place), "{to}: {said}");
+        }
+    }
 }

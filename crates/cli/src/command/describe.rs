@@ -1,4 +1,4 @@
-//! `taper describe NAME`: everything about one function or one route, for a person who asks why.
+//! `taper describe NAME`: everything about one function, one route or one trigger, for a person who asks why.
 
 use std::time::Duration;
 
@@ -10,7 +10,11 @@ use serde_json::Value;
 use crate::{
     chart,
     client::Client,
-    command::{Named, limits, list::rule_words},
+    command::{
+        Named, limits,
+        list::{rule_terms, rule_words},
+        trigger,
+    },
     context::Global,
     output::{self, age, harmless, text},
     shares,
@@ -19,15 +23,20 @@ use crate::{
 /// What to show.
 #[derive(Args)]
 #[command(
-    after_help = "Examples:\n  taper describe hello\n  taper describe hello -o yaml > hello.yaml\n  taper describe route/shop"
+    after_help = "Examples:\n  taper describe hello\n  taper describe hello -o yaml > hello.yaml\n  taper describe route/shop\n  \
+                  taper describe trigger/nightly"
 )]
 pub(crate) struct Describe {
-    /// A function by name, a route as route/NAME or route NAME
+    /// A function by name; a route as route/NAME or route NAME, and a trigger in the same way
     #[arg(required = true, value_name = "NAME", num_args = 1..=2)]
     names: Vec<String>,
 }
 
 impl Describe {
+    pub(super) fn of(name: String) -> Self {
+        Self { names: vec![name] }
+    }
+
     pub(crate) fn run(&self, global: &Global) -> Result<()> {
         let mut all = Named::read(global, &self.names)?;
         let named = all.pop().context("a name")?;
@@ -35,16 +44,22 @@ impl Describe {
             bail!("one at a time: `taper describe {}` shows the first", harmless(&self.names[0]));
         }
         let client = Client::new(global)?;
-        let shown = client.json(Method::GET, &named.path(), None)?;
+        let shown = client.json(Method::GET, &named.path(), None).map_err(|error| named.explained(&client, error))?;
         if output::machine(&shown, global.output)? {
             return Ok(());
         }
         match named {
             Named::Function(name) => {
-                let routes = client.json(Method::GET, &format!("/v1/namespaces/{}/routes", name.namespace), None)?;
-                Self::function(&shown, &routes)
+                let all =
+                    |kind: &str| client.json(Method::GET, &format!("/v1/namespaces/{}/{kind}", name.namespace), None);
+                let called = shown["status"]["triggers"].is_array();
+                Self::function(&shown, &all("routes")?, &if called { all("triggers")? } else { Value::Null })
             }
             Named::Route(_) => Self::route(&shown),
+            Named::Trigger(_) => {
+                let mut page = trigger::page(&shown).into_iter();
+                page.try_for_each(|(label, value)| output::line(&format!("{label:<12} {value}")))
+            }
         }
     }
 
@@ -54,13 +69,17 @@ impl Describe {
         }
         output::line(&format!("{:<12} {}", "Age", age(&text(route, "/status/createdAt"))))?;
         let rules = route.pointer("/spec/rules").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
-        let rows: Vec<[String; 4]> = rules.iter().map(|rule| rule_words(rule, &route["spec"])).collect();
+        let row = |rule: &Value| {
+            let [host, path, methods, function] = rule_words(rule, &route["spec"]);
+            [host, path, methods, function, rule_terms(rule, &route["spec"])]
+        };
+        let rows: Vec<[String; 5]> = rules.iter().map(row).collect();
         output::line("")?;
-        output::table(&["HOST", "PATH", "METHODS", "FUNCTION"], &rows)
+        output::table(&["HOST", "PATH", "METHODS", "FUNCTION", "WITH"], &rows)
     }
 
     // long because: it is a page, written from its top to its bottom
-    fn function(function: &Value, routes: &Value) -> Result<()> {
+    fn function(function: &Value, routes: &Value, triggers: &Value) -> Result<()> {
         let say = |label: &str, value: &str| {
             if value == "-" { Ok(()) } else { output::line(&format!("{label:<12} {value}")) }
         };
@@ -71,6 +90,13 @@ impl Describe {
         let mut label = "Routes";
         for [path, of] in leading(function, routes) {
             say(std::mem::take(&mut label), format!("{path}  {of}").trim_end())?;
+        }
+        if let Some(schedule) = trigger::annotated(function) {
+            say("Schedule", &schedule)?;
+        }
+        let mut label = "Triggers";
+        for line in calling(function, triggers) {
+            say(std::mem::take(&mut label), &line)?;
         }
         say("Runtime", &format!("{} ({})", text(function, "/spec/runtime"), text(function, "/spec/mode")))?;
         say("Handler", &text(function, "/spec/handler"))?;
@@ -148,6 +174,17 @@ fn leading(function: &Value, routes: &Value) -> Vec<[String; 2]> {
     all
 }
 
+/// Each trigger that calls a function: its name, its source, and when it does or why it does not.
+fn calling(function: &Value, triggers: &Value) -> Vec<String> {
+    let all = triggers.as_array().map_or(&[][..], Vec::as_slice);
+    let here = all.iter().filter(|trigger| trigger["spec"]["function"] == function["metadata"]["name"]);
+    let line = |trigger: &Value| {
+        let [name, _, source, state, _, next, _] = trigger::row(trigger);
+        format!("{name}  {source}{}", trigger::coming(&state, &next))
+    };
+    here.map(line).collect()
+}
+
 /// What calls waited for that found nothing running: how many there were, and where the time of the last ones went.
 fn starts(starts: &Value) -> Vec<(&'static str, String)> {
     let recent = starts["recent"].as_array().map_or(&[][..], Vec::as_slice);
@@ -207,6 +244,23 @@ mod tests {
             ]
         );
         assert!(leading(&json!({}), &Value::Null).is_empty());
+    }
+
+    #[test]
+    fn triggers_that_call_a_function_are_gathered() {
+        let function = json!({"metadata": {"name": "hello"}});
+        let triggers = json!([
+            {"metadata": {"name": "nightly"}, "spec": {"function": "hello", "schedule": "0 3 * * *", "timeZone": "UTC"},
+                "status": {"state": "active", "nextTick": "2000-01-01T00:00:00Z"}},
+            {"metadata": {"name": "other"}, "spec": {"function": "other", "schedule": "@daily"}},
+            {"metadata": {"name": "orders"}, "spec": {"function": "hello", "events": {"topic": "orders"}}, "status": {"state": "active"}},
+            {"metadata": {"name": "held"}, "spec": {"function": "hello", "schedule": "@daily"}, "status": {"state": "suspended"}},
+        ]);
+        assert_eq!(
+            calling(&function, &triggers),
+            ["nightly  0 3 * * * UTC, next now", "orders  topic orders", "held  @daily, suspended"]
+        );
+        assert!(calling(&function, &Value::Null).is_empty());
     }
 
     #[test]

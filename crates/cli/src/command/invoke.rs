@@ -8,15 +8,18 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use http::Method;
+use serde_json::Value;
+use taper_model::FunctionName;
 
-use crate::{client::Client, context::Global, output, request::Request};
+use crate::{client::Client, command::invocations, context::Global, output, request::Request};
 
 /// A call.
 #[derive(Args)]
 #[command(
     after_help = "Examples:\n  taper invoke hello -d world\n  taper invoke resize --file photo.jpg > small.jpg\n  \
                         cat report.csv | taper invoke load/2026 -H 'Content-Type: text/csv'\n  \
-                  taper invoke resize --async --file photo.jpg -H 'X-Callback-Url: https://me.example.com/done'"
+                  taper invoke resize --async --file photo.jpg -H 'X-Callback-Url: https://me.example.com/done'\n  \
+                  taper invoke resize --async --wait --file photo.jpg > small.jpg   runs to its end, whatever happens here"
 )]
 pub(crate) struct Invoke {
     #[command(flatten)]
@@ -25,11 +28,14 @@ pub(crate) struct Invoke {
     /// Hand the call over and do not wait for its answer
     #[arg(long = "async", conflicts_with = "method", display_order = 3)]
     deferred: bool,
+    /// Wait for the end of a call that was handed over, and print its answer
+    #[arg(long, requires = "deferred", display_order = 3)]
+    wait: bool,
 }
 
 impl Invoke {
     pub(crate) fn run(self, global: &Global) -> Result<()> {
-        let Self { request, deferred } = self;
+        let Self { request, deferred, wait } = self;
         let (typed, path) = request.target();
         let (name, path) = (global.function(typed)?, path.unwrap_or_default());
         let client = Client::new(global)?;
@@ -49,8 +55,19 @@ impl Invoke {
         let header = |name: &str| response.headers().get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
         let (id, fault) = (header("x-call-id").unwrap_or_else(|| "-".into()), header("x-taper-fault"));
         if deferred && status == 202 {
-            output::line(&id)?;
-            output::note(&format!("{name} takes the call on; what it writes is in `taper logs {name}`"));
+            // A platform that keeps no records says only which call it is.
+            let location = header("location").filter(|path| path.starts_with("/v1/namespaces/"));
+            let Some((path, id)) = location.as_deref().and_then(|path| Some((path, path.rsplit_once('/')?.1))) else {
+                return output::line(&id);
+            };
+            if wait {
+                return end(&client, &name, path, id);
+            }
+            output::line(id)?;
+            output::note(&format!(
+                "{name} takes the call on; `{}` says what becomes of it",
+                invocations::hint(&name, id)
+            ));
             return Ok(());
         }
         let mut reader = response.into_body().into_reader();
@@ -68,4 +85,25 @@ impl Invoke {
         }
         Ok(())
     }
+}
+
+/// Waits for a call's end, and prints what a caller who waits would have got.
+fn end(client: &Client, name: &FunctionName, path: &str, id: &str) -> Result<()> {
+    output::progress(&format!("call {id}"));
+    let call = invocations::ended(client, path, None)?;
+    let Some(status) = call.pointer("/result/status").and_then(Value::as_u64) else {
+        let why = call["reason"].as_str().map_or_else(|| output::text(&call, "/status"), output::harmless);
+        bail!("{name} did not answer: {why} (call {id}); `{}` has more", invocations::hint(name, id));
+    };
+    invocations::result(client, path)?;
+    if call.pointer("/result/cut") == Some(&Value::Bool(true)) {
+        bail!("the answer of {name} was longer than what is kept, and is cut here (call {id})");
+    }
+    if call["status"] != "done" || !(200..400).contains(&status) {
+        if std::io::stdout().is_terminal() {
+            output::note("");
+        }
+        bail!("{name} answered {status} (call {id}); `{}` has more", invocations::hint(name, id));
+    }
+    Ok(())
 }

@@ -1,4 +1,4 @@
-//! `taper list`: functions, or routes.
+//! `taper list`: functions, routes, or triggers.
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use crate::{
     client::Client,
+    command::trigger,
     context::Global,
     output::{self, age, harmless, text},
     shares,
@@ -14,7 +15,7 @@ use crate::{
 
 /// Which resources.
 #[derive(Args)]
-#[command(after_help = "Examples:\n  taper list\n  taper list routes\n  taper list -o json")]
+#[command(after_help = "Examples:\n  taper list\n  taper list routes\n  taper list triggers\n  taper list -o json")]
 pub(crate) struct List {
     /// What to list
     #[arg(value_enum, default_value_t = Kind::Functions, hide_default_value = true)]
@@ -27,13 +28,20 @@ enum Kind {
     Functions,
     #[value(alias = "route")]
     Routes,
+    #[value(alias = "trigger")]
+    Triggers,
 }
 
 impl List {
+    pub(super) fn of_triggers() -> Self {
+        Self { kind: Kind::Triggers }
+    }
+
     pub(crate) fn run(&self, global: &Global) -> Result<()> {
         let word = match self.kind {
             Kind::Functions => "functions",
             Kind::Routes => "routes",
+            Kind::Triggers => "triggers",
         };
         let path = format!("/v1/namespaces/{}/{word}", global.namespace()?);
         let all = Client::new(global)?.json(Method::GET, &path, None)?;
@@ -54,6 +62,13 @@ impl List {
             Kind::Routes => {
                 let rows: Vec<_> = all.iter().flat_map(route_rows).collect();
                 output::table(&["NAME", "HOST", "PATH", "METHODS", "FUNCTION", "AGE"], &rows)?;
+            }
+            Kind::Triggers if all.is_empty() => output::note(
+                "no triggers yet; write `kind: Trigger` into a file and apply it with `taper deploy -f FILE`",
+            ),
+            Kind::Triggers => {
+                let rows: Vec<_> = all.iter().map(trigger::row).collect();
+                output::table(&trigger::HEADING, &rows)?;
             }
         }
         Ok(())
@@ -98,4 +113,50 @@ pub(super) fn rule_words(rule: &Value, rest: &Value) -> [String; 4] {
         if methods.is_empty() { "any".into() } else { methods.join(",") },
         format!("{}{tag}", text(rule, "/function")),
     ]
+}
+
+/// What else a rule says: `strip`, who may ask from other origins, what becomes of requests without TLS; `rest` says what it does not.
+pub(super) fn rule_terms(rule: &Value, rest: &Value) -> String {
+    let own = |field: &str| rule.get(field).or_else(|| rest.get(field)).unwrap_or(&Value::Null);
+    let words = |list: &Value| {
+        let all: Vec<&str> = list.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        all.join(" ")
+    };
+    let mut terms = Vec::new();
+    if rule["strip"] == true {
+        terms.push("strip".to_owned());
+    }
+    let cors = own("cors");
+    if cors.is_object() {
+        let credentials = if cors["credentials"] == true { " with credentials" } else { "" };
+        terms.push(format!("cors {}{credentials}", words(&cors["origins"])));
+    }
+    if let Some(https) = own("https").as_str() {
+        terms.push(format!("https {https}"));
+    }
+    if terms.is_empty() { "-".into() } else { harmless(&terms.join(", ")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_else_a_rule_says() {
+        let rest = json!({"cors": {"origins": ["*"]}, "https": "redirect"});
+        for (rule, rest, expect) in [
+            (json!({}), &Value::Null, "-"),
+            (json!({}), &rest, "cors *, https redirect"),
+            (json!({"strip": true, "https": "allow"}), &rest, "strip, cors *, https allow"),
+            (
+                json!({"strip": true, "cors": {"origins": ["https://a.example", "https://b.example"], "credentials": true}}),
+                &Value::Null,
+                "strip, cors https://a.example https://b.example with credentials",
+            ),
+        ] {
+            assert_eq!(rule_terms(&rule, rest), expect);
+        }
+    }
 }

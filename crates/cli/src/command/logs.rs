@@ -1,6 +1,6 @@
 //! `taper logs NAME`.
 
-use std::{io::IsTerminal, time::Duration};
+use std::io::IsTerminal;
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
@@ -8,7 +8,12 @@ use http::Method;
 use serde_json::Value;
 use taper_model::{clock, quantity::Span};
 
-use crate::{client::Client, context::Global, context::Output, output};
+use crate::{
+    client::{self, Client},
+    context::Global,
+    context::Output,
+    output,
+};
 
 /// Which lines.
 #[derive(Args)]
@@ -81,17 +86,8 @@ impl Logs {
 
     /// The lines after those that were shown, from whoever serves by then.
     fn go_on(&self, client: &Client, path: &str, shown: &mut Shown, since: Option<u64>) -> Result<Lines> {
-        let mut tries = TRIES;
-        let lines = loop {
-            std::thread::sleep(PAUSE);
-            match self.ask(client, path, None, shown.since.or(since)) {
-                Ok(lines) => break lines,
-                Err(error) if tries == 0 => {
-                    return Err(error.context("the platform ended while its logs were followed"));
-                }
-                Err(_) => tries -= 1,
-            }
-        };
+        let lines = client::persist(|| self.ask(client, path, None, shown.since.or(since)))
+            .context("the platform ended while its logs were followed")?;
         let (at, mut known) = (shown.since, std::mem::take(&mut shown.then));
         Ok(Box::new(lines.filter(move |line| {
             let again = known > 0 && line.as_ref().is_ok_and(|line| line["atMs"].as_u64() == at);
@@ -114,10 +110,6 @@ impl Logs {
     }
 }
 
-/// How often, and after how long each time, whoever follows looks for a platform that has ended.
-const TRIES: u32 = 50;
-const PAUSE: Duration = Duration::from_millis(200);
-
 /// Lines as they come.
 type Lines = Box<dyn Iterator<Item = Result<Value>>>;
 
@@ -139,7 +131,7 @@ impl Shown {
 }
 
 /// When a line was written, by which instance, and for which call where that is known.
-fn origin(line: &Value, prefix: &str) -> String {
+pub(super) fn origin(line: &Value, prefix: &str) -> String {
     let at = clock::rfc3339(line["atMs"].as_u64().unwrap_or_default());
     let instance = output::text(line, "/instance");
     let call = line["call"].as_str().map_or(String::new(), |id| format!("[{id}] "));
@@ -147,7 +139,7 @@ fn origin(line: &Value, prefix: &str) -> String {
 }
 
 /// `5m` ago, or a time, in milliseconds since the Unix epoch.
-fn since_ms(text: &str) -> Result<u64> {
+pub(super) fn since_ms(text: &str) -> Result<u64> {
     if let Ok(Span(age)) = text.parse() {
         return Ok(u64::try_from(clock::unix().saturating_sub(age).as_millis()).unwrap_or(0));
     }

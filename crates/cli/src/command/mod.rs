@@ -7,6 +7,7 @@ mod delete;
 mod deploy;
 mod describe;
 mod doctor;
+mod invocations;
 mod invoke;
 mod limits;
 mod list;
@@ -18,6 +19,7 @@ mod rollback;
 mod scale;
 mod secret;
 mod traffic;
+mod trigger;
 mod up;
 mod upgrade;
 mod version;
@@ -26,6 +28,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Result, anyhow};
 use clap::Subcommand;
+use http::Method;
 use taper_model::FunctionName;
 
 use crate::{client::Client, context::Global};
@@ -39,16 +42,19 @@ pub(crate) enum Command {
     Deploy(Box<deploy::Deploy>),
     /// Call a function and print what it answers
     Invoke(invoke::Invoke),
+    /// List, show, cancel and run again the calls whose callers did not wait
+    #[command(subcommand, visible_alias = "inv", after_help = "Example:\n  taper invocations list --status dead")]
+    Invocations(invocations::Invocations),
     /// Call a function many times and say how long it takes, warm or from zero
     Bench(bench::Bench),
-    /// List functions, or routes
+    /// List functions, routes or triggers
     #[command(visible_alias = "ls")]
     List(list::List),
-    /// Show everything about one function, or one route
+    /// Show everything about one function, one route or one trigger
     Describe(describe::Describe),
     /// Print what a function's instances wrote
     Logs(logs::Logs),
-    /// Remove functions and routes
+    /// Remove functions, routes and triggers
     #[command(visible_aliases = ["remove", "rm"])]
     Delete(delete::Delete),
     /// Set how many instances a function has now
@@ -69,6 +75,13 @@ pub(crate) enum Command {
     /// Create, update, list and delete secrets
     #[command(subcommand, after_help = "Example:\n  taper secret create api-key --from-file key.txt")]
     Secret(secret::Secret),
+    /// List, describe and delete triggers: schedules, and subscriptions to events
+    #[command(
+        subcommand,
+        visible_alias = "triggers",
+        after_help = "Examples:\n  taper deploy -f nightly.yaml    applies the triggers of a file\n  taper trigger list"
+    )]
+    Trigger(trigger::Trigger),
     /// Remember the password of a platform
     Login(login::Login),
     /// Have a newer program take over from the running platform, without a lost call
@@ -91,6 +104,7 @@ impl Command {
             Self::Up(c) => c.run(global),
             Self::Deploy(c) => c.run(global),
             Self::Invoke(c) => c.run(global),
+            Self::Invocations(c) => c.run(global),
             Self::Bench(c) => c.run(global),
             Self::List(c) => c.run(global),
             Self::Describe(c) => c.run(global),
@@ -102,6 +116,7 @@ impl Command {
             Self::Rollback(c) => c.run(global),
             Self::Namespace(c) => c.run(global),
             Self::Secret(c) => c.run(global),
+            Self::Trigger(c) => c.run(global),
             Self::Login(c) => c.run(global),
             Self::Upgrade(c) => c.run(global),
             Self::Autoscaler(c) => c.run(),
@@ -119,6 +134,8 @@ pub(crate) enum Named {
     Function(FunctionName),
     /// A `kind: Route`: its name in its namespace.
     Route(FunctionName),
+    /// A `kind: Trigger`, as well.
+    Trigger(FunctionName),
 }
 
 impl Named {
@@ -133,7 +150,8 @@ impl Named {
         let one = |text: &String| {
             let (kind, name) = text.split_once('/').unwrap_or((kind, text));
             let named = kind_of(kind).ok_or_else(|| {
-                anyhow!("`{}`: there are functions and routes; write route/NAME", crate::output::harmless(text))
+                let text = crate::output::harmless(text);
+                anyhow!("`{text}`: there are functions, routes and triggers; write route/NAME or trigger/NAME")
             })?;
             global.function(name).map(named)
         };
@@ -145,14 +163,60 @@ impl Named {
         match self {
             Self::Function(name) => Client::function_path(name),
             Self::Route(name) => Client::route_path(name),
+            Self::Trigger(name) => Client::trigger_path(name),
         }
     }
+
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Function(_) => "function",
+            Self::Route(_) => "route",
+            Self::Trigger(_) => "trigger",
+        }
+    }
+
+    fn name(&self) -> &FunctionName {
+        let (Self::Function(name) | Self::Route(name) | Self::Trigger(name)) = self;
+        name
+    }
+
+    /// Why something did not work with it; when it is not there, with what may have been meant.
+    fn explained(&self, client: &Client, error: anyhow::Error) -> anyhow::Error {
+        let (name, kind) = (self.name(), self.kind());
+        let Ok(all) = client.json(Method::GET, &format!("/v1/namespaces/{}/{kind}s", name.namespace), None) else {
+            return error;
+        };
+        let all: Vec<String> =
+            all.as_array().into_iter().flatten().map(|one| crate::output::text(one, "/metadata/name")).collect();
+        let own = name.name.as_str();
+        let alike: Vec<String> = alike(own, &all).into_iter().map(|near| format!("`{near}`")).collect();
+        match kind_of(own).map(|kind| kind(name.clone()).kind()) {
+            _ if all.iter().any(|other| other == own) => error,
+            Some(other) if kind == "function" && other != kind => {
+                anyhow!("{error}; if a {other} is meant, say which: `{other} NAME`")
+            }
+            _ if alike.is_empty() => error,
+            _ => anyhow!("{error}; did you mean {}?", alike.join(" or ")),
+        }
+    }
+}
+
+/// The names that are almost this one, the nearest first.
+fn alike<'a>(name: &str, all: &'a [String]) -> Vec<&'a String> {
+    const SHOWN: usize = 3;
+    let far = |other: &String| strsim::damerau_levenshtein(name, other);
+    let most = (name.len() / 3).clamp(1, 3);
+    let mut near: Vec<&String> = all.iter().filter(|other| far(other) <= most).collect();
+    near.sort_by_key(|other| far(other));
+    near.truncate(SHOWN);
+    near
 }
 
 fn kind_of(word: &str) -> Option<fn(FunctionName) -> Named> {
     match word {
         "function" | "functions" | "fn" => Some(Named::Function),
         "route" | "routes" => Some(Named::Route),
+        "trigger" | "triggers" => Some(Named::Trigger),
         _ => None,
     }
 }
@@ -180,6 +244,15 @@ mod tests {
     }
 
     #[test]
+    fn names_that_are_almost_the_same_are_found() {
+        let all = ["nightly", "nightly-2", "report", "a", "b", "weekly"].map(str::to_owned);
+        assert_eq!(alike("nightyl", &all), ["nightly"]);
+        assert_eq!(alike("nightl-2", &all), ["nightly-2", "nightly"]);
+        assert_eq!(alike("c", &all), ["a", "b"]);
+        assert!(alike("something", &all).is_empty() && alike("x", &[]).is_empty());
+    }
+
+    #[test]
     fn resources_are_named_as_kubectl_names_them() {
         let read = |words: &str| {
             let line = Line::parse_from(["taper"].into_iter().chain(words.split_whitespace()));
@@ -195,7 +268,11 @@ mod tests {
         assert_eq!(read("routes shop function/a").unwrap(), [Named::Route(name("shop")), Named::Function(name("a"))]);
         assert_eq!(read("route").unwrap(), [Named::Function(name("route"))], "a function may have this name");
         assert_eq!(read("function route").unwrap(), [Named::Function(name("route"))]);
-        assert!(read("pod/x").unwrap_err().contains("write route/NAME"));
+        assert_eq!(
+            read("trigger nightly route/shop").unwrap(),
+            [Named::Trigger(name("nightly")), Named::Route(name("shop"))]
+        );
+        assert!(read("pod/x").unwrap_err().contains("write route/NAME or trigger/NAME"));
         assert!(read("route/Shop").unwrap_err().contains("try `shop`"));
     }
 }

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf};
 use anyhow::Result;
 use clap::Args;
 use taper_model::quantity::Span;
-use taper_server::{AccessLog, Config, Isolation, LogFormat};
+use taper_server::{AccessLog, Config, Isolation, LogFormat, QueueUrl};
 
 use super::deploy::{self, Deploy};
 use crate::{
@@ -46,6 +46,12 @@ pub(crate) struct Up {
     /// Let functions ask for `network: host`
     #[arg(long)]
     allow_host_network: bool,
+    /// Let callbacks and records go to addresses inside this host and its network [env: TAPER_ALLOW_PRIVATE_CALLBACKS=true]
+    #[arg(long)]
+    allow_private_callbacks: bool,
+    /// Keep asynchronous calls on NATS JetStream: nats://[USER:PASSWORD@]HOST[:PORT][,…], or tls://… [env: TAPER_QUEUE]
+    #[arg(long, value_name = "URL")]
+    queue: Option<QueueUrl>,
     /// Take over from the platform that started this process
     #[arg(long, hide = true)]
     succeed: bool,
@@ -78,6 +84,12 @@ impl Up {
         }
         if self.allow_host_network {
             config.control.allow_host_network = true;
+        }
+        if self.allow_private_callbacks {
+            config.queue.private_callbacks = true;
+        }
+        if self.queue.is_some() {
+            config.queue_url = self.queue;
         }
         // What was deployed at the first start may have changed since.
         let (paths, global) = (if self.succeed { Vec::new() } else { self.paths }, global.clone());

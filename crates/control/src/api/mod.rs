@@ -3,6 +3,7 @@
 
 mod artifacts;
 mod functions;
+mod invocations;
 mod logs;
 mod namespaces;
 mod openapi;
@@ -12,6 +13,7 @@ mod revisions;
 mod routes;
 mod secrets;
 mod traffic;
+mod triggers;
 
 use std::sync::Arc;
 
@@ -29,6 +31,7 @@ use tokio::sync::oneshot;
 use crate::{Error, Nudge, Shared, error, policy};
 
 pub(crate) use functions::{NDJSON, publish};
+pub(crate) use invocations::Ends;
 pub(crate) use logs::{follow, since};
 pub(crate) use namespaces::{known, put as put_namespace};
 pub(crate) use read::{By, body};
@@ -49,8 +52,11 @@ fn routes() -> Vec<Route> {
     let route = |method, path, on| Route { method, path, on };
     const FUNCTIONS: &str = "/v1/namespaces/{namespace}/functions";
     const FUNCTION: &str = "/v1/namespaces/{namespace}/functions/{name}";
+    const INVOCATIONS: &str = "/v1/namespaces/{namespace}/invocations";
+    const INVOCATION: &str = "/v1/namespaces/{namespace}/invocations/{id}";
     const NAMESPACE: &str = "/v1/namespaces/{namespace}";
     const ROUTE: &str = "/v1/namespaces/{namespace}/routes/{name}";
+    const TRIGGER: &str = "/v1/namespaces/{namespace}/triggers/{name}";
     const SECRETS: &str = "/v1/namespaces/{namespace}/secrets";
     const SECRET: &str = "/v1/namespaces/{namespace}/secrets/{name}";
     vec![
@@ -73,10 +79,23 @@ fn routes() -> Vec<Route> {
         route("post", "/v1/namespaces/{namespace}/functions/{name}/rollback", post(traffic::rollback)),
         route("post", "/v1/namespaces/{namespace}/functions/{name}/scale", post(functions::scale)),
         route("get", "/v1/namespaces/{namespace}/functions/{name}/logs", get(logs::get)),
+        route("get", INVOCATIONS, get(invocations::list)),
+        route("post", INVOCATIONS, post(invocations::accept).layer(DefaultBodyLimit::max(invocations::MAX_CALL))),
+        route("delete", INVOCATIONS, delete(invocations::purge)),
+        route("post", "/v1/namespaces/{namespace}/invocations/redrive", post(invocations::redrive)),
+        route("get", INVOCATION, get(invocations::get)),
+        route("delete", INVOCATION, delete(invocations::cancel)),
+        route("post", "/v1/namespaces/{namespace}/invocations/{id}/retry", post(invocations::retry)),
+        route("get", "/v1/namespaces/{namespace}/invocations/{id}/result", get(invocations::result)),
+        route("get", "/v1/namespaces/{namespace}/invocations/{id}/logs", get(invocations::logs)),
         route("get", "/v1/namespaces/{namespace}/routes", get(routes::list)),
         route("get", ROUTE, get(routes::get)),
         route("put", ROUTE, put(routes::put)),
         route("delete", ROUTE, delete(routes::delete)),
+        route("get", "/v1/namespaces/{namespace}/triggers", get(triggers::list)),
+        route("get", TRIGGER, get(triggers::get)),
+        route("put", TRIGGER, put(triggers::put)),
+        route("delete", TRIGGER, delete(triggers::delete)),
         route("get", SECRETS, get(secrets::list)),
         route("post", SECRETS, post(secrets::create)),
         route("put", SECRET, put(secrets::update)),

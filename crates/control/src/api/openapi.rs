@@ -1,5 +1,8 @@
 //! The OpenAPI 3.1 description of `/v1`, written by hand. A test holds it against the routes, in both directions.
 
+mod invocations;
+mod triggers;
+
 use serde_json::{Map, Value, json};
 
 /// What is told of one kind in the pool.
@@ -17,12 +20,20 @@ pub(crate) fn document() -> Value {
             "description": "Functions that light on demand and taper to zero. Every error is an object with `error` and `message`.",
         },
         "security": [{"basic": []}],
-        "paths": paths(),
+        "paths": joined(joined(paths(), invocations::paths()), triggers::paths()),
         "components": {
             "securitySchemes": {"basic": {"type": "http", "scheme": "basic"}},
-            "schemas": schemas(),
+            "schemas": joined(joined(schemas(), invocations::schemas()), triggers::schemas()),
         },
     })
+}
+
+/// Two objects that have no field in common.
+fn joined(mut one: Value, other: Value) -> Value {
+    if let (Some(one), Value::Object(other)) = (one.as_object_mut(), other) {
+        one.extend(other);
+    }
+    one
 }
 
 // long because: it is a table, one entry per operation
@@ -343,11 +354,13 @@ fn schemas() -> Value {
                 ("invocations", "integer"),
                 ("conditions", "array"),
                 ("instances", "array"),
+                ("triggers", "array"),
             ],
             &["url", "createdAt", "latestCreatedRevision", "traffic", "wantedInstances", "readyInstances", "scaling", "conditions"],
         ),
     });
     schemas["FunctionStatus"]["properties"]["starts"] = named("Starts");
+    schemas["FunctionStatus"]["properties"]["schedule"] = named("TriggerStatus");
     schemas
 }
 
@@ -382,6 +395,7 @@ fn spec_properties() -> Value {
         "rollout": named("Rollout"),
         "route": {"description": "One rule, or several.", "oneOf": [named("Rule"), list("Rule")]},
         "limits": named("Limits"),
+        "async": named("Async"),
     })
 }
 

@@ -9,7 +9,10 @@ use http::{HeaderMap, StatusCode, header::AUTHORIZATION, request::Parts};
 use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 use taper_model::{FunctionName, Name};
 
-use crate::{Error, api::MAX_JSON};
+use crate::{
+    Error,
+    api::{MAX_JSON, invocations::One},
+};
 
 /// The `{namespace}` of a path.
 pub(crate) struct Space(pub(crate) Name);
@@ -48,6 +51,15 @@ impl<S: Send + Sync> FromRequestParts<S> for Target {
         let words = path_words(parts, state).await?;
         let namespace = Name::namespace(word(&words, "namespace"))?;
         Ok(Self(FunctionName::new(namespace, Name::new(word(&words, "name"))?)))
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for One {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Error> {
+        let words = path_words(parts, state).await?;
+        Self::new(Name::namespace(word(&words, "namespace"))?, word(&words, "id"))
     }
 }
 
@@ -129,14 +141,19 @@ impl<S: Send + Sync, T: DeserializeOwned + Default> FromRequest<S> for Perhaps<T
 
 /// A whole body within the bound of JSON.
 pub(crate) async fn body<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, Error> {
+    whole(request, state, MAX_JSON).await
+}
+
+/// A whole body within this bound, which is that of its route.
+pub(crate) async fn whole<S: Send + Sync>(request: Request, state: &S, limit: usize) -> Result<Bytes, Error> {
     Bytes::from_request(request, state).await.map_err(|e| match e.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => Error::TooLarge(format!("the body is over the limit of {MAX_JSON} bytes")),
+        StatusCode::PAYLOAD_TOO_LARGE => Error::TooLarge(format!("the body is over the limit of {limit} bytes")),
         _ => Error::Invalid(format!("the body could not be read: {}", e.body_text())),
     })
 }
 
 /// Reads JSON; what is wrong is named by its path: `spec.scale.min: …`.
-fn json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
+pub(crate) fn json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
     if bytes.is_empty() {
         return Err(Error::Invalid("the body is empty; JSON is expected".into()));
     }

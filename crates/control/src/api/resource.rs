@@ -6,12 +6,16 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use taper_model::{
     Function, FunctionName, Manifest, Revision, RevisionState, call::Served, clock, name::DEFAULT_NAMESPACE,
+    trigger::TriggerStatus,
 };
 use taper_provider::Usage;
 
 use crate::{
     Shared, Starts,
-    api::traffic::{self, Spreading},
+    api::{
+        traffic::{self, Spreading},
+        triggers,
+    },
     board::Seen,
 };
 
@@ -46,6 +50,12 @@ struct Status {
     conditions: Vec<Condition>,
     #[serde(skip_serializing_if = "Option::is_none")]
     instances: Option<Vec<Value>>,
+    /// The names of those that call it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    triggers: Vec<String>,
+    /// How the schedule in its annotations stands, where there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    schedule: Option<TriggerStatus>,
 }
 
 /// How something of a function stands, as Kubernetes writes it.
@@ -122,6 +132,8 @@ pub(crate) fn resource(shared: &Shared, function: &Function, detail: bool) -> Va
         spreading: Spreading::of(shared, function),
         conditions: std::iter::once(ready(function, seen.trouble)).chain(traffic::condition(function)).collect(),
         instances: detail.then(|| instances(shared, function)),
+        triggers: if detail { triggers::of(shared, &function.name) } else { Vec::new() },
+        schedule: detail.then(|| triggers::annotated(shared, &function.name)).flatten(),
     };
     let mut resource = json!(manifest);
     resource["status"] = json!(status);

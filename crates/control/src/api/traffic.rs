@@ -50,7 +50,7 @@ pub(crate) async fn put(
     let snapshot = snapshot(&shared);
     let function = snapshot.function(&name).ok_or_else(|| no_function(&name))?;
     let routing = Routing { traffic, sticky, ..Routing::clone(&function.routing) };
-    traffic::validate(&routing, &name.name, Some(function))?;
+    traffic::validate(&routing, &name, Some(function))?;
     let Routing { traffic, sticky, .. } = routing;
     shared.parts.store.direct(&name, Direct::Traffic { traffic, sticky }).await?;
     tracing::info!(function = %name, by, "its calls are spread anew");

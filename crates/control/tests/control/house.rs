@@ -16,18 +16,20 @@ use http::{Method, Request, StatusCode};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use taper_control::{Config, Control, Handle, Info, Parts, Starts};
-use taper_model::route::Route;
 use taper_model::{
     BoxFuture, BoxStream, Demand, Fault, Function, FunctionName, InstanceId, Load, Name, Namespace, Pooled, Revision,
     RevisionId, RevisionState, Secret, Shelf,
     call::{Phases, Served, Start, Timing},
     demand::Outcomes,
     quantity::Span,
+    route::Route,
+    trigger::Trigger,
 };
 use taper_provider::{
     Error as ProviderError, Event, LogLine, LogQuery, Progress, Provider, Usage,
     fake::{Fake, Script},
 };
+use taper_queue::{Journal, Limits, Queue};
 use taper_store::{Artifacts, Deploy, Direct, Error as StoreError, Memory, Published, Put, Snapshot, Store};
 use tokio::{
     sync::{Notify, watch},
@@ -43,6 +45,8 @@ pub(crate) struct House {
     pub(crate) stage: Stage,
     pub(crate) load: Arc<Hand>,
     pub(crate) handle: Handle,
+    /// The calls whose callers do not wait. Nobody runs them here but tests.
+    pub(crate) queue: Arc<Journal>,
     stop: CancellationToken,
     service: Option<JoinHandle<()>>,
     _dir: tempfile::TempDir,
@@ -77,10 +81,19 @@ impl House {
     }
 
     pub(crate) fn with(config: Config, store: Arc<Flaky>, stage: Stage) -> Self {
+        Self::build(config, taper_queue::Config::default(), store, stage)
+    }
+
+    /// With these bounds on calls whose callers do not wait, too.
+    pub(crate) fn build(config: Config, calls: taper_queue::Config, store: Arc<Flaky>, stage: Stage) -> Self {
         let dir = tempfile::tempdir().unwrap();
         stage.lock().snapshot = Some(store.snapshot());
         let load = Arc::new(Hand::new(stage.fake.clone()));
+        let queue = Journal::open(&dir.path().join("queue"), calls, Arc::new(|_| Limits::default()));
+        let queue = Arc::new(queue.unwrap());
         let parts = Parts {
+            queue: Arc::clone(&queue) as Arc<dyn Queue>,
+            accept: crate::invocations::accepting(store.snapshot(), &queue),
             store: Arc::clone(&store) as Arc<dyn Store>,
             artifacts: Arc::new(Artifacts::open(dir.path()).unwrap()),
             provider: Arc::new(stage.clone()),
@@ -96,12 +109,13 @@ impl House {
             }),
             invocations: Box::new(|name| if name.name.as_str() == "counted" { 7 } else { 0 }),
             starts: Box::new(|name| if name.name.as_str() == "counted" { starts() } else { Starts::default() }),
+            triggers: Box::new(crate::triggers::status),
             info: Info { version: "0.1.0".into(), provider: "local".into(), isolation: "none".into() },
         };
         let (service, handle) = Control::build(config, parts);
         let stop = CancellationToken::new();
         let service = Some(tokio::spawn(service.run(stop.clone().cancelled_owned())));
-        Self { store, stage, load, handle, stop, service, _dir: dir }
+        Self { store, stage, load, handle, queue, stop, service, _dir: dir }
     }
 
     /// Stops it in good order.
@@ -322,6 +336,12 @@ impl Store for Flaky {
     }
     fn delete_route<'a>(&'a self, namespace: &'a Name, name: &'a Name) -> BoxFuture<'a, Result<(), StoreError>> {
         self.memory.delete_route(namespace, name)
+    }
+    fn put_trigger(&self, trigger: Trigger) -> BoxFuture<'_, Result<(), StoreError>> {
+        self.memory.put_trigger(trigger)
+    }
+    fn delete_trigger<'a>(&'a self, namespace: &'a Name, name: &'a Name) -> BoxFuture<'a, Result<(), StoreError>> {
+        self.memory.delete_trigger(namespace, name)
     }
     fn delete<'a>(&'a self, function: &'a FunctionName) -> BoxFuture<'a, Result<Vec<RevisionId>, StoreError>> {
         self.memory.delete(function)

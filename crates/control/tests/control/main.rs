@@ -5,6 +5,7 @@
 mod api;
 mod deploys;
 mod house;
+mod invocations;
 mod keep;
 mod load;
 mod openfaas;
@@ -12,5 +13,6 @@ mod rollouts;
 mod scaling;
 mod secrets;
 mod traffic;
+mod triggers;
 mod trouble;
 mod unready;

@@ -196,6 +196,38 @@ async fn an_instance_that_calls_cannot_be_sent_to_is_replaced() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn instances_that_answered_until_calls_could_not_be_sent_to_them_hold_nothing_back() {
+    let house = House::new();
+    house.deploy("hello", json!({})).await;
+    for round in 0..20 {
+        house.load.call("hello", 1).await.unwrap_or_else(|e| panic!("round {round}: {e}"));
+        pass(0.7).await;
+        house.load.call("hello", 1).await.unwrap_or_else(|e| panic!("round {round}: {e}"));
+        // Whoever calls notices its death sooner than whoever runs it.
+        let dead = house.instance("hello", 1);
+        house.handle.condemn(id("hello", 1), dead.clone());
+        pass(0.001).await;
+        house.stage.fake.kill(&dead);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn those_that_answered_are_replaced_at_once_however_many_die() {
+    let house = House::new();
+    house.deploy("hello", json!({"scale": {"min": 4}})).await;
+    house.stage.starts("hello", 1, 1.0, None);
+    pass(5.0).await;
+    for round in 0..30 {
+        house.load.call("hello", 1).await.unwrap_or_else(|e| panic!("round {round}: {e}"));
+        // One that was there before the last that died, and before whatever took its place is ready.
+        house.stage.fake.kill(&house.instance("hello", 1));
+        let before = house.stage.orders().len();
+        pass(0.7).await;
+        assert!(house.stage.orders().len() > before, "round {round}: nothing was started in its place");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn one_that_works_does_not_excuse_others_that_cannot_start() {
     let house = House::new();
     house.deploy("hello", json!({"concurrency": 1, "scale": {"min": 1}})).await;

@@ -6,7 +6,7 @@ use std::sync::{
 };
 
 use http_body_util::BodyExt;
-use taper_model::{Load, Retry};
+use taper_model::{Load, Retry, call::Place};
 
 use super::*;
 
@@ -26,6 +26,30 @@ async fn an_unsent_call_is_served_by_another_instance() {
     let _waits = waiting(&d, &hello);
     d.learn(gone(&hello, "bad"));
     assert_eq!(d.stats()[0].leaving, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_for_which_nobody_waits_hears_who_has_it() {
+    let (d, hello) = (dispatcher(), hello());
+    d.learn(ready(&hello, "good", 1));
+    d.learn(Event::Ready(unreachable(&hello, "bad", 1)));
+    for (background, told) in [(true, Some(id("good"))), (false, None)] {
+        let (mut call, place) = (request(&hello, within(60), "x"), Place::default());
+        call.terms.background = background;
+        call.request.extensions_mut().insert(place.clone());
+        drop(d.invoke(call).await.unwrap());
+        assert_eq!(place.get(), (None, told));
+    }
+    // Also where it brings no answer.
+    let (d, place) = (dispatcher(), Place::default());
+    d.learn(Event::Ready(instance_that(&hello, "dies", 1, |_| {
+        Box::pin(async { Err(Fault::new(Stage::Invoke, Cause::Died, "it died")) })
+    })));
+    let mut call = request(&hello, within(60), "x");
+    call.terms.background = true;
+    call.request.extensions_mut().insert(place.clone());
+    assert!(d.invoke(call).await.is_err());
+    assert_eq!(place.get().1, Some(id("dies")));
 }
 
 #[tokio::test(start_paused = true)]

@@ -112,6 +112,12 @@ impl Counts {
         for (name, series) in counted {
             series.wait.encode(&mut m, &[("function_name", name.as_str())])?;
         }
+        let help = "Time from when an asynchronous call was due until its first attempt began.";
+        let mut m = encoder.encode_descriptor("taper_async_wait_seconds", help, None, MetricType::Histogram)?;
+        // Most functions are never called so.
+        for (name, series) in counted.iter().filter(|(_, series)| series.later.count() > 0) {
+            series.later.encode(&mut m, &[("function_name", name.as_str())])?;
+        }
         Ok(())
     }
 
@@ -224,12 +230,25 @@ fn encode_queue(encoder: &mut DescriptorEncoder, queue: &dyn Queue, snapshot: &S
         ("taper_async_retried", "Asynchronous calls that were put back to be tried again.", stats.retried),
         ("taper_async_dead", "Asynchronous calls that became dead letters.", stats.dead),
         ("taper_async_cancelled", "Asynchronous calls that were cancelled.", stats.cancelled),
+        ("taper_async_delivered", "What was delivered of asynchronous calls that have ended.", stats.delivered),
+        ("taper_async_given_up", "What could not be delivered of such calls and was given up.", stats.given_up),
+        ("taper_async_cut", "What was given up because the chain of calls would have become too long.", stats.cut),
     ] {
         let mut m = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
         m.encode_counter::<NoLabels, _, f64>(&value, NONE)?;
     }
-    let help = "Bytes of asynchronous calls that wait or run.";
-    encoder.encode_descriptor("taper_async_bytes", help, None, MetricType::Gauge)?.encode_gauge(&stats.bytes)?;
+    for (name, help, value) in [
+        ("taper_async_depth", "Asynchronous calls that wait.", stats.depth),
+        ("taper_async_running", "Asynchronous calls that run.", stats.running),
+        ("taper_async_bytes", "Bytes of asynchronous calls that wait or run.", stats.bytes),
+        (
+            "taper_async_deliveries",
+            "What is still to be delivered of asynchronous calls that have ended.",
+            stats.parcels,
+        ),
+    ] {
+        encoder.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&value)?;
+    }
     let help = "How long the oldest asynchronous call that is due has waited.";
     let mut m = encoder.encode_descriptor("taper_async_lag_seconds", help, None, MetricType::Gauge)?;
     m.encode_gauge(&stats.lag.as_secs_f64())?;

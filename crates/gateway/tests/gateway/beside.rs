@@ -77,6 +77,7 @@ pub(crate) async fn refused(config: Config) -> String {
         credentials: tokio::sync::watch::channel(credentials).1,
         gauges: Box::new(Vec::new),
         pool: Box::new(Pooled::default),
+        figures: Box::new(Vec::new),
         ready: Box::new(|| true),
         log: Box::new(std::io::sink()),
     };

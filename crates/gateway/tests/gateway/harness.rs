@@ -14,7 +14,7 @@ use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use taper_gateway::{AccessLog, Adopt, Config, Credentials, Drained, End, Gateway, Gauges, Listeners, Parts};
+use taper_gateway::{Accept, AccessLog, Adopt, Config, Credentials, Drained, End, Gateway, Gauges, Listeners, Parts};
 use taper_model::{
     Body, BoxError, BoxFuture, Call, Fault, Function, FunctionName, FunctionSpec, Invoke, Name, Pooled, Reply,
     Revision, RevisionId, RevisionState, call,
@@ -50,6 +50,8 @@ pub(crate) struct Platform {
     pub(crate) credentials: watch::Sender<Credentials>,
     pub(crate) log: Lines,
     pub(crate) adopt: Adopt,
+    /// Takes calls on that come by no request.
+    pub(crate) accept: Accept,
     successor: Arc<Mutex<Option<Adopt>>>,
     /// One permit for each connection that was given to a successor.
     pub(crate) passed: Arc<Semaphore>,
@@ -211,6 +213,7 @@ impl Platform {
                 vec![Gauges { function: hello.clone(), want: 3, queued: 7, starting: 1, ready: 2, draining: 0 }]
             }),
             pool: Box::new(Pooled::default),
+            figures: Box::new(Vec::new),
             ready: Box::new(|| true),
             log: Box::new(log.clone()),
         };
@@ -219,6 +222,7 @@ impl Platform {
         let (address, metrics_address) = (gateway.local_addr(), gateway.metrics_addr());
         let secure_address = gateway.secure_addr();
         let stop = CancellationToken::new();
+        let accept = gateway.accept();
         let (adopt, successor) = (gateway.adopt(), Arc::new(Mutex::new(None::<Adopt>)));
         let passed = Arc::new(Semaphore::new(0));
         let (told, heir, counted) = (stop.clone(), Arc::clone(&successor), Arc::clone(&passed));
@@ -242,6 +246,7 @@ impl Platform {
             credentials,
             log,
             adopt,
+            accept,
             successor,
             passed,
             stop,

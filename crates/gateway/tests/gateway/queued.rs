@@ -8,10 +8,12 @@ use std::{
 use http::{HeaderMap, Method, Request};
 use taper_gateway::Config;
 use taper_medium::Error::Full;
-use taper_model::{BoxFuture, CallId, Fault, FunctionName, Reply, call};
+use taper_model::{BoxFuture, CallId, Cause, Fault, FunctionName, Reply, Retry, call};
 use taper_queue::{
-    Accepted, Backlog, Details, Entry, Error, Filter, Lease, Listed, Page, Queue, Settled, State, Stats,
+    Accepted, Backlog, Delivery, Details, Entry, Error, Filter, Invocation, Lease, Listed, Page, Queue, Settled, State,
+    Stats,
 };
+use tokio::sync::broadcast;
 
 use crate::{
     harness::*,
@@ -55,6 +57,28 @@ impl Queue for Notebook {
         })
     }
 
+    fn cursor<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Option<u64>, Error>> {
+        Box::pin(async { Ok(None) })
+    }
+
+    fn set_cursor<'a>(&'a self, _: &'a str, _: Option<u64>) -> BoxFuture<'a, Result<(), Error>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn outbox(&self) -> BoxFuture<'_, Result<Delivery, Error>> {
+        Box::pin(std::future::pending())
+    }
+
+    fn delivered(&self, _: Delivery, _: Option<Duration>) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn changes(&self) -> broadcast::Receiver<Arc<Invocation>> {
+        broadcast::channel(1).1
+    }
+
+    fn reconsider(&self) {}
+
     fn lease(&self) -> BoxFuture<'_, Result<Lease, Error>> {
         Box::pin(std::future::pending())
     }
@@ -84,7 +108,7 @@ impl Queue for Notebook {
         })
     }
 
-    fn redrive<'a>(&'a self, id: &'a CallId) -> BoxFuture<'a, Result<(), Error>> {
+    fn retry<'a>(&'a self, id: &'a CallId) -> BoxFuture<'a, Result<(), Error>> {
         Box::pin(async { Err(Error::NotFound(id.clone())) })
     }
 
@@ -93,7 +117,8 @@ impl Queue for Notebook {
     }
 
     fn stats(&self) -> Stats {
-        Stats { accepted: self.count() as u64, dead: 2, lag: Duration::from_millis(1500), ..Stats::default() }
+        let lag = Duration::from_millis(1500);
+        Stats { accepted: self.count() as u64, dead: 2, depth: 4, running: 1, parcels: 3, lag, ..Stats::default() }
     }
 
     fn backlog(&self) -> Vec<(FunctionName, Backlog)> {
@@ -161,6 +186,62 @@ async fn a_call_without_a_name_is_known_by_ours() {
     let again = platform.post("/async-function/hello", "x").await;
     assert_eq!((again.status.as_u16(), again.header("x-call-id")), (202, "before"));
     assert_eq!(again.header("location"), "/v1/namespaces/default/invocations/before");
+    assert_eq!((again.header("x-taper-repeated"), answer.header("x-taper-repeated")), ("true", ""));
+}
+
+/// What a call describes that is no request of its own is held to the same, and is the same to the queue.
+#[tokio::test]
+async fn a_call_that_comes_as_a_description() {
+    let (platform, notebook) = platform().await;
+    let name = |text: &str| FunctionName::parse(text).unwrap();
+    let request = |method: &str, path: &str| Request::builder().method(method).uri(path);
+    let asked = request("PATCH", "/a?x=1")
+        .header("host", "forged")
+        .header("x-custom", "kept")
+        .header("x-call-id", "mine.1")
+        .header("x-taper-order-key", "o")
+        .header("x-taper-pin", "forged")
+        .header("x_taper_pin", "forged")
+        .header("transfer-encoding", "chunked")
+        .header("content-length", "99")
+        .header("connection", "x-hop")
+        .header("x-hop", "1");
+    let accepted = platform.accept.accept(&name("hello.dev"), asked.body("body".into()).unwrap()).await.unwrap();
+    let entry = notebook.only();
+    assert_eq!((&accepted.id, accepted.repeated, &entry.method), (&entry.id, false, &Method::PATCH));
+    assert_eq!(
+        (entry.function.to_string().as_str(), entry.path.as_str(), &entry.body[..]),
+        ("hello.dev", "/a?x=1", &b"body"[..])
+    );
+    assert_eq!((entry.correlation.as_deref(), entry.order_key.as_deref()), (Some("mine.1"), Some("o")));
+    let headers = &entry.headers;
+    assert_eq!((header(headers, "x-custom"), header(headers, "content-length")), (Some("kept"), Some("4")));
+    assert!(header(headers, "host") != Some("forged") && header(headers, "x-start-time").is_some(), "{headers:?}");
+    for gone in ["x-taper-pin", "x_taper_pin", "transfer-encoding", "connection", "x-hop", "x-taper-order-key"] {
+        assert_eq!(header(headers, gone), None, "{gone}");
+    }
+
+    let limits = r#"{"limits": {"rate": 0.01, "burst": 1}}"#;
+    platform.publish.send_replace(of(2, split(limits)));
+    let post = |size: usize| request("POST", "/").body(vec![b'x'; size].into()).unwrap();
+    let long = request("POST", "/").header("x-long", "x".repeat(200_000)).body(Default::default()).unwrap();
+    let delayed = request("POST", "/").header("x-taper-delay", "soon").body(Default::default()).unwrap();
+    let trace = request("TRACE", "/").body(Default::default()).unwrap();
+    for (function, request, cause) in [
+        ("nobody", post(1), Cause::NotFound),
+        ("split", post(1001), Cause::BodyTooLarge),
+        ("split", long, Cause::HeadersTooLarge),
+        ("split", delayed, Cause::Malformed),
+        ("split", trace, Cause::Method),
+    ] {
+        let fault = platform.accept.accept(&name(function), request).await.unwrap_err();
+        assert_eq!(fault.cause, cause, "{fault:?}");
+    }
+    assert_eq!(notebook.count(), 1, "nothing of that counts for the rate, either");
+    platform.accept.accept(&name("split"), post(1000)).await.unwrap();
+    let fault = platform.accept.accept(&name("split"), post(1)).await.unwrap_err();
+    assert!(fault.cause == Cause::Limited && matches!(fault.retry, Retry::After(_)), "{fault:?}");
+    assert_eq!(platform.post("/async-function/split", "x").await.status, 429, "it is one rate");
 }
 
 #[tokio::test]
@@ -211,7 +292,13 @@ async fn what_is_refused_is_not_accepted_by_half() {
         ("x-callback-url", "ftp://example.com/"),
         ("x-callback-url", "http://user:pw@example.com/"),
         ("x-taper-delay", "soon"),
+        ("x-taper-delay", "9000h"),
+        ("x-taper-delay", "1s\r\nx-taper-delay: 2s"),
+        ("x-taper-delay", "1s\r\nx-taper-at: 2026-01-02T03:04:05Z"),
         ("x-taper-at", "yesterday"),
+        ("x-taper-at", "2999-01-01T00:00:00Z"),
+        ("x-taper-order-key", "\u{e4}"),
+        ("idempotency-key", "a\r\nidempotency-key: b"),
     ] {
         // Refused by its head: the body is never waited for.
         let mut raw = platform.raw().await;
@@ -392,6 +479,9 @@ async fn the_queue_is_counted() {
         "taper_async_accepted_total 1",
         "taper_async_dead_total 2",
         "taper_async_lag_seconds 1.5",
+        "taper_async_depth 4",
+        "taper_async_running 1",
+        "taper_async_deliveries 3",
         r#"taper_async_calls{function_name="hello.openfaas-fn",state="waiting"} 4"#,
     ] {
         platform.counts(line).await;

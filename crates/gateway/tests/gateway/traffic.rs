@@ -25,7 +25,7 @@ pub(crate) fn split(routing: &str) -> Function {
         Entry { revision: Arc::new(revision), state: RevisionState::Ready }
     });
     let routing: Routing = serde_json::from_str(routing).unwrap();
-    taper_model::traffic::validate(&routing, &name.name, None).unwrap_or_else(|e| {
+    taper_model::traffic::validate(&routing, &name, None).unwrap_or_else(|e| {
         assert!(e.0.contains("does not exist"), "{e}");
     });
     Function {

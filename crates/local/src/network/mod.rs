@@ -18,7 +18,10 @@
 //! Only IPv4 leaves an instance. When the host's ruleset is flushed while the platform runs, instances lose their way out until
 //! the next start. Resolvers are read from the host once, at the start. A host whose own rules drop what
 //! it forwards (Docker's do) drops it for instances too: a rule of ours cannot overrule them. Where forwarding was off, turning
-//! it off again at the end also turns off what somebody set for single interfaces meanwhile.
+//! it off again at the end also turns off what somebody set for single interfaces meanwhile. Behind `pasta` an address that the host
+//! gets after an instance's start is open to that instance: only routes inside close the others, and nobody may set any there later.
+//! `pasta` could bind its connections to the link of the default route, but then no other network, as a VPN with the host's
+//! resolver in it, would be reached at all, and none when the machine moves to another link.
 
 use std::fs;
 use std::io;

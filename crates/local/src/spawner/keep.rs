@@ -17,6 +17,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_peercred};
 use rustix::net::{RecvFlags, SendFlags, SocketFlags, accept_with, listen};
@@ -183,17 +184,24 @@ impl Keeping {
     /// Removes what is left on the host of a platform that has died, when all its instances have ended: control groups and files.
     /// Links went with the instances; the packet filter, which this process may not touch, is left to the next start.
     ///
-    /// While the platform lives this waits: it clears up itself, and ends this process before.
+    /// It waits for its turn, and while the platform lives: that clears up itself, and ends this process before. Whoever comes next
+    /// and has the turn does the same, and learns from its connection that breaks off that there is nothing to wait for.
     pub(super) fn bury(&mut self) {
         self.kept.clear();
-        let Ok(_dead) = generation::outlived(&self.folder) else { return };
-        let _ = unmount(&self.template, UnmountFlags::DETACH);
-        for (_, base) in &self.groups {
-            let groups = Cgroups::at(Hierarchy::V2(base.clone()));
-            // What cannot be removed is removed by the next start, too.
-            let _ = groups.sweep();
-            groups.remove();
+        let host = || {
+            let _ = unmount(&self.template, UnmountFlags::DETACH);
+            for (_, base) in &self.groups {
+                let groups = Cgroups::at(Hierarchy::V2(base.clone()));
+                // What cannot be removed is removed by the next start, too.
+                let _ = groups.sweep();
+                groups.remove();
+            }
+        };
+        while !generation::bury(&self.folder, host) {
+            let pause = Timespec { tv_sec: 0, tv_nsec: generation::PAUSE.subsec_nanos().into() };
+            if poll(&mut [PollFd::new(&self.door, PollFlags::IN)], Some(&pause)) == Ok(1) {
+                drop(accept_with(&self.door, SocketFlags::CLOEXEC));
+            }
         }
-        generation::bury(&self.folder);
     }
 }

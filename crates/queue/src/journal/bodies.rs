@@ -103,14 +103,14 @@ impl Bodies {
     /// Reads a body, and checks that it is what was written. Blocks.
     pub(super) fn read(&self, digest_: &str) -> Result<Bytes, Error> {
         let path = self.path(digest_);
-        let corrupt = |detail: &str| Error::corrupt(&path, detail);
+        let damaged = |detail: &str| Error::damaged(&path, detail);
         let body = fs::read(&path).map_err(|e| match e.kind() {
-            ErrorKind::NotFound => corrupt("the body of a call is gone"),
+            ErrorKind::NotFound => damaged("the body of a call is gone"),
             _ => Error::io("read", &path)(e),
         })?;
         match digest(&body) == digest_ {
             true => Ok(body.into()),
-            false => Err(corrupt("it is not what was written")),
+            false => Err(damaged("it is not what was written")),
         }
     }
 
@@ -174,7 +174,7 @@ mod tests {
         assert_eq!(bodies.read(&digest).unwrap(), "same");
         bodies.remove(&digest, || Ok(false)).unwrap();
         bodies.remove(&digest, || Ok(false)).unwrap();
-        assert!(matches!(bodies.read(&digest), Err(Error::Medium(taper_medium::Error::Corrupt { .. }))));
+        assert!(matches!(bodies.read(&digest), Err(Error::Damaged { .. })));
         assert!(bodies.list().unwrap().is_empty());
     }
 

@@ -8,20 +8,26 @@ use rusqlite::{Connection, Row, params, types::FromSql};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use taper_model::{CallId, FunctionName, Name};
 
+use super::parcels::Owing;
 use crate::{
-    Answer, Attempt, Due, Entry, Error, Filter, Invocation, Page, Settled, State, Verdict,
+    Answer, Attempt, Due, Entry, Error, Invocation, Origin, Parcel, Settled, State, Verdict,
     schedule::{Key, Seq},
 };
 
 /// Attempts of one call that are remembered.
 const ATTEMPTS: usize = 50;
-/// Most calls on a page.
-pub(super) const PAGE: usize = 1000;
+pub(super) const WAITING: i64 = 0;
+pub(super) const DONE: i64 = 1;
+pub(super) const DEAD: i64 = 2;
+pub(super) const CANCELLED: i64 = 3;
 
-const WAITING: i64 = 0;
-const DONE: i64 = 1;
-const DEAD: i64 = 2;
-const CANCELLED: i64 = 3;
+/// The columns of what a list shows, in the order that [`Db::invocation`] reads them.
+pub(super) const SHOWN: &str =
+    "id, namespace, name, state, accepted_ms, due_ms, ended_ms, attempts, status, reason, trigger";
+/// Those of what was asked, after them, in the order that [`Db::entry`] reads them.
+const ASKED: &str = "key, head, body, file, order_key, origin";
+/// Where the columns after both begin.
+const MORE: usize = 17;
 
 /// A database and where it is, for the words of errors.
 #[derive(Clone, Copy)]
@@ -61,10 +67,12 @@ pub(super) struct Waiting {
     pub(super) function: FunctionName,
     pub(super) key: Key,
     pub(super) size: u64,
+    pub(super) order: Option<String>,
 }
 
 /// A call that may be run.
 pub(super) struct Ready {
+    pub(super) invocation: Invocation,
     pub(super) entry: Entry,
     pub(super) file: Option<String>,
     pub(super) since_ms: u64,
@@ -82,26 +90,8 @@ pub(super) struct Whole {
     pub(super) answer: Option<Answer>,
 }
 
-/// A kind of call that has ended, and what is kept of it.
-pub(super) struct Keep {
-    pub(super) dead: bool,
-    pub(super) time: Duration,
-    pub(super) calls: u64,
-    pub(super) bytes: u64,
-}
-
-/// What a state is in the database; a call that runs is one that waits there.
-fn number(state: State) -> i64 {
-    match state {
-        State::Waiting | State::Running => WAITING,
-        State::Done => DONE,
-        State::Dead => DEAD,
-        State::Cancelled => CANCELLED,
-    }
-}
-
 impl Db<'_> {
-    /// Writes a call down. An earlier one with the same key is returned instead, while its window lasts.
+    /// Writes a call down. An earlier one with the same key is named instead, while its window lasts, and one with the same id.
     pub(super) fn insert(&self, entry: &Entry, body: &Body, now: u64, window: Duration) -> Result<Written, Error> {
         let (namespace, name) = (entry.function.namespace.as_str(), entry.function.name.as_str());
         if let Some(key) = &entry.idempotency_key {
@@ -112,9 +102,6 @@ impl Db<'_> {
             if let Some(id) = known {
                 return Ok(Written::Known(id));
             }
-        }
-        if self.one("SELECT 1 FROM call WHERE id = ?1", [entry.id.as_str()], |_| Ok(()))?.is_some() {
-            return Err(Error::Exists(entry.id.clone()));
         }
         let due = match entry.due {
             Due::Now => now,
@@ -133,9 +120,12 @@ impl Db<'_> {
             Body::Inline(bytes) => (Some(&bytes[..]), None),
             Body::File(digest) => (None, Some(digest)),
         };
-        let text = "INSERT INTO call (id, namespace, name, due_ms, since_ms, accepted_ms, size, key, head, file, body)
-                    VALUES (?1, ?2, ?3, ?4, ?4, ?5, ?6, ?7, ?8, ?9, ?10)";
-        self.run(
+        let trigger = entry.origin.as_ref().and_then(|origin| origin.trigger.as_ref()).map(Name::as_str);
+        let origin = entry.origin.as_ref().map(|origin| self.json(origin)).transpose()?;
+        let text = "INSERT INTO call (id, namespace, name, due_ms, since_ms, accepted_ms, size, key, head, file, body,
+                    order_key, trigger, origin) VALUES (?1, ?2, ?3, ?4, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)
+                    ON CONFLICT (id) DO NOTHING";
+        let written = self.run(
             text,
             params![
                 entry.id.as_str(),
@@ -147,59 +137,81 @@ impl Db<'_> {
                 entry.idempotency_key,
                 self.json(&head)?,
                 file,
-                inline
+                inline,
+                entry.order_key,
+                trigger,
+                origin
             ],
         )?;
+        if written == 0 {
+            return Ok(Written::Known(entry.id.clone()));
+        }
         Ok(Written::New((due.min(i64::MAX.cast_unsigned()), self.connection.last_insert_rowid())))
     }
 
-    /// Every call that waits.
-    pub(super) fn waiting(&self, mut each: impl FnMut(Waiting)) -> Result<(), Error> {
+    /// Every call that waits, in the order of their acceptance within a namespace, and those that cannot be read.
+    pub(super) fn waiting(
+        &self,
+        mut each: impl FnMut(Waiting),
+        mut damaged: impl FnMut(Seq, Error),
+    ) -> Result<(), Error> {
         let sql = Error::sql(self.path);
-        let text = "SELECT seq, namespace, name, due_ms, size FROM call WHERE state = 0 ORDER BY seq";
+        let text =
+            "SELECT seq, namespace, name, due_ms, size, order_key FROM call WHERE state = 0 ORDER BY namespace, seq";
         let mut statement = self.connection.prepare(text).map_err(&sql)?;
         let mut rows = statement.query(()).map_err(&sql)?;
         // Names are shared: a backlog is of few functions.
         let mut last: Option<FunctionName> = None;
         while let Some(row) = rows.next().map_err(&sql)? {
-            let same = |f: &FunctionName| -> Result<bool, Error> {
+            let seq = self.int(row, 0)?;
+            let read = || {
                 let is = |column, name: &Name| Ok::<_, Error>(self.text(row, column)? == name.as_str());
-                Ok(is(1, &f.namespace)? && is(2, &f.name)?)
+                let function = match &last {
+                    Some(f) if is(1, &f.namespace)? && is(2, &f.name)? => f.clone(),
+                    _ => self.function(row, 1)?,
+                };
+                let key = (self.get(row, 3)?, seq);
+                Ok(Waiting { function, key, size: self.get(row, 4)?, order: self.column(row, 5)? })
             };
-            let function = match &last {
-                Some(function) if same(function)? => function.clone(),
-                _ => self.function(row, 1)?,
-            };
-            last = Some(function.clone());
-            each(Waiting { function, key: (self.get(row, 3)?, self.int(row, 0)?), size: self.get(row, 4)? });
+            match read() {
+                Ok(call) => {
+                    last = Some(call.function.clone());
+                    each(call);
+                }
+                Err(error @ Error::Damaged { .. }) => damaged(seq, error),
+                Err(error) => return Err(error),
+            }
         }
         Ok(())
     }
 
     /// The latest time that the journal has seen.
     pub(super) fn latest(&self) -> Result<u64, Error> {
-        let text = "SELECT max(coalesce((SELECT accepted_ms FROM call ORDER BY seq DESC LIMIT 1), 0),
-                               coalesce((SELECT max(ended_ms) FROM call WHERE state > 0 AND state = 1), 0))";
-        Ok(self.one(text, (), |row| self.get(row, 0))?.unwrap_or(0))
+        let ended =
+            |state| format!("coalesce((SELECT max(ended_ms) FROM call WHERE state > 0 AND state = {state}), 0)");
+        let accepted = "coalesce((SELECT accepted_ms FROM call ORDER BY seq DESC LIMIT 1), 0)";
+        let text = format!("SELECT max({accepted}, {}, {}, {})", ended(DONE), ended(DEAD), ended(CANCELLED));
+        Ok(self.one(&text, (), |row| self.get(row, 0))?.unwrap_or(0))
     }
 
     /// A call that is to be run; none when it does not wait any more.
     pub(super) fn ready(&self, seq: Seq) -> Result<Option<Ready>, Error> {
-        let text = "SELECT id, namespace, name, due_ms, key, head, body, file, since_ms, attempts, deferred
-                    FROM call WHERE seq = ?1 AND state = 0";
-        self.one(text, [seq], |row| {
+        let text = format!("SELECT {SHOWN}, {ASKED}, since_ms, deferred FROM call WHERE seq = ?1 AND state = 0");
+        self.one(&text, [seq], |row| {
+            let invocation = self.invocation(row)?;
             Ok(Ready {
-                entry: self.entry(row)?,
-                file: self.column(row, 7)?,
-                since_ms: self.get(row, 8)?,
-                attempts: self.get(row, 9)?,
-                deferred: self.get(row, 10)?,
+                entry: self.entry(row, &invocation)?,
+                file: self.file(row)?,
+                since_ms: self.get(row, MORE)?,
+                attempts: invocation.attempts,
+                deferred: self.get(row, MORE + 1)?,
+                invocation,
             })
         })
     }
 
-    /// Writes how an attempt ended; `due` is when the call is due again, if it is. Says whether a callback is to be delivered; nothing when
-    /// the call does not wait any more.
+    /// Writes how an attempt ended; `due` is when the call is due again, if it is. Says what is owed then; nothing when the call does not wait
+    /// any more.
     pub(super) fn settle(
         &self,
         seq: Seq,
@@ -207,13 +219,14 @@ impl Db<'_> {
         due: u64,
         now: u64,
         dropped: &mut Vec<String>,
-    ) -> Result<Option<bool>, Error> {
-        let text = "SELECT history, file, size FROM call WHERE seq = ?1 AND state = 0";
+    ) -> Result<Option<Vec<Owing>>, Error> {
+        let text = "SELECT history, size, file FROM call WHERE seq = ?1 AND state = 0";
         let before = self.one(text, [seq], |row| {
-            let file = self.column::<Option<String>>(row, 1)?;
-            Ok((self.parse::<Vec<Attempt>>(&self.text(row, 0)?)?, file, self.get::<u64>(row, 2)?))
+            // How it ends counts more than how it came to that.
+            let history: Vec<Attempt> = self.text(row, 0).and_then(|text| self.parse(&text)).unwrap_or_default();
+            Ok((history, self.get::<u64>(row, 1).unwrap_or(0), self.column::<Option<String>>(row, 2).unwrap_or(None)))
         })?;
-        let Some((mut history, file, size)) = before else { return Ok(None) };
+        let Some((mut history, size, file)) = before else { return Ok(None) };
         history.push(settled.attempt.clone());
         if history.len() > ATTEMPTS {
             history.drain(..history.len() - ATTEMPTS);
@@ -223,7 +236,7 @@ impl Db<'_> {
             let text = "UPDATE call SET due_ms = ?2, attempts = attempts + ?3, deferred = iif(?3, 0, deferred + 1),
                         history = ?4, status = ?5 WHERE seq = ?1";
             self.run(text, params![seq, int(due), counts, history, status])?;
-            return Ok(Some(false));
+            return Ok(Some(Vec::new()));
         }
         let reason = match &settled.verdict {
             Verdict::Bury(reason) => Some(reason),
@@ -237,174 +250,87 @@ impl Db<'_> {
             Some(_) => (DEAD, size + answer_size),
             None => (DONE, answer_size),
         };
+        // A dead letter can be run again, and what is owed may tell what was asked.
+        let keeps = reason.is_some() || !settled.parcels.is_empty();
         let text = "UPDATE call SET state = ?2, ended_ms = ?3, attempts = attempts + 1, history = ?4, status = ?5, reason = ?6,
-                    answer = ?7, answer_body = ?8, kept = ?9, deliver_ms = iif(head ->> '$.callback' IS NULL, NULL, ?3)
-                    WHERE seq = ?1 RETURNING deliver_ms IS NOT NULL";
+                    answer = ?7, answer_body = ?8, kept = ?9, body = iif(?10, body, NULL), file = iif(?10, file, NULL),
+                    parcels = parcels + ?11 WHERE seq = ?1 RETURNING parcels - ?11";
         let body = answer.map(|a| &a.body[..]);
-        let values = params![seq, state, int(now), history, status, reason, head, body, int(kept)];
-        let delivers = self.one(text, values, |row| self.column::<bool>(row, 0))?.unwrap_or(false);
-        if reason.is_none() {
-            // Nobody will run it again.
-            self.run("UPDATE call SET body = NULL, file = NULL WHERE seq = ?1", [seq])?;
-            dropped.extend(file);
-        }
-        Ok(Some(delivers))
+        let owed = int(settled.parcels.len() as u64);
+        let values = params![seq, state, int(now), history, status, reason, head, body, int(kept), keeps, owed];
+        let first = self.one(text, values, |row| Ok(self.get(row, 0).unwrap_or(0)))?.unwrap_or(0);
+        dropped.extend(file.filter(|_| !keeps));
+        self.owe(seq, first, &settled.parcels, now).map(Some)
     }
 
-    /// Marks a call as dead without an attempt: it cannot be read. As [`settle`](Self::settle) says it.
-    pub(super) fn bury(&self, seq: Seq, reason: &str, now: u64) -> Result<Option<bool>, Error> {
-        let text = "UPDATE call SET state = ?2, ended_ms = ?3, reason = ?4, kept = size,
-                    deliver_ms = iif(head ->> '$.callback' IS NULL, NULL, ?3)
-                    WHERE seq = ?1 AND state = 0 RETURNING deliver_ms IS NOT NULL";
-        self.one(text, params![seq, DEAD, int(now), reason], |row| self.column(row, 0))
-    }
-
-    /// Every callback that is to be delivered.
-    pub(super) fn deliveries(&self, mut each: impl FnMut(Key)) -> Result<(), Error> {
-        let sql = Error::sql(self.path);
-        let text = "SELECT deliver_ms, seq FROM call WHERE deliver_ms IS NOT NULL";
-        let mut statement = self.connection.prepare(text).map_err(&sql)?;
-        let mut rows = statement.query(()).map_err(&sql)?;
-        while let Some(row) = rows.next().map_err(&sql)? {
-            each((self.get(row, 0)?, self.int(row, 1)?));
-        }
-        Ok(())
-    }
-
-    /// The id of a call whose callback is to be delivered, and how often that was tried; none when it is not any more.
-    pub(super) fn delivery(&self, seq: Seq) -> Result<Option<(CallId, u32)>, Error> {
-        let text = "SELECT id, deliveries FROM call WHERE seq = ?1 AND deliver_ms IS NOT NULL";
-        self.one(text, [seq], |row| Ok((self.id(row, 0)?, self.get(row, 1)?)))
-    }
-
-    /// Writes that a delivery was tried, and when it is due again, if it is. False when there is none any more.
-    pub(super) fn delivered(&self, seq: Seq, again: Option<u64>) -> Result<bool, Error> {
-        let text =
-            "UPDATE call SET deliver_ms = ?2, deliveries = deliveries + 1 WHERE seq = ?1 AND deliver_ms IS NOT NULL";
-        Ok(self.run(text, params![seq, again.map(int)])? > 0)
+    /// Marks a call as dead without an attempt: it cannot be read. As [`settle`](Self::settle) says it; what may be owed is its callback.
+    pub(super) fn bury(&self, seq: Seq, reason: &str, now: u64) -> Result<Option<Vec<Owing>>, Error> {
+        let text = "UPDATE call SET state = ?2, ended_ms = ?3, reason = ?4, kept = max(size, 0), parcels = parcels + 1
+                    WHERE seq = ?1 AND state = 0 RETURNING parcels - 1";
+        let first = self.one(text, params![seq, DEAD, int(now), reason], |row| Ok(self.get(row, 0).unwrap_or(0)))?;
+        let Some(first) = first else { return Ok(None) };
+        let text = format!("SELECT {SHOWN}, {ASKED} FROM call WHERE seq = ?1");
+        let callback = self.one(&text, [seq], |row| {
+            let invocation = self.invocation(row);
+            Ok(invocation.and_then(|call| self.entry(row, &call)).is_ok_and(|entry| entry.callback.is_some()))
+        })?;
+        let parcels: &[Parcel] = if callback == Some(true) { &[Parcel::Callback] } else { &[] };
+        self.owe(seq, first, parcels, now).map(Some)
     }
 
     /// Ends a call that waits.
     pub(super) fn cancel(&self, id: &CallId, now: u64, dropped: &mut Vec<String>) -> Result<Waiting, Error> {
-        let (waiting, file) = self.in_state(id, WAITING, "cancelled")?;
-        let text = "UPDATE call SET state = ?2, ended_ms = ?3, body = NULL, file = NULL WHERE seq = ?1";
+        let (waiting, state) = self.placed(id)?;
+        if state != WAITING {
+            return Err(Error::State { id: id.clone(), state: self.state(state)?, asked: "cancelled" });
+        }
+        let text = "UPDATE call SET state = ?2, ended_ms = ?3 WHERE seq = ?1";
         self.run(text, params![waiting.key.1, CANCELLED, int(now)])?;
-        dropped.extend(file);
+        self.drop_body(waiting.key.1, dropped)?;
         Ok(waiting)
     }
 
-    /// A dead letter, before it waits again.
-    pub(super) fn dead(&self, id: &CallId) -> Result<Waiting, Error> {
-        Ok(self.in_state(id, DEAD, "run again")?.0)
-    }
-
-    /// Has a dead letter wait again, with all its attempts and its time anew.
-    pub(super) fn redrive(&self, seq: Seq, now: u64) -> Result<(), Error> {
+    /// Has a dead letter wait again, with all its attempts and its time anew; says what it owed until now.
+    pub(super) fn revive(&self, seq: Seq, now: u64) -> Result<Vec<Owing>, Error> {
+        let owed = self.forgive(seq)?;
         let text = "UPDATE call SET state = 0, ended_ms = NULL, due_ms = ?2, since_ms = ?2, attempts = 0, deferred = 0,
-                    reason = NULL, answer = NULL, answer_body = NULL, kept = 0, deliver_ms = NULL, deliveries = 0 WHERE seq = ?1";
-        self.run(text, params![seq, int(now)]).map(drop)
+                    reason = NULL, answer = NULL, answer_body = NULL, kept = 0 WHERE seq = ?1";
+        self.run(text, params![seq, int(now)])?;
+        Ok(owed)
     }
 
-    fn in_state(&self, id: &CallId, state: i64, asked: &'static str) -> Result<(Waiting, Option<String>), Error> {
-        let text = "SELECT seq, namespace, name, due_ms, size, state, file FROM call WHERE id = ?1";
+    /// A call that waits is due at that time.
+    pub(super) fn hurry(&self, seq: Seq, due: u64) -> Result<(), Error> {
+        self.run("UPDATE call SET due_ms = ?2, since_ms = min(since_ms, ?2) WHERE seq = ?1", params![seq, int(due)])
+            .map(drop)
+    }
+
+    /// Where a call is, and its state's number.
+    pub(super) fn placed(&self, id: &CallId) -> Result<(Waiting, i64), Error> {
+        let text = "SELECT seq, namespace, name, due_ms, size, order_key, state FROM call WHERE id = ?1";
         let found = self.one(text, [id.as_str()], |row| {
-            let key = (self.get(row, 3)?, self.int(row, 0)?);
-            let waiting = Waiting { function: self.function(row, 1)?, key, size: self.get(row, 4)? };
-            Ok((waiting, self.int(row, 5)?, self.column(row, 6)?))
+            let (key, order) = ((self.get(row, 3)?, self.int(row, 0)?), self.column(row, 5)?);
+            Ok((Waiting { function: self.function(row, 1)?, key, size: self.get(row, 4)?, order }, self.int(row, 6)?))
         })?;
-        let (waiting, found, file) = found.ok_or_else(|| Error::NotFound(id.clone()))?;
-        match found == state {
-            true => Ok((waiting, file)),
-            false => Err(Error::State { id: id.clone(), state: self.state(found)?, asked }),
-        }
+        found.ok_or_else(|| Error::NotFound(id.clone()))
     }
 
     /// Everything of one call.
     pub(super) fn whole(&self, id: &CallId) -> Result<Option<Whole>, Error> {
-        let text = "SELECT id, namespace, name, due_ms, key, head, body, file, accepted_ms, attempts, deferred,
-                    state, ended_ms, status, reason, history, answer, answer_body, seq FROM call WHERE id = ?1";
-        self.one(text, [id.as_str()], |row| {
-            let answer: Option<String> = self.column(row, 16)?;
-            let answer = answer.map(|text| self.answer(&text, row, 17)).transpose()?;
+        let text = format!("SELECT {SHOWN}, {ASKED}, history, answer, answer_body, seq FROM call WHERE id = ?1");
+        self.one(&text, [id.as_str()], |row| {
+            let answer: Option<String> = self.column(row, MORE + 1)?;
+            let answer = answer.map(|text| self.answer(&text, row, MORE + 2)).transpose()?;
+            let invocation = self.invocation(row)?;
             Ok(Whole {
-                seq: self.int(row, 18)?,
-                entry: self.entry(row)?,
-                file: self.column(row, 7)?,
-                attempts: self.parse(&self.text(row, 15)?)?,
+                seq: self.int(row, MORE + 3)?,
+                entry: self.entry(row, &invocation)?,
+                file: self.file(row)?,
+                attempts: self.parse(&self.text(row, MORE)?).unwrap_or_default(),
                 answer,
-                invocation: self.invocation(row, [0, 1, 11, 8, 3, 12, 9, 13, 14])?,
+                invocation,
             })
         })
-    }
-
-    /// A page of calls, newest first, each with its row; `running` are those that are leased.
-    pub(super) fn list(&self, filter: &Filter, page: &Page, running: &[Seq]) -> Result<Vec<(Seq, Invocation)>, Error> {
-        let sql = Error::sql(self.path);
-        let (wanted, running) = (self.wanted(filter), self.json(&running)?);
-        let before = match &page.after {
-            Some(mark) => mark.parse::<i64>().ok().filter(|m| *m > 0).ok_or_else(|| Error::Mark(brief(mark)))?,
-            None => i64::MAX,
-        };
-        let wanted_running = match filter.state {
-            Some(State::Running) => "AND seq IN (SELECT value FROM json_each(?5))",
-            Some(State::Waiting) => "AND seq NOT IN (SELECT value FROM json_each(?5))",
-            _ => "AND ?5 IS NOT NULL",
-        };
-        let text = format!(
-            "SELECT id, namespace, name, state, accepted_ms, due_ms, ended_ms, attempts, status, reason, seq FROM call
-             WHERE {wanted} {wanted_running} AND seq < ?4 ORDER BY seq DESC LIMIT ?6"
-        );
-        let (namespace, name) = names(filter);
-        let since = filter.since_ms.map(int);
-        let size = int(page.size.clamp(1, PAGE) as u64);
-        let mut statement = self.connection.prepare_cached(&text).map_err(&sql)?;
-        let mut rows = statement.query(params![namespace, name, since, before, running, size]).map_err(&sql)?;
-        let mut found = Vec::new();
-        while let Some(row) = rows.next().map_err(&sql)? {
-            found.push((self.int(row, 10)?, self.invocation(row, [0, 1, 3, 4, 5, 6, 7, 8, 9])?));
-        }
-        Ok(found)
-    }
-
-    /// Forgets calls that have ended and match, at most so many; says how many those were.
-    pub(super) fn purge(&self, filter: &Filter, most: u64, dropped: &mut Vec<String>) -> Result<u64, Error> {
-        let wanted = self.wanted(filter);
-        let text = format!(
-            "DELETE FROM call WHERE seq IN (SELECT seq FROM call WHERE {wanted} AND state > 0 LIMIT ?4) RETURNING file"
-        );
-        let (namespace, name) = names(filter);
-        self.delete(&text, params![namespace, name, filter.since_ms.map(int), int(most)], dropped)
-    }
-
-    /// Forgets the oldest calls that are not kept any longer, at most so many; says how many those were.
-    pub(super) fn expire(&self, keep: &Keep, now: u64, most: u64, dropped: &mut Vec<String>) -> Result<u64, Error> {
-        let states = if keep.dead { "state = 2" } else { "state IN (1, 3)" };
-        let text = format!("SELECT count(*), coalesce(sum(kept), 0) FROM call WHERE state > 0 AND {states}");
-        let (calls, bytes) =
-            self.one(&text, (), |row| Ok((self.get::<u64>(row, 0)?, self.get::<u64>(row, 1)?)))?.unwrap_or_default();
-        let text = format!(
-            "SELECT seq, ended_ms, kept, deliver_ms IS NOT NULL FROM call WHERE state > 0 AND {states} ORDER BY ended_ms, seq LIMIT ?1"
-        );
-        let sql = Error::sql(self.path);
-        let mut statement = self.connection.prepare_cached(&text).map_err(&sql)?;
-        let mut rows = statement.query([int(most)]).map_err(&sql)?;
-        let (mut gone, mut calls, mut bytes) = (Vec::new(), calls, bytes);
-        let oldest = now.saturating_sub(millis(keep.time));
-        while let Some(row) = rows.next().map_err(&sql)? {
-            let old = self.get::<u64>(row, 1)? < oldest;
-            if !old && calls <= keep.calls && bytes <= keep.bytes {
-                break;
-            }
-            // What is still to be delivered is needed.
-            if self.column(row, 3)? {
-                continue;
-            }
-            calls -= 1;
-            bytes = bytes.saturating_sub(self.get(row, 2)?);
-            gone.push(self.int(row, 0)?);
-        }
-        let text = "DELETE FROM call WHERE seq IN (SELECT value FROM json_each(?1)) RETURNING file";
-        if gone.is_empty() { Ok(0) } else { self.delete(text, [self.json(&gone)?], dropped) }
     }
 
     /// Whether a call needs this file.
@@ -412,81 +338,55 @@ impl Db<'_> {
         Ok(self.one("SELECT 1 FROM call WHERE file = ?1 LIMIT 1", [digest], |_| Ok(()))?.is_some())
     }
 
-    fn delete(&self, text: &str, values: impl rusqlite::Params, dropped: &mut Vec<String>) -> Result<u64, Error> {
-        let sql = Error::sql(self.path);
-        let mut statement = self.connection.prepare_cached(text).map_err(&sql)?;
-        let mut rows = statement.query(values).map_err(&sql)?;
-        let mut count = 0;
-        while let Some(row) = rows.next().map_err(&sql)? {
-            count += 1;
-            dropped.extend(self.column::<Option<String>>(row, 0)?);
-        }
-        Ok(count)
-    }
-
-    /// What a filter asks of a row, with the namespace as `?1`, the name as `?2` and the time as `?3`.
-    fn wanted(&self, filter: &Filter) -> String {
-        let mut text = "(?3 IS NULL OR accepted_ms >= ?3)".to_owned();
-        let (namespace, name) = names(filter);
-        text.push_str(if namespace.is_some() { " AND namespace = ?1" } else { " AND ?1 IS NULL" });
-        text.push_str(if name.is_some() { " AND name = ?2" } else { " AND ?2 IS NULL" });
-        if let Some(state) = filter.state {
-            // In the words of the indexes.
-            let state = number(state);
-            text.push_str(&if state == WAITING {
-                " AND state = 0".into()
-            } else {
-                format!(" AND state > 0 AND state = {state}")
-            });
-        }
-        // Nothing is of two namespaces.
-        if filter.function.as_ref().zip(filter.namespace.as_ref()).is_some_and(|(f, ns)| f.namespace != *ns) {
-            text.push_str(" AND 0");
-        }
-        text
-    }
-
-    fn invocation(&self, row: &Row<'_>, columns: [usize; 9]) -> Result<Invocation, Error> {
-        let [id, function, state, accepted, due, ended, attempts, status, reason] = columns;
-        let state = self.state(self.int(row, state)?)?;
-        let due: u64 = self.get(row, due)?;
-        let ended: Option<i64> = self.column(row, ended)?;
+    /// What a list shows of a row that begins with [`SHOWN`].
+    pub(super) fn invocation(&self, row: &Row<'_>) -> Result<Invocation, Error> {
+        let state = self.state(self.int(row, 3)?)?;
+        let trigger: Option<String> = self.column(row, 10)?;
         Ok(Invocation {
-            id: self.id(row, id)?,
-            function: self.function(row, function)?,
+            id: self.id(row, 0)?,
+            function: self.function(row, 1)?,
+            trigger: trigger.map(|name| Name::new(&name)).transpose().map_err(|_| self.damaged("a trigger's name"))?,
             state,
-            accepted_ms: self.get(row, accepted)?,
-            due_ms: (state == State::Waiting).then_some(due),
-            ended_ms: ended.map(i64::cast_unsigned),
-            attempts: self.get(row, attempts)?,
-            status: self.column(row, status)?,
-            reason: self.column(row, reason)?,
+            accepted_ms: self.get(row, 4)?,
+            due_ms: if state == State::Waiting { Some(self.get(row, 5)?) } else { None },
+            ended_ms: self.column::<Option<i64>>(row, 6)?.map(i64::cast_unsigned),
+            attempts: self.get(row, 7)?,
+            status: self.column::<Option<i64>>(row, 8)?.and_then(|status| u16::try_from(status).ok()),
+            reason: self.column(row, 9)?,
         })
     }
 
-    /// The call that a row begins with: id, namespace, name, due_ms, key, head, body.
-    fn entry(&self, row: &Row<'_>) -> Result<Entry, Error> {
-        let head: Head = self.parse(&self.text(row, 5)?)?;
-        let body: Option<Vec<u8>> = self.column(row, 6)?;
-        let callback = head.callback.map(|uri| uri.parse().map_err(|_| self.corrupt("a callback"))).transpose()?;
+    /// The call that a row holds which begins with [`SHOWN`] and [`ASKED`].
+    fn entry(&self, row: &Row<'_>, shown: &Invocation) -> Result<Entry, Error> {
+        let head: Head = self.parse(&self.text(row, 12)?)?;
+        let body: Option<Vec<u8>> = self.column(row, 13)?;
+        let callback = head.callback.map(|uri| uri.parse().map_err(|_| self.damaged("a callback"))).transpose()?;
+        let origin: Option<String> = self.column(row, 16)?;
         Ok(Entry {
-            id: self.id(row, 0)?,
-            function: self.function(row, 1)?,
-            method: Method::from_bytes(head.method.as_bytes()).map_err(|_| self.corrupt("a method"))?,
+            id: shown.id.clone(),
+            function: shown.function.clone(),
+            method: Method::from_bytes(head.method.as_bytes()).map_err(|_| self.damaged("a method"))?,
             path: head.path,
             headers: self.headers(&head.headers)?,
             body: body.map(Bytes::from).unwrap_or_default(),
             correlation: head.correlation,
-            due: Due::At(self.get(row, 3)?),
-            idempotency_key: self.column(row, 4)?,
+            due: Due::At(self.get(row, 5)?),
+            idempotency_key: self.column(row, 11)?,
             callback,
+            order_key: self.column(row, 15)?,
+            origin: origin.map(|origin| self.parse::<Origin>(&origin)).transpose()?,
         })
+    }
+
+    /// The body's file in such a row.
+    fn file(&self, row: &Row<'_>) -> Result<Option<String>, Error> {
+        self.column(row, 14)
     }
 
     fn answer(&self, text: &str, row: &Row<'_>, body: usize) -> Result<Answer, Error> {
         let head: AnswerHead = self.parse(text)?;
         Ok(Answer {
-            status: StatusCode::from_u16(head.status).map_err(|_| self.corrupt("a status"))?,
+            status: StatusCode::from_u16(head.status).map_err(|_| self.damaged("a status"))?,
             headers: self.headers(&head.headers)?,
             body: self.column::<Option<Vec<u8>>>(row, body)?.map(Bytes::from).unwrap_or_default(),
             cut: head.cut,
@@ -499,49 +399,55 @@ impl Db<'_> {
             let bytes: Option<Vec<u8>> = value.chars().map(|c| u8::try_from(u32::from(c)).ok()).collect();
             let value = bytes.and_then(|bytes| HeaderValue::from_bytes(&bytes).ok());
             let name = HeaderName::from_bytes(name.as_bytes()).ok();
-            let (name, value) = name.zip(value).ok_or_else(|| self.corrupt("a header"))?;
+            let (name, value) = name.zip(value).ok_or_else(|| self.damaged("a header"))?;
             headers.append(name, value);
         }
         Ok(headers)
     }
 
-    fn state(&self, number: i64) -> Result<State, Error> {
+    pub(super) fn state(&self, number: i64) -> Result<State, Error> {
         Ok(match number {
             WAITING => State::Waiting,
             DONE => State::Done,
             DEAD => State::Dead,
             CANCELLED => State::Cancelled,
-            _ => return Err(self.corrupt("a state")),
+            _ => return Err(self.damaged("a state")),
         })
     }
 
-    fn id(&self, row: &Row<'_>, column: usize) -> Result<CallId, Error> {
-        CallId::given(&self.text(row, column)?).map_err(|_| self.corrupt("an id"))
+    pub(super) fn id(&self, row: &Row<'_>, column: usize) -> Result<CallId, Error> {
+        CallId::given(&self.text(row, column)?).map_err(|_| self.damaged("an id"))
     }
 
     fn function(&self, row: &Row<'_>, column: usize) -> Result<FunctionName, Error> {
-        let name = |column| Name::new(&self.text(row, column)?).map_err(|_| self.corrupt("a function's name"));
+        let name = |column| Name::new(&self.text(row, column)?).map_err(|_| self.damaged("a function's name"));
         Ok(FunctionName::new(name(column)?, name(column + 1)?))
     }
 
-    fn text(&self, row: &Row<'_>, column: usize) -> Result<String, Error> {
+    pub(super) fn text(&self, row: &Row<'_>, column: usize) -> Result<String, Error> {
         self.column(row, column)
     }
 
-    fn int(&self, row: &Row<'_>, column: usize) -> Result<i64, Error> {
+    pub(super) fn int(&self, row: &Row<'_>, column: usize) -> Result<i64, Error> {
         self.column(row, column)
     }
 
     /// A number that is not negative.
-    fn get<T: TryFrom<i64>>(&self, row: &Row<'_>, column: usize) -> Result<T, Error> {
-        T::try_from(self.int(row, column)?).map_err(|_| self.corrupt("a number"))
+    pub(super) fn get<T: TryFrom<i64>>(&self, row: &Row<'_>, column: usize) -> Result<T, Error> {
+        T::try_from(self.int(row, column)?).map_err(|_| self.damaged("a number"))
     }
 
-    fn column<T: FromSql>(&self, row: &Row<'_>, column: usize) -> Result<T, Error> {
-        row.get(column).map_err(Error::sql(self.path))
+    pub(super) fn column<T: FromSql>(&self, row: &Row<'_>, column: usize) -> Result<T, Error> {
+        row.get(column).map_err(|error| match error {
+            // Text that is none, or nothing where something must be.
+            rusqlite::Error::FromSqlConversionFailure(..)
+            | rusqlite::Error::InvalidColumnType(..)
+            | rusqlite::Error::Utf8Error(..) => self.damaged("a column"),
+            error => Error::sql(self.path)(error),
+        })
     }
 
-    fn one<T>(
+    pub(super) fn one<T>(
         &self,
         text: &str,
         values: impl rusqlite::Params,
@@ -553,20 +459,20 @@ impl Db<'_> {
         rows.next().map_err(&sql)?.map(read).transpose()
     }
 
-    fn run(&self, text: &str, values: impl rusqlite::Params) -> Result<usize, Error> {
+    pub(super) fn run(&self, text: &str, values: impl rusqlite::Params) -> Result<usize, Error> {
         self.connection.prepare_cached(text).and_then(|mut s| s.execute(values)).map_err(Error::sql(self.path))
     }
 
-    fn json(&self, value: &impl Serialize) -> Result<String, Error> {
-        serde_json::to_string(value).map_err(|_| self.corrupt("what was to be written"))
+    pub(super) fn json(&self, value: &impl Serialize) -> Result<String, Error> {
+        serde_json::to_string(value).map_err(|_| self.damaged("what was to be written"))
     }
 
-    fn parse<T: DeserializeOwned>(&self, text: &str) -> Result<T, Error> {
-        serde_json::from_str(text).map_err(|_| self.corrupt("a record"))
+    pub(super) fn parse<T: DeserializeOwned>(&self, text: &str) -> Result<T, Error> {
+        serde_json::from_str(text).map_err(|_| self.damaged("a record"))
     }
 
-    fn corrupt(&self, what: &str) -> Error {
-        Error::corrupt(self.path, format!("{what} of a call is damaged"))
+    fn damaged(&self, what: &str) -> Error {
+        Error::damaged(self.path, format!("{what} of it is damaged"))
     }
 }
 
@@ -582,19 +488,10 @@ fn pairs(headers: &HeaderMap) -> Vec<(String, String)> {
     headers.iter().map(|(name, value)| (name.as_str().to_owned(), text(value))).collect()
 }
 
-fn names(filter: &Filter) -> (Option<&str>, Option<&str>) {
-    let namespace = filter.function.as_ref().map(|f| &f.namespace).or(filter.namespace.as_ref());
-    (namespace.map(Name::as_str), filter.function.as_ref().map(|f| f.name.as_str()))
-}
-
-fn brief(mark: &str) -> String {
-    mark.chars().take(40).collect()
-}
-
-fn int(value: u64) -> i64 {
+pub(super) fn int(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
-fn millis(span: Duration) -> u64 {
+pub(super) fn millis(span: Duration) -> u64 {
     u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }

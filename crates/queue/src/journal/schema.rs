@@ -42,4 +42,35 @@ ALTER TABLE call ADD COLUMN deliver_ms INTEGER;                    -- when its c
 ALTER TABLE call ADD COLUMN deliveries INTEGER NOT NULL DEFAULT 0; -- how often that was tried
 CREATE INDEX call_deliver ON call (deliver_ms, seq) WHERE deliver_ms IS NOT NULL;
 ",
+    "
+CREATE TABLE delivery (
+    seq    INTEGER NOT NULL,           -- the call's
+    number INTEGER NOT NULL,           -- which one of its parcels, those of earlier ends counted
+    parcel TEXT NOT NULL,              -- JSON
+    due_ms INTEGER NOT NULL,
+    tries  INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (seq, number)
+) STRICT, WITHOUT ROWID;
+INSERT INTO delivery SELECT seq, 0, '\"callback\"', deliver_ms, deliveries FROM call WHERE deliver_ms IS NOT NULL;
+DROP INDEX call_deliver;
+ALTER TABLE call DROP COLUMN deliver_ms;
+ALTER TABLE call DROP COLUMN deliveries;
+
+ALTER TABLE call ADD COLUMN parcels INTEGER NOT NULL DEFAULT 0; -- how many it has had
+ALTER TABLE call ADD COLUMN order_key TEXT;
+ALTER TABLE call ADD COLUMN trigger TEXT;                       -- that of its origin
+ALTER TABLE call ADD COLUMN origin TEXT;                        -- JSON
+UPDATE call SET parcels = 1 WHERE seq IN (SELECT seq FROM delivery);
+
+-- Every list is made of runs of these and of `call_waiting`.
+CREATE INDEX call_over ON call (namespace, state, seq) WHERE state > 0;
+DROP INDEX call_function;
+CREATE INDEX call_function ON call (namespace, name, state, seq);
+CREATE INDEX call_trigger ON call (namespace, trigger, state, seq) WHERE trigger IS NOT NULL;
+-- What a start reads is in it.
+DROP INDEX call_waiting;
+CREATE INDEX call_waiting ON call (namespace, seq, name, due_ms, size, order_key) WHERE state = 0;
+
+CREATE TABLE cursor (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+",
 ];

@@ -1,6 +1,10 @@
 //! What only the embedded queue must bear: a full disk, damage, a clock that is set, bounds, and being opened again.
 
-use std::{fs, os::unix::fs::PermissionsExt, sync::atomic::AtomicU64};
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+};
 
 use taper_medium::Error::{Corrupt, Full, Locked};
 use tempfile::TempDir;
@@ -9,13 +13,13 @@ use tokio::time::timeout;
 use super::*;
 use crate::{
     Due, Filter,
-    conformance::{entry, settled},
+    conformance::{entry, settled, unlimited},
 };
 
 const LARGE: usize = 100_000;
 
 fn open(dir: &TempDir, config: Config) -> Journal {
-    Journal::open(&dir.path().join("queue"), config).unwrap()
+    Journal::open(&dir.path().join("queue"), config, unlimited()).unwrap()
 }
 
 fn fresh() -> (TempDir, Journal) {
@@ -50,7 +54,10 @@ async fn expire(journal: &Journal) {
     let shared = Arc::clone(&journal.shared);
     // Its own transaction, as between two commits.
     let connection = connect(&shared.path).unwrap();
-    while writer::expire(&connection, &shared).unwrap() {}
+    let mut rest = Some(writer::kept(&connection, &shared).unwrap());
+    while let Some(kept) = rest {
+        rest = writer::expire(&connection, &shared, kept).unwrap();
+    }
 }
 
 #[tokio::test]
@@ -101,7 +108,7 @@ async fn one_wrong_command_fails_alone() {
     let unknown = crate::invocation_id();
     let (again, gone, new) =
         tokio::join!(journal.push(first), journal.cancel(&unknown), journal.push(entry("f", b"y")));
-    assert!(matches!((again, gone), (Err(Error::Exists(_)), Err(Error::NotFound(_)))));
+    assert!(again.unwrap().repeated && matches!(gone, Err(Error::NotFound(_))));
     new.unwrap();
     assert_eq!(journal.stats().depth, 2);
 }
@@ -232,7 +239,7 @@ async fn what_is_kept_is_bounded_in_time_number_and_bytes() {
     let hour = Duration::from_secs(3600);
     let config =
         Config { keep: hour, results: 5, keep_dead: 3 * hour, dead: 2, results_bytes: 30, ..Config::default() };
-    let journal = Journal::open_at(&dir.path().join("queue"), config, || NOW.load(Relaxed)).unwrap();
+    let journal = Journal::open_at(&dir.path().join("queue"), config, unlimited(), || NOW.load(Relaxed)).unwrap();
     let count = async |state| {
         let filter = Filter { state: Some(state), ..Filter::default() };
         journal.list(filter, Page::default()).await.unwrap().invocations.len()
@@ -265,8 +272,9 @@ async fn an_answer_is_kept_up_to_its_bound() {
 async fn a_clock_set_back_delays_nothing() {
     static NOW: AtomicU64 = AtomicU64::new(2_000_000_000);
     let dir = tempfile::tempdir().unwrap();
-    let at =
-        |dir: &TempDir| Journal::open_at(&dir.path().join("queue"), Config::default(), || NOW.load(Relaxed)).unwrap();
+    let at = |dir: &TempDir| {
+        Journal::open_at(&dir.path().join("queue"), Config::default(), unlimited(), || NOW.load(Relaxed)).unwrap()
+    };
     let journal = at(&dir);
     let first = journal.push(entry("f", b"1")).await.unwrap().id;
     NOW.store(5_000, Relaxed);
@@ -291,7 +299,7 @@ async fn whose_it_is() {
     let (dir, journal) = fresh();
     journal.push(entry("f", &[1; LARGE])).await.unwrap();
     let path = dir.path().join("queue");
-    let second = Journal::open(&path, Config::default()).unwrap_err();
+    let second = Journal::open(&path, Config::default(), unlimited()).unwrap_err();
     assert!(
         matches!(&second, Error::Medium(Locked { .. })) && second.to_string().contains("another taper"),
         "{second}"
@@ -307,7 +315,7 @@ async fn whose_it_is() {
     for gone in ["journal.db-wal", "journal.db-shm"] {
         drop(fs::remove_file(path.join(gone)));
     }
-    let damaged = Journal::open(&path, Config::default()).unwrap_err();
+    let damaged = Journal::open(&path, Config::default(), unlimited()).unwrap_err();
     assert!(matches!(damaged, Error::Medium(Corrupt { .. })), "{damaged}");
 }
 
@@ -375,11 +383,132 @@ async fn a_closed_queue_is_another_s_and_takes_nothing_more() {
     for n in 0..20 {
         journal.push(entry(&format!("f{n}"), b"body")).await.unwrap();
     }
-    assert!(Journal::open(&dir.path().join("queue"), Config::default()).is_err(), "it is held");
+    assert!(Journal::open(&dir.path().join("queue"), Config::default(), unlimited()).is_err(), "it is held");
     journal.close();
     let next = open(&dir, Config::default());
     assert!(matches!(journal.push(entry("late", b"")).await, Err(Error::Stopped)));
     assert_eq!(next.backlog().len(), 20);
     journal.close();
     next.push(entry("again", b"")).await.unwrap();
+}
+
+/// Who reads before a commit and listens before its end is told of it: whoever waits for a call's end would wait for ever.
+#[tokio::test]
+async fn who_begins_to_look_on_during_a_commit_misses_nothing() {
+    let (_dir, journal) = fresh();
+    let id = journal.push(entry("f", b"x")).await.unwrap().id;
+    let book = Arc::clone(&journal.shared.book);
+    let job = move |batch: &mut Batch<'_>| {
+        let shown = batch.shown(&book, 1);
+        Ok((shown, book.changes()))
+    };
+    let (shown, mut changes) = journal.writer.write(job, |both| both).await.unwrap();
+    assert_eq!(shown, None, "nobody looked on yet");
+    assert_eq!(changes.recv().await.unwrap().id, id);
+}
+
+/// What is owed outlives every bound, and does not keep what is not owed from going.
+#[tokio::test]
+async fn what_is_owed_is_kept_beyond_every_bound() {
+    static NOW: AtomicU64 = AtomicU64::new(1_000_000_000);
+    let dir = tempfile::tempdir().unwrap();
+    let config = Config { keep: Duration::ZERO, results: 0, keep_dead: Duration::ZERO, dead: 0, ..Config::default() };
+    let journal = Journal::open_at(&dir.path().join("queue"), config, unlimited(), || NOW.load(Relaxed)).unwrap();
+    let mut owed = Vec::new();
+    // More than are looked at in one go, and the oldest.
+    for n in 0..450 {
+        journal.push(entry("f", if n == 0 { &[1; LARGE] } else { b"x" })).await.unwrap();
+        let lease = lease(&journal).await;
+        let parcels = if n < 420 { vec![crate::Parcel::Callback] } else { Vec::new() };
+        let verdict = if n % 2 == 0 { Verdict::Done } else { Verdict::Bury("no".into()) };
+        journal.settle(&lease, Settled { parcels, ..settled(verdict, 200, b"") }).await.unwrap();
+        if n < 420 {
+            owed.push(lease.entry.id.clone());
+        }
+    }
+    NOW.fetch_add(1_000_000, Relaxed);
+    expire(&journal).await;
+    assert_eq!((journal.purge(Filter::default()).await.unwrap(), journal.stats().parcels), (0, 420));
+    let page = Page { size: 1000, ..Page::default() };
+    let mut there: Vec<_> =
+        journal.list(Filter::default(), page).await.unwrap().invocations.into_iter().map(|call| call.id).collect();
+    there.reverse();
+    assert_eq!(there, owed, "and nothing else");
+    assert_eq!(bodies(&dir), 1);
+    for _ in 0..420 {
+        journal.delivered(journal.outbox().await.unwrap(), None).await.unwrap();
+    }
+    assert_eq!(bodies(&dir), 0, "its body went with what was owed");
+    expire(&journal).await;
+    assert!(journal.list(Filter::default(), Page::default()).await.unwrap().invocations.is_empty());
+}
+
+#[tokio::test]
+async fn a_journal_of_before_comes_forward() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("queue");
+    fs::create_dir(&path).unwrap();
+    let mut db = Connection::open(path.join("journal.db")).unwrap();
+    migrate(&mut db, &path, &schema::MIGRATIONS[..2], |db, step| db.execute_batch(step).map_err(Error::sql(&path)))
+        .unwrap();
+    db.execute_batch(
+        r#"INSERT INTO call (id, namespace, name, state, due_ms, since_ms, accepted_ms, ended_ms, size, head, deliver_ms, deliveries, body)
+           VALUES ('waits', 'default', 'f', 0, 5, 5, 5, NULL, 1, '{"method":"POST","path":"/","headers":[]}', NULL, 0, x'61'),
+                  ('owes', 'default', 'f', 1, 5, 5, 5, 9, 1, '{"method":"POST","path":"/","headers":[],"callback":"https://a.b/"}', 77, 2, NULL),
+                  ('done', 'default', 'f', 1, 5, 5, 5, 9, 1, '{"method":"POST","path":"/","headers":[],"callback":"https://a.b/"}', NULL, 1, NULL)"#,
+    )
+    .unwrap();
+    drop(db);
+    let journal = open(&dir, Config::default());
+    assert_eq!((journal.stats().depth, journal.stats().parcels), (1, 1));
+    let delivery = journal.outbox().await.unwrap();
+    assert_eq!((delivery.details.invocation.id.as_str(), delivery.tries), ("owes", 2));
+    assert_eq!((&delivery.parcel, delivery.number), (&crate::Parcel::Callback, 0));
+    journal.delivered(delivery, None).await.unwrap();
+    assert_eq!(lease(&journal).await.entry.id.as_str(), "waits");
+    assert_eq!(journal.list(Filter::default(), Page::default()).await.unwrap().invocations.len(), 3);
+}
+
+/// A list of any kind looks at what it shows, and at little more: however much there is.
+#[tokio::test]
+async fn no_list_looks_at_everything() {
+    let (dir, journal) = fresh();
+    journal.push(entry("f", b"x")).await.unwrap();
+    let db = Connection::open(dir.path().join("queue/journal.db")).unwrap();
+    let plan = |text: &str| {
+        let mut statement = db.prepare(&format!("EXPLAIN QUERY PLAN {text}")).unwrap();
+        let steps = statement.query_map((), |row| row.get::<_, String>(3)).unwrap();
+        steps.map(Result::unwrap).collect::<Vec<_>>().join("; ")
+    };
+    for (text, by) in [
+        (
+            "SELECT namespace FROM call INDEXED BY call_function WHERE namespace > 'a' ORDER BY namespace LIMIT 1",
+            "COVERING INDEX call_function (namespace>?)",
+        ),
+        (
+            "SELECT seq FROM call INDEXED BY call_waiting WHERE namespace = 'a' AND state = 0 AND seq < 9 ORDER BY seq DESC LIMIT 1",
+            "COVERING INDEX call_waiting (namespace=? AND seq<?)",
+        ),
+        (
+            "SELECT seq FROM call INDEXED BY call_over WHERE namespace = 'a' AND state > 0 AND state = 2 AND seq < 9
+             ORDER BY seq DESC LIMIT 1",
+            "COVERING INDEX call_over (namespace=? AND state=? AND seq<?)",
+        ),
+        (
+            "SELECT seq FROM call INDEXED BY call_function WHERE namespace = 'a' AND name = 'b' AND state = 0 AND seq < 9
+             ORDER BY seq DESC LIMIT 1",
+            "COVERING INDEX call_function (namespace=? AND name=? AND state=? AND seq<?)",
+        ),
+        (
+            "SELECT seq FROM call INDEXED BY call_trigger WHERE namespace = 'a' AND trigger = 'b' AND state = 0 AND seq < 9
+             ORDER BY seq DESC LIMIT 1",
+            "COVERING INDEX call_trigger (namespace=? AND trigger=? AND state=? AND seq<?)",
+        ),
+        ("SELECT seq FROM call WHERE seq < 9 ORDER BY seq DESC LIMIT 1", "SEARCH call USING"),
+        ("SELECT seq, namespace, name, due_ms, size, order_key FROM call WHERE state = 0 ORDER BY namespace, seq", "COVERING INDEX call_waiting"),
+        ("SELECT 1 FROM delivery WHERE seq = 9 LIMIT 1", "SEARCH delivery USING PRIMARY KEY"),
+    ] {
+        let plan = plan(text);
+        assert!(plan.contains(by) && !plan.contains("TEMP B-TREE"), "{text}: {plan}");
+    }
 }

@@ -16,26 +16,30 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::{
     Shared,
-    rows::{Db, Keep},
+    find::{Keep, Kept},
+    rows::Db,
 };
-use crate::Error;
+use crate::{Error, Seq};
 
 /// Commands that may wait; whoever comes later waits to get in.
 const WAITING: usize = 4096;
 /// Commands of one commit.
 const TOGETHER: usize = 512;
 /// Calls that are removed between two commits.
-const EXPIRED: u64 = 200;
+const EXPIRED: u64 = 500;
 /// How often is looked for what is not kept any longer, when nothing else happens.
 const IDLE: Duration = Duration::from_secs(60);
-/// After so many commands it is looked for, too.
+/// After so many commands it is looked for, too, and after a twentieth of what was found the last time: it costs a look at each.
 const OFTEN: usize = 2000;
+const PART: usize = 20;
 
 /// What a command works on.
 pub(super) struct Batch<'a> {
     pub(super) db: Db<'a>,
     /// Bodies' files that may not be needed any more.
     pub(super) dropped: Vec<String>,
+    /// Calls that were changed while nobody looked on.
+    pub(super) unseen: Vec<Seq>,
 }
 
 /// Told after the commit, or why there was none.
@@ -80,10 +84,6 @@ impl Writer {
         drop(commands);
         told.await.map_err(|_| Error::Stopped)?
     }
-
-    pub(super) fn is_running(&self) -> bool {
-        !self.room.is_closed()
-    }
 }
 
 impl Writer {
@@ -117,8 +117,7 @@ struct Ended {
 impl Drop for Ended {
     fn drop(&mut self) {
         self.room.close();
-        self.shared.changed.notify_waiters();
-        self.shared.outbox.wake();
+        self.shared.book.close();
     }
 }
 
@@ -142,9 +141,10 @@ fn command<T: Send + 'static, A: Send + 'static>(
 }
 
 fn work(db: &Connection, shared: &Shared, waiting: &Receiver<Job>) {
-    let mut since = 0;
+    let (mut since, mut often, mut rest) = (0, OFTEN, None);
     loop {
-        let first = match waiting.recv_timeout(IDLE) {
+        // While there is something to remove, nobody is waited for.
+        let first = match waiting.recv_timeout(if rest.is_some() { Duration::ZERO } else { IDLE }) {
             Ok(job) => Some(job),
             Err(RecvTimeoutError::Timeout) => None,
             Err(RecvTimeoutError::Disconnected) => return,
@@ -155,22 +155,28 @@ fn work(db: &Connection, shared: &Shared, waiting: &Receiver<Job>) {
         if !jobs.is_empty() {
             together(db, shared, jobs);
         }
-        if idle || since >= OFTEN {
-            match expire(db, shared) {
-                Ok(true) => {}
-                Ok(false) => since = 0,
-                Err(error) => {
-                    since = 0;
-                    tracing::warn!(%error, "what is not kept any longer could not be removed from the queue");
-                }
+        let removed = match rest.take() {
+            Some(kept) => expire(db, shared, kept),
+            None if idle || since >= often => {
+                since = 0;
+                kept(db, shared).and_then(|kept| {
+                    let calls = kept.iter().map(|kept| kept.calls).sum::<u64>();
+                    often = OFTEN.max(usize::try_from(calls).unwrap_or(usize::MAX) / PART);
+                    expire(db, shared, kept)
+                })
             }
-        }
+            None => Ok(None),
+        };
+        rest = removed.unwrap_or_else(|error| {
+            tracing::warn!(%error, "what is not kept any longer could not be removed from the queue");
+            None
+        });
     }
 }
 
 /// One commit. When whoever asked is told yes, it is on the medium.
 fn together(db: &Connection, shared: &Shared, jobs: Vec<Job>) {
-    let mut batch = Batch { db: Db { connection: db, path: &shared.path }, dropped: Vec::new() };
+    let mut batch = Batch { db: Db { connection: db, path: &shared.path }, dropped: Vec::new(), unseen: Vec::new() };
     let sql = Error::sql(&shared.path);
     let mut broken = db.execute_batch("BEGIN IMMEDIATE").map_err(&sql).err();
     let mut finishes = Vec::with_capacity(jobs.len());
@@ -192,23 +198,36 @@ fn together(db: &Connection, shared: &Shared, jobs: Vec<Job>) {
     for finish in finishes {
         finish(broken.clone().map_or(Ok(()), Err));
     }
+    // Whoever began to look on meanwhile may have read what was there before the commit.
+    if broken.is_none() && shared.book.is_watched() {
+        for call in batch.unseen.iter().filter_map(|seq| batch.db.shown(*seq).ok()?) {
+            shared.book.tell(|| call);
+        }
+    }
     remove(shared, &batch);
 }
 
-/// Removes some of what is not kept any longer; true when there may be more.
-pub(super) fn expire(db: &Connection, shared: &Shared) -> Result<bool, Error> {
-    let (config, now) = (&shared.config, shared.clock.now_ms());
-    let mut batch = Batch { db: Db { connection: db, path: &shared.path }, dropped: Vec::new() };
-    let mut more = false;
-    for keep in [
+/// What there is of calls that have ended: of dead letters the second.
+pub(super) fn kept(db: &Connection, shared: &Shared) -> Result<[Kept; 2], Error> {
+    let db = Db { connection: db, path: &shared.path };
+    Ok([db.kept(false)?, db.kept(true)?])
+}
+
+/// Removes some of what is not kept any longer; says what is left where there may be more.
+pub(super) fn expire(db: &Connection, shared: &Shared, mut kept: [Kept; 2]) -> Result<Option<[Kept; 2]>, Error> {
+    let (config, now) = (shared.book.config(), shared.book.now_ms());
+    let mut batch = Batch { db: Db { connection: db, path: &shared.path }, dropped: Vec::new(), unseen: Vec::new() };
+    let keep = [
         Keep { dead: false, time: config.keep, calls: config.results, bytes: config.results_bytes },
         Keep { dead: true, time: config.keep_dead, calls: config.dead, bytes: config.dead_bytes },
-    ] {
+    ];
+    let mut more = false;
+    for (keep, kept) in keep.iter().zip(&mut kept) {
         // One statement: its own transaction.
-        more |= batch.db.expire(&keep, now, EXPIRED, &mut batch.dropped)? == EXPIRED;
+        more |= batch.db.expire(keep, kept, now, EXPIRED, &mut batch.dropped)? == EXPIRED;
     }
     remove(shared, &batch);
-    Ok(more)
+    Ok(more.then_some(kept))
 }
 
 fn remove(shared: &Shared, batch: &Batch<'_>) {

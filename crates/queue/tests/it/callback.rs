@@ -3,8 +3,11 @@
 use std::{sync::Arc, time::Duration};
 
 use http::Uri;
-use taper_model::{BoxFuture, Fault, Reply, call};
-use taper_queue::{Config, Entry, Journal, Queue, Run, Verdict, conformance};
+use taper_model::{
+    BoxFuture, Fault, Reply,
+    call::{self, Place},
+};
+use taper_queue::{Config, Entry, Journal, Parcel, Queue, Run, Settled, Verdict, conformance};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,
@@ -14,7 +17,7 @@ use tokio::{
 use crate::service::{Tools, is_idle, serve, until};
 
 /// A receiver that gives these answers, one after another, and tells what it was sent.
-async fn receiver(answers: &'static [&'static str]) -> (Uri, mpsc::UnboundedReceiver<String>) {
+pub(crate) async fn receiver(answers: &'static [&'static str]) -> (Uri, mpsc::UnboundedReceiver<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (tell, told) = mpsc::unbounded_channel();
@@ -37,18 +40,23 @@ async fn receiver(answers: &'static [&'static str]) -> (Uri, mpsc::UnboundedRece
 pub(crate) struct Answers(pub(crate) u16);
 
 impl Run for Answers {
-    fn run<'a>(&'a self, _: &'a Entry, _: u32) -> BoxFuture<'a, Result<Reply, Fault>> {
+    fn run<'a>(&'a self, _: &'a Entry, _: u32, _: &'a Place) -> BoxFuture<'a, Result<Reply, Fault>> {
         let reply = http::Response::builder().status(self.0).header("x-made", "here").header("connection", "close");
         Box::pin(async move { Ok(reply.body(call::full("answer|end")).unwrap()) })
     }
 }
 
+/// Addresses inside the host may be sent to: where else would a test listen.
+pub(crate) fn allowed() -> Config {
+    Config { private_callbacks: true, ..Config::default() }
+}
+
 pub(crate) fn open(dir: &tempfile::TempDir) -> Arc<Journal> {
-    Arc::new(Journal::open(&dir.path().join("queue"), Config::default()).unwrap())
+    Arc::new(Journal::open(&dir.path().join("queue"), allowed(), conformance::unlimited()).unwrap())
 }
 
 fn tools(status: u16) -> Tools {
-    Tools { config: Config { private_callbacks: true, ..Config::default() }, ..Tools::of(Answers(status)) }
+    Tools { config: allowed(), ..Tools::of(Answers(status)) }
 }
 
 pub(crate) fn entry(callback: &Uri) -> Entry {
@@ -116,7 +124,8 @@ async fn what_is_inside_the_host_is_never_sent_to() {
     let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     queue.push(entry(&format!("http://{gone}/").parse().unwrap())).await.unwrap();
     let lease = queue.lease().await.unwrap();
-    queue.settle(&lease, conformance::settled(Verdict::Done, 200, b"answer|end")).await.unwrap();
+    let ended = conformance::settled(Verdict::Done, 200, b"answer|end");
+    queue.settle(&lease, Settled { parcels: vec![Parcel::Callback], ..ended }).await.unwrap();
     drop(lease);
     let delivery = queue.outbox().await.unwrap();
     assert_eq!((delivery.tries, delivery.details.answer.as_ref().unwrap().body.len()), (0, 10));
@@ -138,7 +147,7 @@ async fn what_is_inside_the_host_is_never_sent_to() {
     }
     let refused = Tools::of(Answers(200));
     assert!(!refused.config.private_callbacks);
-    let over = until(|| queue.stats().done == 4 && queue.stats().callbacks == 0);
+    let over = until(|| queue.stats().done == 4 && queue.stats().parcels == 0);
     serve(Arc::clone(&queue) as _, refused, over).await;
     assert!(futures_util::poll!(Box::pin(listener.accept())).is_pending());
 }

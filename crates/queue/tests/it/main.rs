@@ -4,23 +4,35 @@
 
 mod callback;
 mod crash;
+mod deliveries;
+mod faults;
 mod secure;
 mod service;
 
-use std::sync::{Arc, Mutex};
+use std::{path::Path, sync::Arc};
 
-use taper_queue::{Config, Journal, Queue, conformance};
+use taper_queue::{
+    Config, Journal, LimitsOf, Queue,
+    conformance::{self, Start},
+};
+use tempfile::TempDir;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_journal_conforms() {
-    // A call takes a while to end; nobody's bound is to be in the way.
-    let config = Config { function_workers: 100, ..Config::default() };
-    let dirs = Mutex::new(Vec::new());
-    conformance::run(|| {
-        let dir = tempfile::tempdir().unwrap();
-        let journal: Arc<dyn Queue> = Arc::new(Journal::open(&dir.path().join("queue"), config.clone()).unwrap());
-        dirs.lock().unwrap().push(dir);
-        journal
+    let last: std::sync::Mutex<Option<(TempDir, Arc<Journal>)>> = std::sync::Mutex::default();
+    let open = |dir: &Path, limits| Arc::new(Journal::open(&dir.join("queue"), Config::default(), limits).unwrap());
+    conformance::run(async |start: Start, limits: LimitsOf| {
+        let mut last = last.lock().unwrap();
+        let dir = match (start, last.take()) {
+            (Start::Again, Some((dir, journal))) => {
+                journal.close();
+                dir
+            }
+            _ => tempfile::tempdir().unwrap(),
+        };
+        let journal = open(dir.path(), limits);
+        *last = Some((dir, Arc::clone(&journal)));
+        journal as Arc<dyn Queue>
     })
     .await;
 }

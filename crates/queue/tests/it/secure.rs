@@ -119,7 +119,7 @@ async fn delivered_to_who_has_a_certificate_that_is_trusted() {
         let mut seen = Seen::Nothing;
         serve(Arc::clone(&queue) as _, trusting(Some(authority.file())), async {
             seen = told.recv().await.unwrap();
-            until(|| queue.stats().callbacks == 0).await;
+            until(|| queue.stats().parcels == 0).await;
         })
         .await;
         let Seen::Request(name, request) = seen else { panic!("{host} was not believed") };
@@ -163,7 +163,7 @@ async fn nor_to_somebody_else_at_that_address() {
     };
     serve(Arc::clone(&queue) as _, trusting(Some(authority.file())), both).await;
     assert_eq!(seen, [Seen::Nothing, Seen::Nothing]);
-    assert_eq!(queue.stats().callbacks, 2, "both are tried again");
+    assert_eq!(queue.stats().parcels, 2, "both are tried again");
 }
 
 #[tokio::test]

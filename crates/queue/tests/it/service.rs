@@ -9,15 +9,20 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use futures_util::StreamExt;
-use http::{StatusCode, header::RETRY_AFTER};
+use http::{HeaderMap, StatusCode, header::RETRY_AFTER};
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
 use rand::RngExt;
-use taper_model::{BoxFuture, CallId, Cause, Fault, FunctionName, Reply, Retry, Stage, call};
+use taper_model::{
+    BoxFuture, CallId, Cause, Fault, FunctionName, InstanceId, Name, Reply, Retry, RevisionId, Stage,
+    call::{self, Place},
+};
 use taper_queue::{
     Config, Deadline, Details, Entry, Error, Filter, Journal, Observe, Observed, Page, Parts, Policy, Queue, Run,
-    Service, State, conformance::entry,
+    Service, State, Topics,
+    conformance::{entry, unlimited},
 };
 use tokio::{sync::Semaphore, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -27,13 +32,36 @@ pub(crate) struct Tools {
     pub(crate) config: Config,
     pub(crate) policy: Policy,
     pub(crate) run: Arc<dyn Run>,
+    pub(crate) topics: Arc<dyn Topics>,
     pub(crate) observe: Observe,
+}
+
+/// Nobody has topics.
+struct NoTopics;
+
+impl Topics for NoTopics {
+    fn publish<'a>(
+        &'a self,
+        _: &'a Name,
+        _: &'a Name,
+        _: HeaderMap,
+        _: Bytes,
+        _: u8,
+    ) -> BoxFuture<'a, Result<(), Fault>> {
+        Box::pin(async { Err(Fault::new(Stage::Route, Cause::NotFound, "there are no topics")) })
+    }
 }
 
 impl Tools {
     pub(crate) fn of(run: impl Run + 'static) -> Self {
         let policy = Policy { first: Duration::from_millis(1), ..Policy::default() };
-        Self { config: Config::default(), policy, run: Arc::new(run), observe: Box::new(|_, _| {}) }
+        Self {
+            config: Config::default(),
+            policy,
+            run: Arc::new(run),
+            topics: Arc::new(NoTopics),
+            observe: Box::new(|_, _| {}),
+        }
     }
 }
 
@@ -46,9 +74,9 @@ fn status(fault: &Fault) -> StatusCode {
 }
 
 pub(crate) fn build(queue: Arc<dyn Queue>, tools: Tools) -> Result<(Service, taper_queue::Handle), Error> {
-    let Tools { config, policy, run, observe } = tools;
-    let policy = Box::new(move |_: &FunctionName| policy.clone());
-    Service::build(config, Parts { queue, run, policy, status, observe })
+    let Tools { config, policy, run, topics, observe } = tools;
+    let policy = Box::new(move |_: &Entry| policy.clone());
+    Service::build(config, Parts { queue, run, policy, topics, status, observe })
 }
 
 /// Runs a service until `until`, and then until what runs has ended.
@@ -57,25 +85,25 @@ pub(crate) async fn serve(queue: Arc<dyn Queue>, tools: Tools, until: impl Futur
 }
 
 /// Runs every call through a closure.
-struct Each<F>(F);
+pub(crate) struct Each<F>(F);
 
 impl<F> Run for Each<F>
 where
     F: for<'a> Fn(&'a Entry, u32) -> BoxFuture<'a, Result<Reply, Fault>> + Send + Sync,
 {
-    fn run<'a>(&'a self, entry: &'a Entry, attempt: u32) -> BoxFuture<'a, Result<Reply, Fault>> {
+    fn run<'a>(&'a self, entry: &'a Entry, attempt: u32, _: &'a Place) -> BoxFuture<'a, Result<Reply, Fault>> {
         (self.0)(entry, attempt)
     }
 }
 
-fn each<F>(run: F) -> Each<F>
+pub(crate) fn each<F>(run: F) -> Each<F>
 where
     F: for<'a> Fn(&'a Entry, u32) -> BoxFuture<'a, Result<Reply, Fault>> + Send + Sync,
 {
     Each(run)
 }
 
-fn answers(status: u16) -> BoxFuture<'static, Result<Reply, Fault>> {
+pub(crate) fn answers(status: u16) -> BoxFuture<'static, Result<Reply, Fault>> {
     let reply = http::Response::builder().status(status).header("x-made", "here").body(call::full("answer")).unwrap();
     Box::pin(async { Ok(reply) })
 }
@@ -87,7 +115,7 @@ fn fails(cause: Cause, retry: Retry) -> BoxFuture<'static, Result<Reply, Fault>>
 }
 
 fn journal(dir: &tempfile::TempDir) -> Arc<Journal> {
-    Arc::new(Journal::open(&dir.path().join("queue"), Config::default()).unwrap())
+    Arc::new(Journal::open(&dir.path().join("queue"), Config::default(), unlimited()).unwrap())
 }
 
 pub(crate) async fn until(mut done: impl FnMut() -> bool) {
@@ -109,6 +137,19 @@ pub(crate) fn is_idle(queue: &Journal) -> bool {
 async fn drain(queue: &Arc<Journal>, tools: Tools) {
     let idle = until(|| is_idle(queue));
     serve(Arc::clone(queue) as _, tools, idle).await;
+}
+
+/// Has a paused clock stand still until somebody moves it, for as long as this lives: left alone it runs ahead of the journal, whose threads it
+/// does not see.
+pub(crate) struct StandsStill(#[expect(dead_code, reason = "held for its drop")] std::sync::mpsc::Sender<()>);
+
+impl StandsStill {
+    pub(crate) fn now() -> Self {
+        let (held, until) = std::sync::mpsc::channel::<()>();
+        // A clock waits for those who block.
+        tokio::task::spawn_blocking(move || until.recv());
+        Self(held)
+    }
 }
 
 /// What became of one call.
@@ -140,7 +181,13 @@ async fn what_is_answered_is_done_and_kept() {
         (&b"answer"[..], &"here".parse().unwrap(), false)
     );
     let seen = seen.lock().unwrap();
-    assert!(matches!(&seen[..], [Observed::Began, Observed::Ended { status: StatusCode::NOT_FOUND, .. }]), "{seen:?}");
+    assert!(
+        matches!(
+            &seen[..],
+            [Observed::Began { waited: Some(_) }, Observed::Ended { status: StatusCode::NOT_FOUND, .. }]
+        ),
+        "{seen:?}"
+    );
 }
 
 #[tokio::test]
@@ -259,7 +306,7 @@ async fn a_cancelled_call_is_ended_while_it_runs() {
 async fn what_runs_at_a_time_is_bounded() {
     let dir = tempfile::tempdir().unwrap();
     let config = Config { workers: 5, function_workers: 2, ..Config::default() };
-    let queue = Arc::new(Journal::open(&dir.path().join("queue"), config.clone()).unwrap());
+    let queue = Arc::new(Journal::open(&dir.path().join("queue"), config.clone(), unlimited()).unwrap());
     for n in 0..200 {
         queue.push(entry(["a", "b", "c", "d"][n % 4], b"x")).await.unwrap();
     }
@@ -349,31 +396,129 @@ async fn a_backlog_of_ten_thousand_delays_nobody_else() {
     assert!(queue.stats().depth > 1000, "{:?}: the backlog is still there", queue.stats());
 }
 
-/// A function that fails at random: every call comes to an end, after no more attempts than its policy says.
-#[tokio::test(flavor = "multi_thread")]
+/// A function that fails at random, under a clock that waits for nobody: every call comes to an end, after no more attempts than its policy
+/// says, and after no longer waits.
+#[tokio::test(start_paused = true)]
 async fn what_fails_at_random_comes_to_an_end() {
-    const CALLS: u64 = 300;
+    const CALLS: u64 = 400;
     let dir = tempfile::tempdir().unwrap();
     let queue = journal(&dir);
     for _ in 0..CALLS {
         queue.push(entry("f", b"x")).await.unwrap();
     }
-    drain(&queue, Tools::of(each(|_, _| answers(if rand::rng().random() { 200 } else { 503 })))).await;
+    let (first, longest) = (Duration::from_secs(10), Duration::from_secs(35));
+    let policy = Policy { attempts: 5, first, longest, ..Policy::default() };
+    let coin = each(|_, _| answers(if rand::rng().random() { 200 } else { 503 }));
+    let _clock = StandsStill::now();
+    let time_goes_on = async {
+        while !is_idle(&queue) {
+            until(|| queue.stats().running == 0 && queue.stats().lag.is_zero()).await;
+            tokio::time::advance(Duration::from_millis(100)).await;
+        }
+    };
+    serve(Arc::clone(&queue) as _, Tools { policy, ..Tools::of(coin) }, time_goes_on).await;
     let stats = queue.stats();
     assert_eq!(stats.done + stats.dead, CALLS);
-    assert!(stats.done > 200 && stats.dead > 5, "{stats:?}");
+    // A call in 32 fails five times.
+    assert!(stats.done > 340 && (1..60).contains(&stats.dead), "{stats:?}");
     assert_eq!(stats.started, stats.done + stats.failed);
-    let ids: Vec<CallId> = queue
-        .list(Filter::default(), Page { after: None, size: 1000 })
-        .await
-        .unwrap()
-        .invocations
-        .into_iter()
-        .map(|i| i.id)
-        .collect();
+    let page = Page { after: None, size: 1000 };
+    let ids: Vec<CallId> =
+        queue.list(Filter::default(), page).await.unwrap().invocations.into_iter().map(|i| i.id).collect();
+    assert_eq!(ids.len() as u64, CALLS);
+    let mut waits: BTreeMap<usize, Vec<u64>> = BTreeMap::new();
     for id in ids {
         let details = queue.get(&id).await.unwrap().unwrap();
-        let (attempts, state) = (details.attempts.len(), details.invocation.state);
-        assert!(attempts == 3 || (attempts < 3 && state == State::Done), "{attempts} attempts, {state:?}");
+        let (attempts, state) = (&details.attempts, details.invocation.state);
+        let enough = attempts.len() == 5 && matches!(state, State::Done | State::Dead);
+        assert!(enough || (attempts.len() < 5 && state == State::Done), "{} attempts, {state:?}", attempts.len());
+        for (n, pair) in attempts.windows(2).enumerate() {
+            waits.entry(n).or_default().push(pair[1].started_ms - pair[0].started_ms - pair[0].took_ms);
+        }
     }
+    // Anything up to a bound that doubles and has a bound of its own: half of it on average.
+    for (n, bound) in [10_000, 20_000, 35_000, 35_000].into_iter().enumerate() {
+        let waits = &waits[&n];
+        let (most, mean) = (waits.iter().max().unwrap(), waits.iter().sum::<u64>() / waits.len() as u64);
+        assert!(*most <= bound + 200, "{most} ms before attempt {}", n + 2);
+        assert!((bound / 4..bound * 3 / 4).contains(&mean), "{mean} ms on average before attempt {}", n + 2);
+    }
+}
+
+/// Half an hour, of a clock that waits for nobody: nothing cuts the call, and nobody else is given it, however often the queue looks.
+#[tokio::test(start_paused = true)]
+async fn a_call_of_half_an_hour_is_neither_cut_nor_run_twice() {
+    const LONG: Duration = Duration::from_secs(30 * 60);
+    let dir = tempfile::tempdir().unwrap();
+    let queue = journal(&dir);
+    let begun = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&begun);
+    let run = each(move |entry, _| {
+        if entry.function.name.as_str() != "long" {
+            return answers(200);
+        }
+        count.fetch_add(1, SeqCst);
+        Box::pin(async {
+            tokio::time::sleep(LONG / 2).await;
+            let half = futures_util::stream::once(async {
+                tokio::time::sleep(LONG / 2).await;
+                Ok(Frame::data("at last".into()))
+            });
+            let mut reply = Reply::new(BodyExt::boxed_unsync(StreamBody::new(half)));
+            reply.extensions_mut().insert(Deadline(Instant::now() + Duration::from_secs(40 * 60)));
+            Ok(reply)
+        })
+    });
+    let id = queue.push(entry("long", b"x")).await.unwrap().id;
+    let _clock = StandsStill::now();
+    let others = async {
+        let started = Instant::now();
+        until(|| begun.load(SeqCst) == 1).await;
+        while queue.get(&id).await.unwrap().unwrap().invocation.state != State::Done {
+            queue.push(entry("short", b"x")).await.unwrap();
+            until(|| queue.stats().depth == 0 && queue.stats().running <= 1).await;
+            tokio::time::advance(Duration::from_secs(60)).await;
+            assert!(started.elapsed() < LONG * 2, "it does not end");
+        }
+        assert!(started.elapsed() >= LONG, "{:?}", started.elapsed());
+    };
+    serve(Arc::clone(&queue) as _, Tools::of(run), others).await;
+    let details = queue.get(&id).await.unwrap().unwrap();
+    assert_eq!((begun.load(SeqCst), details.attempts.len(), details.attempts[0].status), (1, 1, 200));
+    assert!(details.attempts[0].took_ms >= 1_800_000, "{:?}", details.attempts);
+    assert_eq!(&details.answer.unwrap().body[..], b"at last");
+    assert!(queue.stats().done > 29, "others ran beside it");
+}
+
+/// Where it runs is known of every attempt, also of one that brings no answer.
+#[tokio::test]
+async fn an_attempt_says_where_it_ran() {
+    struct Placed(AtomicUsize);
+    impl Run for Placed {
+        fn run<'a>(&'a self, entry: &'a Entry, _: u32, place: &'a Place) -> BoxFuture<'a, Result<Reply, Fault>> {
+            let revision = |number| RevisionId::new(entry.function.clone(), number);
+            match self.0.fetch_add(1, SeqCst) {
+                0 => fails(Cause::NotFound, Retry::Safe),
+                1 => {
+                    place.chosen(&revision(3));
+                    fails(Cause::QueueFull, Retry::Safe)
+                }
+                2 => {
+                    place.chosen(&revision(3));
+                    place.given(&InstanceId::new("one"));
+                    fails(Cause::Died, Retry::Never)
+                }
+                _ => {
+                    place.chosen(&revision(4));
+                    place.given(&InstanceId::new("one"));
+                    place.given(&InstanceId::new("two"));
+                    answers(200)
+                }
+            }
+        }
+    }
+    let details = outcome(Placed(AtomicUsize::new(0))).await;
+    let said: Vec<_> = details.attempts.iter().map(|a| (a.revision.as_deref(), a.instance.as_deref())).collect();
+    let all = [(None, None), (Some("f-00003"), None), (Some("f-00003"), Some("one")), (Some("f-00004"), Some("two"))];
+    assert_eq!(said, all);
 }

@@ -2,7 +2,7 @@
 //! the run, as often as it goes down.
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
 
@@ -12,6 +12,7 @@ use taper_control::{Config, Control, Handle, Info, Parts, Starts};
 use taper_dispatch::Dispatcher;
 use taper_model::quantity::{Memory as Bytes, Span};
 use taper_provider::Provider;
+use taper_queue::{Journal, Limits, Queue};
 use taper_store::{Artifacts, Memory, Store};
 use tokio::{
     task::JoinHandle,
@@ -49,6 +50,19 @@ struct Platform {
     service: JoinHandle<()>,
     /// What feeds one room with what another one says.
     feeds: [JoinHandle<()>; 2],
+}
+
+/// A queue that is empty and stays so: whose callers do not wait is not simulated. One for all runs, in a folder that is gone already.
+fn nobodys_calls() -> Arc<dyn Queue> {
+    static QUEUE: OnceLock<Arc<Journal>> = OnceLock::new();
+    let open = || {
+        let dir = tempfile::tempdir().expect("a folder");
+        Arc::new(
+            Journal::open(dir.path(), taper_queue::Config::default(), Arc::new(|_| Limits::default()))
+                .expect("a queue"),
+        )
+    };
+    Arc::clone(QUEUE.get_or_init(open)) as _
 }
 
 /// Where calls go in, as long as the platform is up.
@@ -174,6 +188,9 @@ impl World {
             host_url: Box::new(|_, _| None),
             invocations: Box::new(|_| 0),
             starts: Box::new(|_| Starts::default()),
+            triggers: Box::new(|_, _| None),
+            queue: nobodys_calls(),
+            accept: Box::new(|_, _| Box::pin(async { Err(taper_queue::Error::Stopped.fault()) })),
             info: Info { version: "0".into(), provider: "fake".into(), isolation: "none".into() },
         };
         let (service, handle) = Control::build(config, parts);

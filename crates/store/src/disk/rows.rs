@@ -1,4 +1,4 @@
-//! Functions, routes and namespaces as rows. Decides nothing: writes down the difference between a function before and after, and reads
+//! Functions, routes, triggers and namespaces as rows. Decides nothing: writes down the difference between a function before and after, and reads
 //! back what was written.
 
 use std::{collections::BTreeMap, path::Path, sync::Arc};
@@ -6,12 +6,13 @@ use std::{collections::BTreeMap, path::Path, sync::Arc};
 use rusqlite::{Connection, Row, params};
 use serde::{Serialize, de::DeserializeOwned};
 use taper_model::{
-    Function, FunctionName, Name, Namespace, RevisionId, RevisionState, revision::Entry, route::Route, traffic::Routing,
+    Function, FunctionName, Name, Namespace, RevisionId, RevisionState, revision::Entry, route::Route,
+    traffic::Routing, trigger::Trigger,
 };
 
 use super::secrets;
 use crate::{
-    Error, Functions, Routes, Snapshot,
+    Error, Functions, Routes, Snapshot, Triggers,
     change::{self, Attached, Record},
     tables,
 };
@@ -24,6 +25,7 @@ pub(super) fn snapshot(db: &Connection, path: &Path) -> Result<Snapshot, Error> 
         tables: tables::all(&functions, &routes),
         functions,
         routes,
+        triggers: triggers(db, path)?,
         namespaces: Arc::new(namespaces(db, path)?),
         secrets: secrets::versions(db, path)?,
     })
@@ -117,35 +119,86 @@ pub(super) fn write(
 
 /// Every route.
 fn routes(db: &Connection, path: &Path) -> Result<Routes, Error> {
-    let sql = Error::sql(path);
-    let mut statement = db.prepare("SELECT namespace, name, created_ms, record FROM route").map_err(&sql)?;
-    let mut rows = statement.query(()).map_err(&sql)?;
     let mut routes = Routes::default();
-    while let Some(row) = rows.next().map_err(&sql)? {
-        let (namespace, name, record) = (text(row, 0, path)?, text(row, 1, path)?, text(row, 3, path)?);
-        let corrupt = |e: String| Error::corrupt(path, format!("route `{name}` in namespace `{namespace}`: {e}"));
-        let word = |text: &str| Name::new(text).map_err(|e| corrupt(e.to_string()));
-        let spec = serde_json::from_str(record).map_err(|e| corrupt(e.to_string()))?;
-        let created_ms = u64::try_from(row.get::<_, i64>(2).map_err(&sql)?).unwrap_or(0);
-        let route = Route { namespace: word(namespace)?, name: word(name)?, spec, created_ms };
-        routes.insert((route.namespace.clone(), route.name.clone()), Arc::new(route));
-    }
+    resources(db, path, "route", |namespace, name, created_ms, spec| {
+        let route = Route { namespace: namespace.clone(), name: name.clone(), spec, created_ms };
+        routes.insert((namespace, name), Arc::new(route));
+    })?;
     Ok(routes)
 }
 
 /// Keeps a route, instead of what it was before.
 pub(super) fn put_route(db: &Connection, path: &Path, route: &Route) -> Result<(), Error> {
-    let text = "INSERT INTO route (namespace, name, created_ms, record) VALUES (?1, ?2, ?3, ?4)
-                ON CONFLICT (namespace, name) DO UPDATE SET record = excluded.record";
-    let record = change::route_text(route)?;
-    let values = params![route.namespace.as_str(), route.name.as_str(), time(route.created_ms), record];
-    db.execute(text, values).map(drop).map_err(Error::sql(path))
+    put_resource(db, path, "route", [&route.namespace, &route.name], route.created_ms, &change::route_text(route)?)
 }
 
 /// Removes a route.
 pub(super) fn delete_route(db: &Connection, path: &Path, key: &(Name, Name)) -> Result<(), Error> {
-    let text = "DELETE FROM route WHERE namespace = ?1 AND name = ?2";
-    db.execute(text, [key.0.as_str(), key.1.as_str()]).map(drop).map_err(Error::sql(path))
+    delete_resource(db, path, "route", key)
+}
+
+/// Every trigger.
+fn triggers(db: &Connection, path: &Path) -> Result<Triggers, Error> {
+    let mut triggers = Triggers::default();
+    resources(db, path, "trigger", |namespace, name, created_ms, spec| {
+        let trigger = Trigger { namespace: namespace.clone(), name: name.clone(), spec, created_ms };
+        triggers.insert((namespace, name), Arc::new(trigger));
+    })?;
+    Ok(triggers)
+}
+
+/// Keeps a trigger, instead of what it was before.
+pub(super) fn put_trigger(db: &Connection, path: &Path, trigger: &Trigger) -> Result<(), Error> {
+    let record = change::trigger_text(trigger)?;
+    put_resource(db, path, "trigger", [&trigger.namespace, &trigger.name], trigger.created_ms, &record)
+}
+
+/// Removes a trigger.
+pub(super) fn delete_trigger(db: &Connection, path: &Path, key: &(Name, Name)) -> Result<(), Error> {
+    delete_resource(db, path, "trigger", key)
+}
+
+/// Hands over each row of a table of resources: the two names, when it was made, and its spec.
+fn resources<S: DeserializeOwned>(
+    db: &Connection,
+    path: &Path,
+    table: &str,
+    mut each: impl FnMut(Name, Name, u64, S),
+) -> Result<(), Error> {
+    let sql = Error::sql(path);
+    let query = format!("SELECT namespace, name, created_ms, record FROM {table}");
+    let mut statement = db.prepare(&query).map_err(&sql)?;
+    let mut rows = statement.query(()).map_err(&sql)?;
+    while let Some(row) = rows.next().map_err(&sql)? {
+        let (namespace, name, record) = (text(row, 0, path)?, text(row, 1, path)?, text(row, 3, path)?);
+        let corrupt = |e: String| Error::corrupt(path, format!("{table} `{name}` in namespace `{namespace}`: {e}"));
+        let word = |text: &str| Name::new(text).map_err(|e| corrupt(e.to_string()));
+        let spec = serde_json::from_str(record).map_err(|e| corrupt(e.to_string()))?;
+        let created_ms = u64::try_from(row.get::<_, i64>(2).map_err(&sql)?).unwrap_or(0);
+        each(word(namespace)?, word(name)?, created_ms, spec);
+    }
+    Ok(())
+}
+
+fn put_resource(
+    db: &Connection,
+    path: &Path,
+    table: &str,
+    [namespace, name]: [&Name; 2],
+    created_ms: u64,
+    record: &str,
+) -> Result<(), Error> {
+    let text = format!(
+        "INSERT INTO {table} (namespace, name, created_ms, record) VALUES (?1, ?2, ?3, ?4)
+         ON CONFLICT (namespace, name) DO UPDATE SET record = excluded.record"
+    );
+    let values = params![namespace.as_str(), name.as_str(), time(created_ms), record];
+    db.execute(&text, values).map(drop).map_err(Error::sql(path))
+}
+
+fn delete_resource(db: &Connection, path: &Path, table: &str, key: &(Name, Name)) -> Result<(), Error> {
+    let text = format!("DELETE FROM {table} WHERE namespace = ?1 AND name = ?2");
+    db.execute(&text, [key.0.as_str(), key.1.as_str()]).map(drop).map_err(Error::sql(path))
 }
 
 /// Every namespace, with the default one, whatever the table says.

@@ -96,6 +96,18 @@ UPDATE revision SET record = json_remove(record, '$.spec.traffic')
     WHERE json_type(record, '$.spec.traffic') IS NOT NULL;
 ",
     ),
+    // A function's routing may say how its asynchronous calls run, too.
+    Step::Sql(
+        "
+CREATE TABLE trigger (
+    namespace  TEXT NOT NULL,
+    name       TEXT NOT NULL,
+    created_ms INTEGER NOT NULL,
+    record     TEXT NOT NULL,
+    PRIMARY KEY (namespace, name)
+) STRICT, WITHOUT ROWID;
+",
+    ),
 ];
 
 /// The first version of which that holds.

@@ -39,6 +39,9 @@ fn op() -> impl Strategy<Value = Op> {
         3 => (place(), name(), hosts(), path())
             .prop_map(|(name, function, hosts, path)| Op::PutRoute { name, function, hosts, path }),
         1 => place().prop_map(|name| Op::DeleteRoute { name }),
+        2 => (place(), name(), "[ab\"\\\\\0\u{2028}]{0,2}")
+            .prop_map(|(name, function, text)| Op::PutTrigger { name, function, text }),
+        1 => place().prop_map(|name| Op::DeleteTrigger { name }),
         1 => Just(Op::Collect),
         9 => (name(), 0..6u32, state).prop_map(|(function, number, state)| Op::Settle { function, number, state }),
         1 => (name(), any::<Option<u32>>()).prop_map(|(function, wanted)| Op::Scale { function, wanted }),
@@ -79,6 +82,7 @@ proptest! {
                 prop_assert_eq!(ours.functions.len(), theirs.functions.len());
                 prop_assert_eq!((ours.namespaces, ours.secrets), (theirs.namespaces, theirs.secrets));
                 prop_assert_eq!((ours.routes, ours.tables), (theirs.routes, theirs.tables));
+                prop_assert_eq!(ours.triggers, theirs.triggers);
                 for name in NAMES {
                     prop_assert_eq!(seen(&memory, name).await, seen(&disk, name).await, "reopened: {}", reopened);
                 }

@@ -54,6 +54,8 @@ async fn damaged_rows_are_named() {
         ("UPDATE function SET shift = '7' WHERE name = 'b'", "function `b` in namespace `default`: its rollout"),
         ("INSERT INTO route VALUES ('default', 'r', 0, '{\"rules\":7}')", "route `r` in namespace `default`"),
         ("INSERT INTO route VALUES ('default', 'R_', 0, '{\"rules\":[]}')", "route `R_`"),
+        ("INSERT INTO trigger VALUES ('default', 't', 0, '{\"schedule\":7}')", "trigger `t` in namespace `default`"),
+        ("INSERT INTO trigger VALUES ('default', 'T_', 0, '{}')", "trigger `T_`"),
         ("DELETE FROM schema", "no version"),
         ("DROP TABLE schema", "some other program"),
     ] {

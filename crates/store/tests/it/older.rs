@@ -1,9 +1,13 @@
-//! A database of the version before routing left the revisions comes forward with what it said.
+//! Databases of older versions come forward with what they said.
 
 use std::path::Path;
 
 use rusqlite::Connection;
-use taper_model::{FunctionSpec, Name, RevisionState, traffic::Traffic};
+use taper_model::{
+    FunctionSpec, Name, RevisionState,
+    traffic::Traffic,
+    trigger::{Trigger, TriggerSpec},
+};
 use taper_store::{Config, Disk, Error, Put, Store};
 
 use crate::support::{deploy, function, open};
@@ -12,7 +16,7 @@ use crate::support::{deploy, function, open};
 fn set_back(dir: &Path, traffic: &[Option<&str>]) {
     let db = Connection::open(dir.join("taper.db")).unwrap();
     db.execute_batch(
-        "DELETE FROM schema WHERE version > 4; DROP TABLE route;
+        "DELETE FROM schema WHERE version > 4; DROP TABLE route; DROP TABLE trigger;
          ALTER TABLE function DROP COLUMN routing; ALTER TABLE function DROP COLUMN held;
          ALTER TABLE function DROP COLUMN shift;
          UPDATE revision SET record = json_remove(record, '$.by');",
@@ -86,4 +90,29 @@ async fn the_newest_revisions_traffic_is_the_functions() {
             assert!(!store.publish(same).await.unwrap().changed, "the same again is still the same");
         }
     }
+}
+
+#[tokio::test]
+async fn a_database_without_triggers_takes_them_from_then_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    store.publish(deploy("hello", "1")).await.unwrap();
+    let before = store.snapshot().borrow().functions.clone();
+    drop(store);
+    let db = Connection::open(dir.path().join("taper.db")).unwrap();
+    db.execute_batch("DELETE FROM schema WHERE version > 5; DROP TABLE trigger").unwrap();
+    drop(db);
+    let refused = Disk::peek(dir.path(), &Config::default()).map(drop).unwrap_err();
+    assert!(matches!(refused, Error::Older { found: 5, .. }), "{refused}");
+    let function = Some(function("hello").name);
+    let (namespace, name) = (Name::default_namespace(), Name::new("nightly").unwrap());
+    let spec = TriggerSpec { function, schedule: Some("@daily".into()), ..TriggerSpec::default() };
+    let trigger = Trigger { namespace, name, spec, created_ms: 7 };
+    let store = open(dir.path());
+    assert_eq!(store.snapshot().borrow().functions, before);
+    assert!(store.snapshot().borrow().triggers.is_empty());
+    store.put_trigger(trigger.clone()).await.unwrap();
+    drop(store);
+    let kept = open(dir.path()).snapshot().borrow().trigger(&trigger.namespace, &trigger.name).cloned();
+    assert_eq!(kept.as_deref(), Some(&trigger));
 }

@@ -17,8 +17,10 @@ use bytes::Bytes;
 use taper_medium::Error::Locked;
 use taper_model::{
     Name, Namespace, RevisionState,
+    event::Filter,
     route::{Cors, Https, Route, RouteSpec, Rule},
     traffic::{Held, Limits, Rollout, Routing, Sticky, Traffic},
+    trigger::{Events, Trigger, TriggerSpec},
 };
 use taper_store::{Artifacts, Config, Deploy, Direct, Disk, Error, Put, Store};
 
@@ -87,6 +89,17 @@ async fn everything_is_there_again() {
     };
     store.put_route(Route { spec, ..gone.clone() }).await.unwrap();
     store.delete_route(&gone.namespace, &gone.name).await.unwrap();
+    let spec = TriggerSpec {
+        function: Some(Name::new("hello").unwrap()),
+        events: Some(Events { topic: Some(Name::new("orders").unwrap()), reply: None }),
+        filters: vec![Filter::Exact(BTreeMap::from([("type".into(), "ä\"\0".into())]))],
+        ..TriggerSpec::default()
+    };
+    let orders = Trigger { namespace: shop.namespace.clone(), name: shop.name.clone(), spec, created_ms: 78 };
+    store.put_trigger(orders.clone()).await.unwrap();
+    let gone = Trigger { name: gone.name, ..orders.clone() };
+    store.put_trigger(gone.clone()).await.unwrap();
+    store.delete_trigger(&gone.namespace, &gone.name).await.unwrap();
     store.put_secret(&namespace, &key, Bytes::from_static(b"\0\xff"), Put::Create).await.unwrap();
     let before = Arc::clone(&store.snapshot().borrow());
     drop(store);
@@ -96,6 +109,8 @@ async fn everything_is_there_again() {
     assert_eq!((&after.functions, &after.namespaces), (&before.functions, &before.namespaces));
     assert_eq!(after.secrets, before.secrets);
     assert_eq!((&after.routes, &after.tables), (&before.routes, &before.tables));
+    assert_eq!(after.triggers, before.triggers);
+    assert_eq!(after.triggers.values().map(AsRef::as_ref).collect::<Vec<_>>(), [&orders]);
     assert_eq!((after.functions.len(), after.routes.len(), after.tables.len()), (4, 1, 2));
     let rolling = after.function(&function("rolling")).unwrap().shift.as_ref().map(|s| (s.from, s.to, s.percent));
     assert_eq!(rolling, Some((1, 2, 37)));

@@ -6,8 +6,10 @@ use bytes::Bytes;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use taper_model::{
     Digest, Function, FunctionName, FunctionSpec, Name, Namespace, Revision, RevisionId, RevisionState,
+    invocation::Async,
     route::{Route, RouteSpec, Rule, Table},
     traffic::{Held, Limits, Rollout, Routing, Shift, Sticky, Traffic},
+    trigger::{Input, Trigger, TriggerSpec},
 };
 use taper_store::{Config, Deploy, Direct, Disk, Error, Put, Store};
 
@@ -79,6 +81,7 @@ impl Spread {
             rollout: self.rollout.then(|| Rollout { duration: "1m".parse().unwrap(), errors: 0.1 + 0.2, calls: 3 }),
             route: self.hosts.iter().map(rule).collect(),
             limits: Limits { rate: self.sticky.then_some(1.0 / 3.0), ..Limits::default() },
+            asynchronous: Async { rate: self.rollout.then_some(0.1 + 0.2), ..Async::default() },
         }
     }
 }
@@ -97,6 +100,8 @@ pub(crate) enum Op {
     Shift { function: String, to: u32, percent: u8 },
     PutRoute { name: String, function: String, hosts: Vec<String>, path: String },
     DeleteRoute { name: String },
+    PutTrigger { name: String, function: String, text: String },
+    DeleteTrigger { name: String },
     Collect,
     Settle { function: String, number: u32, state: RevisionState },
     Scale { function: String, wanted: Option<u32> },
@@ -128,7 +133,13 @@ impl Op {
                 Self::PutRoute { name: function.clone(), function, hosts, path: format!("/{name}/{{x}}") }
             }
             49..51 => Self::DeleteRoute { name: function },
-            51..70 => {
+            51..56 => {
+                let text = char::from(rng.random_range(b'a'..=b'c')).to_string();
+                let text = text.repeat(rng.random_range(0..20_000));
+                Self::PutTrigger { name: function.clone(), function, text }
+            }
+            56..58 => Self::DeleteTrigger { name: function },
+            58..70 => {
                 let state =
                     if rng.random() { RevisionState::Ready } else { RevisionState::Failed(format!("no {index}")) };
                 Self::Settle { function, number: rng.random_range(1..40), state }
@@ -176,6 +187,20 @@ impl Op {
             Self::DeleteRoute { name } => {
                 let FunctionName { namespace, name } = function(name);
                 show(store.delete_route(&namespace, &name).await)
+            }
+            Self::PutTrigger { name, function: leads, text } => {
+                let FunctionName { namespace, name } = function(name);
+                let spec = TriggerSpec {
+                    function: Some(function(leads).name),
+                    schedule: Some("@hourly".into()),
+                    input: Some(Input { body: Some(text.clone()), ..Input::default() }),
+                    ..TriggerSpec::default()
+                };
+                show(store.put_trigger(Trigger { namespace, name, spec, created_ms: 7 }).await)
+            }
+            Self::DeleteTrigger { name } => {
+                let FunctionName { namespace, name } = function(name);
+                show(store.delete_trigger(&namespace, &name).await)
             }
             Self::Collect => show(store.collect().await),
             Self::Settle { function: name, number, state } => {
@@ -233,12 +258,13 @@ fn timeless(function: &Function) -> Function {
     function
 }
 
-/// What a store says of one name: the function, the route, the tables of its hosts, the namespace and the secret.
+/// What a store says of one name: the function, the route, the tables of its hosts, the trigger, the namespace and the secret.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Seen {
     function: Option<Function>,
     route: Option<Arc<Route>>,
     tables: Vec<Option<Arc<Table>>>,
+    trigger: Option<Arc<Trigger>>,
     space: Option<Arc<Namespace>>,
     secret: Option<Bytes>,
 }
@@ -258,6 +284,7 @@ pub(crate) async fn seen(store: &dyn Store, name: &str) -> Seen {
         function: snapshot.function(&function(name)).map(|f| timeless(f)),
         route: snapshot.route(&namespace, &key).cloned(),
         tables: hosts.iter().map(|host| snapshot.tables.get(host).cloned()).collect(),
+        trigger: snapshot.trigger(&namespace, &key).cloned(),
         space: snapshot.namespaces.get(&key).cloned(),
         secret: secret.map(|s| s.value),
     }

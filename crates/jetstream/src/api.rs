@@ -1,0 +1,297 @@
+//! What is asked of JetStream, and how: requests in JSON over a plain connection, as its API is documented. Only what servers from
+//! version 2.9 on can do is used. Never decides what an answer means for a call.
+
+use std::{fmt, time::Duration};
+
+use async_nats::{Client, HeaderMap, Message, Request, client::RequestErrorKind, connection::State as Connection};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use bytes::Bytes;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::{Value, json};
+
+use crate::record::{META, Meta, WRITE};
+
+/// Longest wait for an answer.
+pub(crate) const ANSWER: Duration = Duration::from_secs(3);
+/// JetStream's own number for "the stream's last message is another one".
+pub(crate) const WRONG_LAST: u32 = 10071;
+/// The same for a subject's last message.
+pub(crate) const WRONG_LAST_OF_SUBJECT: u32 = 10164;
+/// JetStream's own number for "there is no such stream".
+const NO_STREAM: u32 = 10059;
+/// JetStream's own number for "there is no such message".
+const NO_MESSAGE: u32 = 10037;
+
+/// The header that says what a stream's last message must be.
+pub(crate) const EXPECT: &str = "Nats-Expected-Last-Sequence";
+/// The same for the message's own subject.
+pub(crate) const EXPECT_OF_SUBJECT: &str = "Nats-Expected-Last-Subject-Sequence";
+
+/// Why JetStream did not answer, or answered no.
+#[derive(Debug, Clone)]
+pub(crate) enum Trouble {
+    /// Nobody answered.
+    Away(String),
+    /// It said no.
+    No {
+        /// Its number for that.
+        code: u32,
+        /// In its words.
+        said: String,
+    },
+}
+
+/// A message, as the stream holds it.
+#[derive(Debug, Clone)]
+pub(crate) struct Stored {
+    pub(crate) seq: u64,
+    pub(crate) subject: String,
+    /// The header [`META`].
+    meta: Option<String>,
+    /// The header [`WRITE`].
+    pub(crate) write: Option<String>,
+    pub(crate) payload: Bytes,
+}
+
+/// What a stream is, as far as it matters here.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Stream {
+    pub(crate) config: Value,
+    pub(crate) state: Reached,
+}
+
+/// See [`Stream`].
+#[derive(Debug, Deserialize)]
+pub(crate) struct Reached {
+    pub(crate) last_seq: u64,
+}
+
+/// JetStream's answer to a message that was published.
+#[derive(Debug, Deserialize)]
+struct Ack {
+    error: Option<No>,
+    #[serde(default)]
+    seq: u64,
+}
+
+#[derive(Debug, Deserialize)]
+struct No {
+    #[serde(default)]
+    err_code: u32,
+    #[serde(default)]
+    description: String,
+}
+
+/// A stream, and the way to it. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Link {
+    pub(crate) client: Client,
+    pub(crate) stream: String,
+    /// The servers, for people.
+    pub(crate) servers: String,
+}
+
+impl Trouble {
+    pub(crate) fn is_no_stream(&self) -> bool {
+        matches!(self, Self::No { code: NO_STREAM, .. })
+    }
+
+    /// Somebody else has written meanwhile.
+    pub(crate) fn is_wrong_last(&self) -> bool {
+        matches!(self, Self::No { code: WRONG_LAST | WRONG_LAST_OF_SUBJECT, .. })
+    }
+
+    fn is_no_message(&self) -> bool {
+        matches!(self, Self::No { code: NO_MESSAGE, .. })
+    }
+}
+
+impl fmt::Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Away(why) => f.write_str(why),
+            Self::No { said, code } => write!(f, "{said} ({code})"),
+        }
+    }
+}
+
+impl Stored {
+    /// What it says it is; nothing when that cannot be read.
+    pub(crate) fn meta(&self) -> Option<Meta> {
+        serde_json::from_str(self.meta.as_deref()?).ok()
+    }
+
+    /// From a message that the stream has sent as it is.
+    pub(crate) fn of(message: Message, seq: u64, subject: String) -> Self {
+        let header = |name| message.headers.as_ref().and_then(|h| h.get(name)).map(|v| v.as_str().to_owned());
+        Self { seq, subject, meta: header(META), write: header(WRITE), payload: message.payload }
+    }
+}
+
+impl Link {
+    pub(crate) fn is_connected(&self) -> bool {
+        self.client.connection_state() == Connection::Connected
+    }
+
+    pub(crate) fn subject(&self, rest: impl fmt::Display) -> String {
+        format!("{}.{rest}", self.stream)
+    }
+
+    /// What the stream is.
+    pub(crate) async fn look(&self) -> Result<Stream, Trouble> {
+        self.ask(&format!("STREAM.INFO.{}", self.stream), &json!({})).await
+    }
+
+    /// Makes the stream, or makes it other than it is.
+    pub(crate) async fn make(&self, verb: &str, config: &Value) -> Result<Stream, Trouble> {
+        self.ask(&format!("STREAM.{verb}.{}", self.stream), config).await
+    }
+
+    /// The last message of a subject, as whoever leads the stream knows it.
+    pub(crate) async fn last(&self, subject: &str) -> Result<Option<Stored>, Trouble> {
+        self.get(&json!({ "last_by_subj": subject })).await
+    }
+
+    /// A message by its number, from the nearest server that has it; from the leader where that one does not.
+    pub(crate) async fn message(&self, seq: u64) -> Result<Option<Stored>, Trouble> {
+        let of = json!({ "seq": seq });
+        match self.request(&format!("$JS.API.DIRECT.GET.{}", self.stream), None, json_bytes(&of)).await {
+            Ok(message) if message.status.is_none() => {
+                let header = |name| message.headers.as_ref().and_then(|h| h.get(name)).map(|v| v.as_str().to_owned());
+                if let (Some(found), Some(subject)) = (header("Nats-Sequence"), header("Nats-Subject"))
+                    && found == seq.to_string()
+                {
+                    return Ok(Some(Stored::of(message, seq, subject)));
+                }
+            }
+            Ok(_) => {}
+            Err(trouble) => tracing::trace!(%trouble, "the leader is asked instead"),
+        }
+        self.get(&of).await
+    }
+
+    async fn get(&self, of: &Value) -> Result<Option<Stored>, Trouble> {
+        #[derive(Deserialize)]
+        struct Got {
+            message: Whole,
+        }
+        #[derive(Deserialize)]
+        struct Whole {
+            subject: String,
+            seq: u64,
+            #[serde(default)]
+            hdrs: String,
+            #[serde(default)]
+            data: String,
+        }
+        let got: Got = match self.ask(&format!("STREAM.MSG.GET.{}", self.stream), of).await {
+            Ok(got) => got,
+            Err(no) if no.is_no_message() => return Ok(None),
+            Err(trouble) => return Err(trouble),
+        };
+        let whole = got.message;
+        let odd = |_| Trouble::Away("an answer is no base64".into());
+        let headers = STANDARD.decode(&whole.hdrs).map_err(odd)?;
+        let headers = String::from_utf8_lossy(&headers);
+        let header = |name: &str| {
+            let mut lines = headers.split("\r\n").filter_map(|line| line.split_once(':'));
+            lines.find(|(key, _)| *key == name).map(|(_, value)| value.trim().to_owned())
+        };
+        Ok(Some(Stored {
+            seq: whole.seq,
+            subject: whole.subject,
+            meta: header(META),
+            write: header(WRITE),
+            payload: STANDARD.decode(&whole.data).map_err(odd)?.into(),
+        }))
+    }
+
+    /// Removes one message. Whether it was there.
+    pub(crate) async fn delete(&self, seq: u64) -> Result<(), Trouble> {
+        let of = json!({ "seq": seq, "no_erase": true });
+        match self.ask::<Value>(&format!("STREAM.MSG.DELETE.{}", self.stream), &of).await {
+            Ok(_) => Ok(()),
+            // It is gone already; some versions have a number for this, and some only these words.
+            Err(Trouble::No { said, .. }) if said.contains("not found") => Ok(()),
+            Err(trouble) => Err(trouble),
+        }
+    }
+
+    /// Removes what these subjects have before that message.
+    pub(crate) async fn purge(&self, filter: &str, before: u64) -> Result<(), Trouble> {
+        let of = json!({ "filter": filter, "seq": before });
+        self.ask::<Value>(&format!("STREAM.PURGE.{}", self.stream), &of).await.map(drop)
+    }
+
+    /// Writes a message, if what `expect` says holds; its number.
+    pub(crate) async fn write(&self, subject: &str, meta: &Meta, expect: (&str, u64)) -> Result<u64, Trouble> {
+        let mut headers = HeaderMap::new();
+        headers.insert(expect.0, expect.1.to_string());
+        headers.insert(META, text(meta));
+        read_ack(&self.request(subject, Some(headers), Bytes::new()).await?)
+    }
+
+    /// A question to JetStream's API.
+    pub(crate) async fn ask<T: DeserializeOwned>(&self, verb: &str, of: &impl Serialize) -> Result<T, Trouble> {
+        #[derive(Deserialize)]
+        struct Refused {
+            error: Option<No>,
+        }
+        let answer = self.request(&format!("$JS.API.{verb}"), None, json_bytes(of)).await?;
+        let odd = |e: serde_json::Error| Trouble::Away(format!("{verb} was answered with something else: {e}"));
+        if let Some(no) = serde_json::from_slice::<Refused>(&answer.payload).map_err(odd)?.error {
+            return Err(no.into());
+        }
+        serde_json::from_slice(&answer.payload).map_err(odd)
+    }
+
+    async fn request(&self, subject: &str, headers: Option<HeaderMap>, payload: Bytes) -> Result<Message, Trouble> {
+        if !self.is_connected() {
+            return Err(self.unreachable());
+        }
+        let mut request = Request::new().payload(payload).timeout(Some(ANSWER));
+        if let Some(headers) = headers {
+            request = request.headers(headers);
+        }
+        // In a task that waits for room in the client's line there is no other bound.
+        let asked = tokio::time::timeout(ANSWER * 2, self.client.send_request(subject.to_owned(), request)).await;
+        asked.map_err(|_| self.silent())?.map_err(|e| match e.kind() {
+            RequestErrorKind::NoResponders => Trouble::Away(format!("JetStream does not answer at {}", self.servers)),
+            RequestErrorKind::TimedOut => self.silent(),
+            _ => Trouble::Away(e.to_string()),
+        })
+    }
+
+    pub(crate) fn unreachable(&self) -> Trouble {
+        Trouble::Away(format!("the NATS server {} is not connected", self.servers))
+    }
+
+    fn silent(&self) -> Trouble {
+        Trouble::Away(format!("the NATS server {} does not answer", self.servers))
+    }
+}
+
+/// The number that a message got, by the stream's answer to it.
+pub(crate) fn read_ack(message: &Message) -> Result<u64, Trouble> {
+    if let Some(status) = message.status {
+        return Err(Trouble::Away(format!("no stream took what was written (status {status})")));
+    }
+    let ack: Ack = serde_json::from_slice(&message.payload)
+        .map_err(|e| Trouble::Away(format!("what was written was answered with something else: {e}")))?;
+    ack.error.map_or(Ok(ack.seq), |no| Err(no.into()))
+}
+
+/// As it is in a header: JSON has no line breaks in it.
+pub(crate) fn text(meta: &Meta) -> String {
+    serde_json::to_string(meta).expect("text, numbers and lists of them")
+}
+
+fn json_bytes(of: &impl Serialize) -> Bytes {
+    serde_json::to_vec(of).expect("text, numbers and lists of them").into()
+}
+
+impl From<No> for Trouble {
+    fn from(no: No) -> Self {
+        Self::No { code: no.err_code, said: no.description }
+    }
+}

@@ -1,0 +1,382 @@
+//! The queue on NATS JetStream: the same promises as the embedded one, on another machine, or on three.
+//!
+//! [`JetStream`] is a [`Queue`](taper_queue::Queue). Who is next is decided in memory, in the [`Book`](taper_queue::Book) that all queues
+//! share; the stream is where calls are while they wait and after they have ended, and whose it is. What differs from the embedded queue
+//! is what the server's own disk promises: see `docs/async.md`.
+//!
+//! This crate never runs a call, and knows nothing of whoever pushes them.
+
+mod address;
+mod api;
+mod call;
+mod index;
+mod load;
+mod owner;
+mod queue;
+mod record;
+mod sweep;
+mod writer;
+
+use std::{
+    fmt,
+    path::Path,
+    sync::{Arc, Mutex as Plain, PoisonError},
+    time::Duration,
+};
+
+use async_nats::{ConnectErrorKind, ConnectOptions, Event};
+use serde_json::{Value, json};
+use taper_medium::{Lock, lock, make_private_dir};
+use taper_queue::{Book, Config, LimitsOf, State};
+use taper_trust::Trust;
+use tokio::{
+    sync::{Mutex, watch},
+    time::sleep,
+};
+use tokio_util::sync::CancellationToken;
+
+pub use address::Address;
+
+use self::{
+    address::Login,
+    api::{Link, Trouble},
+    index::Index,
+    sweep::{Sweep, Sweeper},
+    writer::{Writer, Writing},
+};
+
+/// How often the server is asked whether it is there; twice in vain and it is not.
+const PING: Duration = Duration::from_secs(5);
+/// Longest wait for a connection.
+const CONNECT: Duration = Duration::from_secs(5);
+/// What a message must be able to hold.
+const LEAST_PAYLOAD: usize = 64 << 10;
+/// Most bytes of one message's payload, however many the server takes.
+const MOST_PART: usize = 1 << 20;
+/// Calls that are changed one at a time have one of these each; some share one.
+const STRIPES: usize = 1024;
+/// How often is looked for what is not kept any longer.
+const EXPIRE: Duration = Duration::from_secs(5);
+/// Calls that are forgotten at once.
+const EXPIRED: usize = 512;
+/// Times that a stream is read at the start when it breaks off.
+const LOADS: usize = 3;
+
+/// Why the queue cannot be opened. The text never holds a password.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Error {
+    /// No server answers, or JetStream on it does not.
+    #[error("the queue's NATS server {servers} cannot be used: {why}; is it running, and reachable from here?")]
+    Unreachable {
+        /// The servers.
+        servers: String,
+        /// What went wrong.
+        why: String,
+    },
+    /// The server does not know who we are.
+    #[error(
+        "the queue's NATS server {servers} refuses the login; give the right one in the address: nats://user:password@host"
+    )]
+    Login {
+        /// The servers.
+        servers: String,
+    },
+    /// The server has no JetStream.
+    #[error(
+        "the NATS server {servers} has no JetStream: start it with `nats-server -js -sd DIRECTORY`, or write `jetstream {{ store_dir: DIRECTORY }}` into its configuration"
+    )]
+    Disabled {
+        /// The servers.
+        servers: String,
+    },
+    /// The server does not allow what a queue needs.
+    #[error("the NATS server {servers}: {what}")]
+    Server {
+        /// The servers.
+        servers: String,
+        /// What, and the mend.
+        what: String,
+    },
+    /// There is a stream of that name which is no queue of ours.
+    #[error(
+        "the stream {stream} at {servers} is no queue of Taper's: {what}; give the queue another name with ?stream=NAME"
+    )]
+    Stream {
+        /// The stream.
+        stream: String,
+        /// The servers.
+        servers: String,
+        /// What of it is otherwise.
+        what: String,
+    },
+    /// Another platform has the stream.
+    #[error(
+        "the queue's stream {stream} at {servers} belongs to the platform {id} on {host}, until {until} at least; stop that one, or give this one a stream of its own with ?stream=NAME"
+    )]
+    Owned {
+        /// The stream.
+        stream: String,
+        /// The servers.
+        servers: String,
+        /// The platform.
+        id: String,
+        /// Its host.
+        host: String,
+        /// Until when it is believed without a further word.
+        until: String,
+    },
+    /// The directory for the platform's own id did not do as it should.
+    #[error(transparent)]
+    Medium(Arc<taper_medium::Error>),
+    /// The certificates that the server is to be believed by cannot be had.
+    #[error("the queue's ca: {0}")]
+    Trust(Arc<taper_trust::Error>),
+    /// It went while it was being opened.
+    #[error(transparent)]
+    Queue(#[from] taper_queue::Error),
+}
+
+/// The queue in a stream.
+///
+/// *Guarantees.* Beside those of [`Queue`](taper_queue::Queue): what was accepted is acknowledged by the stream, on as many servers as it has
+/// replicas. One platform at a time writes to a stream; one that was taken for dead and was not writes nothing any more. While the server is
+/// away calls are refused, and everything else waits and goes on when it is back.
+///
+/// *Caveats.* What an acknowledgement is worth when the machine of the server loses its power is the server's own setting (`sync_interval`).
+/// When the server comes back with less than it had acknowledged, the queue ends with [`taper_queue::Error::Lost`] rather than to go on with
+/// calls that are not there. Dropping it without [`close`](Self::close) may leave the stream owned for a while, for all but the same data directory.
+pub struct JetStream {
+    inner: Arc<Inner>,
+    /// The id in the directory is ours for as long as this is held.
+    lock: Plain<Option<Lock>>,
+    stop: CancellationToken,
+}
+
+/// What is shared with what runs after whoever asked has gone.
+pub(crate) struct Inner {
+    link: Link,
+    book: Arc<Book>,
+    index: Arc<Index>,
+    writing: Writing,
+    sweeper: Sweeper,
+    stripes: Vec<Arc<Mutex<()>>>,
+    /// Most bytes of one message's payload.
+    part: usize,
+}
+
+impl JetStream {
+    /// Opens the queue at an address; makes its stream when it is missing. `dir` keeps the platform's own id. Takes a second per some
+    /// 100,000 calls that the stream holds; meant for the start.
+    ///
+    /// # Errors
+    /// What is missing, and the mend.
+    pub async fn open(address: &Address, dir: &Path, config: Config, limits: LimitsOf) -> Result<Self, Error> {
+        make_private_dir(dir)?;
+        let lock = lock(dir)?;
+        let mine = owner::identity(dir)?;
+        let (link, disconnects) = connect(address).await?;
+        let part = check(&link)?;
+        prepare(&link, address).await?;
+        let claimed = owner::claim(&link, &mine).await?;
+        let stop = CancellationToken::new();
+        let guard = stop.clone().drop_guard();
+        let sweeper = Sweeper::start(link.clone(), stop.clone());
+        let writer = Writer::new(link.clone(), mine, claimed, sweeper.clone(), disconnects).await;
+        let (mut writer, writing) = writer.map_err(|trouble| Error::answer(&link, &trouble))?;
+        // Whatever the one before us had under way has landed or never will: what is read now is all there is.
+        writer.settle_down("it was just opened").await?;
+        let (index, sweeps) = load(&link).await?;
+        let book = Book::new(config, limits, index.latest());
+        index.each(|call| {
+            if call.state == State::Waiting {
+                book.restore(&call.function, (call.due, call.seq), call.size, call.order());
+            }
+            call.owed().iter().for_each(|owing| book.owe(owing.due, call.seq, owing.number));
+        });
+        let stats = book.stats();
+        tracing::debug!(stream = link.stream, servers = link.servers, waiting = stats.depth, "queue opened");
+        sweeps.into_iter().for_each(|sweep| sweeper.sweep(sweep));
+        tokio::spawn(writer.run(Arc::clone(&book)));
+        let stripes = (0..STRIPES).map(|_| Arc::default()).collect();
+        let inner = Arc::new(Inner { link, book, index, writing, sweeper, stripes, part });
+        let expiring = expire(Arc::clone(&inner));
+        let stopped = stop.clone();
+        tokio::spawn(async move { stopped.run_until_cancelled(expiring).await });
+        let stop = guard.disarm();
+        Ok(Self { inner, lock: Plain::new(Some(lock)), stop })
+    }
+
+    /// Looks whether the queue at an address could be opened, but for its owner. Changes nothing.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub async fn rehearse(address: &Address) -> Result<(), Error> {
+        let (link, _) = connect(address).await?;
+        check(&link)?;
+        match link.look().await {
+            Err(trouble) if !trouble.is_no_stream() => Err(Error::answer(&link, &trouble)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Ends what writes and gives the stream up, for whoever opens it next: from then on every command is answered with
+    /// [`taper_queue::Error::Stopped`]. What was asked before is done, if the server is there.
+    pub async fn close(&self) {
+        self.inner.book.close();
+        self.inner.writing.close().await;
+        self.stop.cancel();
+        drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+}
+
+impl Drop for JetStream {
+    fn drop(&mut self) {
+        self.inner.book.close();
+        self.stop.cancel();
+    }
+}
+
+async fn connect(address: &Address) -> Result<(Link, watch::Receiver<u64>), Error> {
+    let (broke, disconnects) = watch::channel(0_u64);
+    let mut options = ConnectOptions::new()
+        .name("taper")
+        .connection_timeout(CONNECT)
+        .ping_interval(PING)
+        .require_tls(address.tls)
+        .event_callback(move |event| {
+            if event == Event::Disconnected {
+                broke.send_modify(|count| *count += 1);
+            }
+            std::future::ready(())
+        });
+    options = match &address.login {
+        Login::Nobody => options,
+        Login::Token(token) => options.token(token.clone()),
+        Login::User(user, password) => options.user_and_password(user.clone(), password.clone()),
+    };
+    if address.tls {
+        let trust = Trust::read(address.ca.as_deref()).and_then(|trust| trust.client(&[]));
+        options = options.tls_client_config((*trust.map_err(|e| Error::Trust(Arc::new(e)))?).clone());
+    }
+    let servers = address.to_string();
+    let client = options.connect(&address.servers[..]).await.map_err(|error| match error.kind() {
+        ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => {
+            Error::Login { servers: servers.clone() }
+        }
+        _ => {
+            let why = std::error::Error::source(&error)
+                .map_or_else(|| error.to_string(), |source| format!("{error}: {source}"));
+            Error::Unreachable { servers: servers.clone(), why }
+        }
+    })?;
+    Ok((Link { client, stream: address.stream.clone(), servers }, disconnects))
+}
+
+/// What a message may hold here.
+fn check(link: &Link) -> Result<usize, Error> {
+    let info = link.client.server_info();
+    let server = |what| Error::Server { servers: link.servers.clone(), what };
+    if !info.jetstream {
+        return Err(Error::Disabled { servers: link.servers.clone() });
+    }
+    if !link.client.is_server_compatible(2, 9, 0) {
+        return Err(server(format!("it is version {}; the queue needs 2.9 or later", info.version)));
+    }
+    if info.max_payload < LEAST_PAYLOAD {
+        let what = format!("its max_payload is {}; the queue needs {LEAST_PAYLOAD} or more", info.max_payload);
+        return Err(server(what));
+    }
+    Ok((info.max_payload - record::MOST_META - 1024).min(MOST_PART))
+}
+
+/// The stream as it has to be.
+fn config(address: &Address) -> Value {
+    json!({
+        "name": address.stream,
+        "subjects": [format!("{}.>", address.stream)],
+        "retention": "limits", "storage": "file", "discard": "new",
+        "max_msgs_per_subject": 1, "max_msgs": -1, "max_bytes": -1, "max_age": 0, "max_msg_size": -1, "max_consumers": -1,
+        "num_replicas": address.replicas.unwrap_or(1), "allow_direct": true, "no_ack": false,
+    })
+}
+
+async fn prepare(link: &Link, address: &Address) -> Result<(), Error> {
+    let wanted = config(address);
+    let answer = |trouble: Trouble| Error::answer(link, &trouble);
+    let stream = match link.look().await {
+        Err(trouble) if trouble.is_no_stream() => link.make("CREATE", &wanted).await.map_err(answer)?,
+        stream => stream.map_err(answer)?,
+    };
+    for name in ["subjects", "retention", "storage", "discard", "max_msgs_per_subject", "max_msgs", "max_age"] {
+        let (is, should) = (&stream.config[name], &wanted[name]);
+        if is != should {
+            let what = format!("its {name} is {is} and not {should}");
+            return Err(Error::Stream { stream: link.stream.clone(), servers: link.servers.clone(), what });
+        }
+    }
+    let mut config = stream.config;
+    if address.replicas.is_some() && config["num_replicas"] != wanted["num_replicas"] {
+        config["num_replicas"] = wanted["num_replicas"].clone();
+        link.make("UPDATE", &config).await.map_err(answer)?;
+    }
+    Ok(())
+}
+
+async fn load(link: &Link) -> Result<(Arc<Index>, Vec<Sweep>), Error> {
+    let mut tries = 0;
+    loop {
+        let index = Index::new();
+        match load::load(link, &index).await {
+            Ok(sweeps) => return Ok((index, sweeps)),
+            Err(trouble) if tries < LOADS => {
+                tries += 1;
+                tracing::warn!(%trouble, "the queue's stream is read anew");
+                sleep(Duration::from_secs(1)).await;
+            }
+            Err(trouble) => return Err(Error::answer(link, &trouble)),
+        }
+    }
+}
+
+/// Forgets what is not kept any longer, a little at a time.
+async fn expire(inner: Arc<Inner>) {
+    loop {
+        let now = inner.book.now_ms();
+        let gone = inner.index.expired(inner.book.config(), now, EXPIRED);
+        let all = gone.len() == EXPIRED;
+        if let Err(error) = inner.forget(gone).await {
+            tracing::debug!(%error, "what is not kept any longer could not be removed from the queue");
+            sleep(EXPIRE).await;
+        } else if !all {
+            sleep(EXPIRE).await;
+        }
+    }
+}
+
+impl Error {
+    fn answer(link: &Link, trouble: &Trouble) -> Self {
+        let servers = link.servers.clone();
+        match trouble {
+            Trouble::Away(why) => Self::Unreachable { servers, why: why.clone() },
+            Trouble::No { said, .. } => {
+                let what =
+                    format!("it refuses what the queue's stream {} needs: {said}; see docs/async.md", link.stream);
+                Self::Server { servers, what }
+            }
+        }
+    }
+}
+
+impl From<taper_medium::Error> for Error {
+    fn from(error: taper_medium::Error) -> Self {
+        Self::Medium(Arc::new(error))
+    }
+}
+
+/// Without what it holds.
+impl fmt::Debug for JetStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Link { stream, servers, .. } = &self.inner.link;
+        f.debug_struct("JetStream").field("stream", stream).field("servers", servers).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,197 @@
+//! Reads a stream at the start: the headers of all its messages, in one pass. Says what waits and what is owed, and what is left of
+//! writes that came half way. For a stream that nobody writes to meanwhile.
+
+use std::{collections::HashMap, time::Duration};
+
+use async_nats::Message;
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use serde::Deserialize;
+use serde_json::json;
+use tokio::time::timeout;
+
+use crate::{
+    api::{Link, Stored, Trouble},
+    index::{Call, Index},
+    record::{Closed, Meta, Owing, Progress, unhex},
+    sweep::Sweep,
+};
+
+/// Messages that are asked for at once.
+const BATCH: u64 = 8192;
+/// Longest wait for the next one.
+const NEXT: Duration = Duration::from_secs(10);
+
+/// What was found, by id.
+#[derive(Default)]
+struct Found {
+    /// The call as it was asked for, or as it has ended.
+    call: Option<Call>,
+    told: Option<(Progress, u64)>,
+    owes: Option<(Vec<Owing>, u64)>,
+    /// Parts of what was asked, and answered: their numbers in the stream.
+    asked: Vec<u64>,
+    answered: Vec<u64>,
+}
+
+/// Fills the index, and says what nobody needs.
+pub(crate) async fn load(link: &Link, index: &Index) -> Result<Vec<Sweep>, Trouble> {
+    let mut found: HashMap<u128, Found> = HashMap::new();
+    let mut sweeps = Vec::new();
+    let start = format!("{}.", link.stream);
+    each(link, |stored| {
+        let Some(rest) = stored.subject.strip_prefix(&start) else { return };
+        let mut words = rest.split('.');
+        let (kind, id, what) = (words.next(), words.next().and_then(unhex), words.next());
+        let seq = stored.seq;
+        match (kind, id, what, stored.meta()) {
+            (Some("owner" | "fence"), ..) => {}
+            (Some("cursor"), _, None, Some(Meta::Cursor { name, value })) => {
+                index.set_cursor(&name, value);
+                if value.is_none() {
+                    sweeps.push(Sweep::Message(seq));
+                }
+            }
+            (Some("body"), Some(id), ..) => found.entry(id).or_default().asked.push(seq),
+            (Some("answer"), Some(id), ..) => found.entry(id).or_default().answered.push(seq),
+            (Some("call"), Some(id), None, Some(Meta::Ask(ask))) => {
+                found.entry(id).or_default().call = Some(Call::of(ask, seq.cast_signed(), id));
+            }
+            (Some("call"), Some(id), None, Some(Meta::Closed(closed))) => {
+                found.entry(id).or_default().call = Some(of_closed(closed, seq, id));
+            }
+            (Some("call"), Some(id), None, Some(Meta::Gone)) => {
+                found.entry(id).or_default().call = None;
+                sweeps.push(Sweep::Message(seq));
+            }
+            (Some("call"), Some(id), Some("state"), Some(Meta::State(told))) => {
+                found.entry(id).or_default().told = Some((told, seq));
+            }
+            (Some("call"), Some(id), Some("owed"), Some(Meta::Owed(owes))) => {
+                found.entry(id).or_default().owes = Some((owes.owed, seq));
+            }
+            _ => tracing::error!(
+                subject = stored.subject,
+                seq,
+                "a message of the queue's stream cannot be read, and is left alone"
+            ),
+        }
+    })
+    .await?;
+    for (_, found) in found {
+        if let Some(call) = take(found, &mut sweeps) {
+            index.put(call);
+        }
+    }
+    Ok(sweeps)
+}
+
+fn of_closed(closed: Closed, seq: u64, number: u128) -> Call {
+    Call::closed(closed, seq, number)
+}
+
+/// Puts a call together; the rest of what was found is not needed.
+fn take(found: Found, sweeps: &mut Vec<Sweep>) -> Option<Call> {
+    let Found { call, told, owes, asked, answered } = found;
+    let mut call = call;
+    let open = call.as_ref().is_some_and(|call| call.closed_at().is_none());
+    if let (Some(call), true) = (&mut call, open) {
+        // A state that is older than the question is of an earlier call with the same id.
+        let newer = |seq: u64| seq > call.seq.cast_unsigned();
+        let told = told.filter(|(_, seq)| keep(newer(*seq), *seq, sweeps));
+        let since = told.as_ref().map(|(_, seq)| *seq);
+        if let Some((told, seq)) = told {
+            call.told(told, seq);
+        }
+        let owes = owes.filter(|(_, seq)| keep(since.is_some_and(|since| *seq > since), *seq, sweeps));
+        if let (Some((owed, seq)), Some(rest)) = (owes, &mut call.rest) {
+            (rest.owed, rest.owes) = (owed, Some(seq));
+        }
+    } else {
+        sweeps.extend(told.map(|(_, seq)| Sweep::Message(seq)));
+        sweeps.extend(owes.map(|(_, seq)| Sweep::Message(seq)));
+    }
+    // Its parts are the messages right before the one that names them.
+    let parts = |of: Option<(u64, u32)>| of.map_or(0..0, |(at, parts)| at.saturating_sub(parts.into())..at);
+    let (asking, answering) = match &call {
+        Some(call) => match call.closed_at() {
+            Some(at) => (None, Some((at, call.parts))),
+            None => (Some((call.seq.cast_unsigned(), call.parts)), call.told_at()),
+        },
+        None => (None, None),
+    };
+    for (seqs, needed) in [(asked, parts(asking)), (answered, parts(answering))] {
+        sweeps.extend(seqs.into_iter().filter(|seq| !needed.contains(seq)).map(Sweep::Message));
+    }
+    call
+}
+
+fn keep(needed: bool, seq: u64, sweeps: &mut Vec<Sweep>) -> bool {
+    if !needed {
+        sweeps.push(Sweep::Message(seq));
+    }
+    needed
+}
+
+/// Every message of the stream, without its payload, in their order.
+async fn each(link: &Link, mut look: impl FnMut(Stored)) -> Result<(), Trouble> {
+    #[derive(Deserialize)]
+    struct Made {
+        name: String,
+    }
+    // It is ours, and there for that reason. What is still to come is not counted on: servers count it wrong where messages are gone.
+    let end = link.look().await?.state.last_seq;
+    let config = json!({
+        "stream_name": link.stream,
+        "config": {
+            "deliver_policy": "all", "ack_policy": "none", "replay_policy": "instant", "headers_only": true,
+            "max_deliver": -1, "num_replicas": 1, "mem_storage": true, "inactive_threshold": 60_000_000_000_u64,
+        },
+    });
+    let made: Made = link.ask(&format!("CONSUMER.CREATE.{}", link.stream), &config).await?;
+    let inbox = link.client.new_inbox();
+    let broken = |e: &dyn std::fmt::Display| Trouble::Away(e.to_string());
+    let mut messages = link.client.subscribe(inbox.clone()).await.map_err(|e| broken(&e))?;
+    let next = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", link.stream, made.name);
+    let (mut reached, mut asked, mut seen) = (0, 0_u64, 0_u64);
+    while reached < end {
+        // Asked for ahead, so that the stream never waits for us.
+        if asked < BATCH / 2 {
+            let batch = json!({ "batch": BATCH, "expires": 30_000_000_000_u64 }).to_string();
+            let ask = link.client.publish_with_reply(next.clone(), inbox.clone(), Bytes::from(batch));
+            ask.await.map_err(|e| broken(&e))?;
+            asked += BATCH;
+        }
+        let message = timeout(NEXT, messages.next()).await;
+        let message = message
+            .ok()
+            .flatten()
+            .ok_or_else(|| Trouble::Away(format!("{} stopped in the middle of its stream", link.servers)))?;
+        if let Some(status) = message.status {
+            return Err(Trouble::Away(format!(
+                "{} stopped in the middle of its stream (status {status})",
+                link.servers
+            )));
+        }
+        let (seq, delivered) = place(&message).ok_or_else(|| Trouble::Away("a message without its number".into()))?;
+        (asked, seen, reached) = (asked.saturating_sub(1), seen + 1, seq);
+        if delivered != seen {
+            return Err(Trouble::Away("messages were lost on the way".into()));
+        }
+        let subject = message.subject.to_string();
+        look(Stored::of(message, seq, subject));
+    }
+    // It would go by itself, in a while.
+    drop(link.ask::<serde_json::Value>(&format!("CONSUMER.DELETE.{}.{}", link.stream, made.name), &json!({})).await);
+    Ok(())
+}
+
+/// A message's number in the stream, and among those that were delivered: its reply subject says so.
+fn place(message: &Message) -> Option<(u64, u64)> {
+    let reply = message.reply.as_ref()?.as_str();
+    let words: Vec<_> = reply.split('.').collect();
+    // Newer servers say the domain and the account, too.
+    let at = if words.len() >= 11 { 2 } else { 0 };
+    let number = |n: usize| words.get(n + at)?.parse().ok();
+    Some((number(5)?, number(6)?))
+}

@@ -1,0 +1,270 @@
+//! The server goes away in the middle of everything, and comes back.
+
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use taper_jetstream::Address;
+use taper_queue::{
+    Error, Queue, State, Verdict,
+    conformance::{entry, settled},
+};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::{Semaphore, watch},
+    task::JoinSet,
+    time::{Instant, sleep},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    open, run_all,
+    server::{Server, is_installed},
+};
+
+const KILLS: usize = 6;
+const PRODUCERS: usize = 16;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_acknowledged_outlives_the_server_and_what_was_refused_never_runs() {
+    if !is_installed() {
+        return;
+    }
+    let mut server = Server::start();
+    let (address, home) = (server.address(), server.home("home"));
+    let queue = open(&address, &home).await;
+    let (accepted, refused) = (Arc::new(Mutex::new(HashSet::new())), Arc::new(Mutex::new(HashSet::new())));
+    let (some, stop) = (Arc::new(Semaphore::new(0)), CancellationToken::new());
+    let mut producers = JoinSet::new();
+    for producer in 0..PRODUCERS {
+        let (queue, accepted, refused) = (Arc::clone(&queue), Arc::clone(&accepted), Arc::clone(&refused));
+        let (some, stop) = (Arc::clone(&some), stop.clone());
+        producers.spawn(async move {
+            for n in 0.. {
+                if stop.is_cancelled() {
+                    break;
+                }
+                // Some are too much for one message.
+                let size = if n % 50 == 49 { 3 << 20 } else { 500 };
+                let call = entry(["a", "b", "c"][producer % 3], &vec![b'x'; size]);
+                let id = call.id.to_string();
+                let begun = Instant::now();
+                match queue.push(call).await {
+                    Ok(_) => {
+                        accepted.lock().unwrap().insert(id);
+                        some.add_permits(1);
+                    }
+                    Err(Error::Away { .. }) => {
+                        refused.lock().unwrap().insert(id);
+                        // As whoever is told to come back later does.
+                        sleep(Duration::from_millis(20)).await;
+                    }
+                    Err(error) => panic!("{error}"),
+                }
+                assert!(begun.elapsed() < Duration::from_secs(25), "a caller hears something");
+            }
+        });
+    }
+    let mut ends = JoinSet::new();
+    for _ in 0..KILLS {
+        some.acquire_many(300).await.unwrap().forget();
+        let running = queue.lease().await.unwrap();
+        server.kill();
+        let settling = Arc::clone(&queue);
+        ends.spawn(async move {
+            settling.settle(&running, settled(Verdict::Done, 200, b"")).await.unwrap();
+            running.entry.id.to_string()
+        });
+        server.again();
+    }
+    some.acquire_many(100).await.unwrap().forget();
+    stop.cancel();
+    producers.join_all().await;
+    let mut ran = ends.join_all().await;
+    let half = queue.stats().depth / 2;
+    for _ in 0..half {
+        let lease = queue.lease().await.unwrap();
+        queue.settle(&lease, settled(Verdict::Done, 200, b"")).await.unwrap();
+        ran.push(lease.entry.id.to_string());
+    }
+    let client = async_nats::connect(server.at("")).await.unwrap();
+    let before = reached(&client).await;
+    server.kill();
+    server.again();
+    let client = async_nats::connect(server.at("")).await.unwrap();
+    assert!(reached(&client).await >= before, "what the server acknowledged it has");
+    queue.close().await;
+    drop(queue);
+    let queue = open(&address, &home).await;
+    ran.extend(run_all(&queue).await);
+    let (accepted, refused) = (accepted.lock().unwrap(), refused.lock().unwrap());
+    println!("{} accepted, {} refused, over {KILLS} kills", accepted.len(), refused.len());
+    let once: HashSet<String> = ran.iter().cloned().collect();
+    let at = |id: &String| ran.iter().enumerate().filter(|(_, ran)| *ran == id).map(|(at, _)| at).collect::<Vec<_>>();
+    let twice: Vec<_> = once.iter().map(at).filter(|at| at.len() > 1).collect();
+    assert!(twice.is_empty(), "each ran once, and not {twice:?} of {} and {half}", ran.len());
+    assert_eq!(accepted.difference(&once).count(), 0, "what was accepted ran");
+    assert_eq!(once.intersection(&refused).count(), 0, "what was refused did not");
+    assert_eq!(once.len(), accepted.len());
+}
+
+/// A way to the server that can stop to give its answers, and break.
+struct Wire {
+    port: u16,
+    silent: watch::Sender<bool>,
+    cut: watch::Sender<u64>,
+}
+
+impl Wire {
+    async fn to(port: u16) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let wire = Self {
+            port: listener.local_addr().unwrap().port(),
+            silent: watch::Sender::new(false),
+            cut: watch::Sender::new(0),
+        };
+        let (silent, cut) = (wire.silent.subscribe(), wire.cut.subscribe());
+        tokio::spawn(async move {
+            while let Ok((near, _)) = listener.accept().await {
+                let Ok(far) = TcpStream::connect(("127.0.0.1", port)).await else { continue };
+                let ((near_in, near_out), (far_in, far_out)) = (near.into_split(), far.into_split());
+                let (silent, mut cut) = (silent.clone(), cut.clone());
+                cut.mark_unchanged();
+                tokio::spawn(async move {
+                    tokio::select! {
+                        () = pass(near_in, far_out, watch::channel(false).1) => {}
+                        () = pass(far_in, near_out, silent) => {}
+                        _ = cut.changed() => {}
+                    }
+                });
+            }
+        });
+        wire
+    }
+
+    fn address(&self) -> Address {
+        format!("nats://127.0.0.1:{}", self.port).parse().unwrap()
+    }
+
+    fn cut(&self) {
+        self.cut.send_modify(|times| *times += 1);
+    }
+}
+
+async fn pass(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, silent: watch::Receiver<bool>) {
+    let mut some = vec![0; 64 << 10];
+    while let Ok(count @ 1..) = from.read(&mut some).await {
+        if !*silent.borrow() && to.write_all(&some[..count]).await.is_err() {
+            break;
+        }
+    }
+}
+
+/// How many messages the stream has had.
+async fn reached(client: &async_nats::Client) -> u64 {
+    let answer = client.request("$JS.API.STREAM.INFO.TAPER", "".into()).await.unwrap();
+    let info: serde_json::Value = serde_json::from_slice(&answer.payload).unwrap();
+    info["state"]["last_seq"].as_u64().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_whose_answer_is_lost_lands_once() {
+    if !is_installed() {
+        return;
+    }
+    let server = Server::start();
+    let wire = Wire::to(server.port).await;
+    let queue = open(&wire.address(), &server.home("home")).await;
+    let client = async_nats::connect(server.at("")).await.unwrap();
+    for round in 0..5 {
+        let before = reached(&client).await;
+        wire.silent.send_replace(true);
+        let pushing = Arc::clone(&queue);
+        let push = tokio::spawn(async move { pushing.push(entry("f", &vec![b'x'; 2 << 20])).await });
+        while reached(&client).await < before + 3 && !push.is_finished() {
+            tokio::task::yield_now().await;
+        }
+        wire.silent.send_replace(false);
+        wire.cut();
+        assert!(!push.await.unwrap().unwrap().repeated, "round {round}");
+        assert_eq!(queue.stats().depth, round + 1);
+    }
+    queue.close().await;
+    let queue = open(&server.address(), &server.home("home")).await;
+    assert_eq!(run_all(&queue).await.len(), 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_landed_after_its_caller_was_told_otherwise_is_erased() {
+    if !is_installed() {
+        return;
+    }
+    let server = Server::start();
+    let wire = Wire::to(server.port).await;
+    let queue = open(&wire.address(), &server.home("home")).await;
+    let client = async_nats::connect(server.at("")).await.unwrap();
+    let kept = entry("f", b"kept");
+    queue.push(kept.clone()).await.unwrap();
+    let before = reached(&client).await;
+    wire.silent.send_replace(true);
+    let lost = entry("f", b"lost");
+    let begun = Instant::now();
+    let error = queue.push(lost.clone()).await.expect_err("nobody has answered");
+    assert!(matches!(error, Error::Away { .. }) && begun.elapsed() < Duration::from_secs(15), "{error}");
+    assert!(reached(&client).await > before, "it is in the stream all the same");
+    // What is asked while it is so is refused at once.
+    let begun = Instant::now();
+    assert!(matches!(queue.push(entry("f", b"x")).await, Err(Error::Away { .. })));
+    assert!(begun.elapsed() < Duration::from_secs(2));
+    wire.silent.send_replace(false);
+    wire.cut();
+    let later = entry("f", b"later");
+    while let Err(error) = queue.push(later.clone()).await {
+        assert!(matches!(error, Error::Away { .. }), "{error}");
+        sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(queue.stats().depth, 2);
+    assert!(queue.get(&lost.id).await.unwrap().is_none());
+    assert_eq!(queue.get(&kept.id).await.unwrap().unwrap().invocation.state, State::Waiting);
+    // Under its id another one may come.
+    assert!(!queue.push(lost.clone()).await.unwrap().repeated);
+    queue.cancel(&lost.id).await.unwrap();
+    queue.close().await;
+    let queue = open(&server.address(), &server.home("home")).await;
+    assert_eq!(run_all(&queue).await, [kept.id.to_string(), later.id.to_string()]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_is_full_refuses_calls_and_what_waits_runs() {
+    if !is_installed() {
+        return;
+    }
+    let server = Server::start();
+    let queue = open(&server.address(), &server.home("home")).await;
+    let client = async_nats::connect(server.at("")).await.unwrap();
+    let answer = client.request("$JS.API.STREAM.INFO.TAPER", "".into()).await.unwrap();
+    let mut info: serde_json::Value = serde_json::from_slice(&answer.payload).unwrap();
+    info["config"]["max_bytes"] = 300_000.into();
+    let update = info["config"].to_string();
+    client.request("$JS.API.STREAM.UPDATE.TAPER", update.into()).await.unwrap();
+    let mut accepted = 0;
+    let error = loop {
+        match queue.push(entry("f", &[b'x'; 20_000])).await {
+            Ok(_) => accepted += 1,
+            Err(error) => break error,
+        }
+    };
+    let text = error.to_string();
+    assert!(matches!(error, Error::Away { .. }) && text.contains("maximum bytes"), "{text}");
+    assert_eq!((queue.stats().depth, accepted > 5), (accepted, true));
+    assert_eq!(run_all(&queue).await.len() as u64, accepted);
+    // There is room again.
+    while let Err(error) = queue.push(entry("f", &[b'x'; 20_000])).await {
+        assert!(matches!(error, Error::Away { .. }), "{error}");
+        sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(queue.stats().depth, 1);
+}

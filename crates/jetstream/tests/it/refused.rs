@@ -1,0 +1,136 @@
+//! What cannot be opened says why and what helps; what is damaged, or taken away, is told from what is not.
+
+use std::{net::TcpListener, path::Path, time::Duration};
+
+use taper_jetstream::{Address, Error, JetStream};
+use taper_queue::{
+    Config, Error as Refused, Queue, State, Verdict,
+    conformance::{entry, settled, unlimited},
+};
+
+use crate::{
+    open,
+    server::{Server, is_installed},
+};
+
+async fn refused(address: &str, dir: &Path) -> Error {
+    let address: Address = address.parse().unwrap();
+    JetStream::open(&address, dir, Config::default(), unlimited()).await.map(drop).expect_err("it cannot be opened")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_opened_says_why() {
+    if !is_installed() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let nobody = refused(&format!("nats://me:secret@127.0.0.1:{free}"), dir.path()).await;
+    let text = nobody.to_string();
+    assert!(matches!(nobody, Error::Unreachable { .. }) && text.contains(&free.to_string()), "{text}");
+    assert!(!text.contains("secret"), "{text}");
+
+    let plain = Server::with(&[]);
+    let error = refused(&plain.at(""), dir.path()).await;
+    assert!(matches!(error, Error::Disabled { .. }) && error.to_string().contains("nats-server -js"), "{error}");
+
+    let locked = Server::with(&["-js", "--user", "me", "--pass", "secret"]);
+    for login in ["", "me:wrong@", "you:secret@"] {
+        let error = refused(&format!("nats://{login}127.0.0.1:{}", locked.port), dir.path()).await;
+        assert!(matches!(error, Error::Login { .. }) && error.to_string().contains("login"), "{login}: {error}");
+    }
+    open(&format!("nats://me:secret@127.0.0.1:{}", locked.port).parse().unwrap(), dir.path()).await.close().await;
+
+    let server = Server::start();
+    let client = async_nats::connect(server.at("")).await.unwrap();
+    let theirs = r#"{"name":"THEIRS","subjects":["THEIRS.>"],"storage":"memory"}"#;
+    client.request("$JS.API.STREAM.CREATE.THEIRS", theirs.into()).await.unwrap();
+    let error = refused(&server.at("?stream=THEIRS"), dir.path()).await;
+    assert!(matches!(error, Error::Stream { .. }) && error.to_string().contains("?stream="), "{error}");
+    let error = refused(&server.at("?replicas=3"), dir.path()).await;
+    assert!(matches!(error, Error::Server { .. }), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_damaged_is_a_dead_letter_and_holds_up_nothing() {
+    if !is_installed() {
+        return;
+    }
+    let server = Server::start();
+    let queue = open(&server.address(), &server.home("home")).await;
+    let (first, second) = (entry("f", b"1"), entry("f", b"2"));
+    let subject = format!("TAPER.call.{}", first.id.as_str().replace('-', ""));
+    queue.push(first.clone()).await.unwrap();
+    // Somebody else writes into the stream: in the place of a call, and where nothing of ours is.
+    let client = async_nats::connect(server.at("")).await.unwrap();
+    for at in [subject.as_str(), "TAPER.call.nonsense", "TAPER.what.is.this"] {
+        let answer = client.request(at.to_owned(), "\0nonsense".into()).await.unwrap();
+        assert!(answer.payload.starts_with(b"{\"stream\""), "{answer:?}");
+    }
+    queue.push(second.clone()).await.unwrap();
+    let lease = queue.lease().await.unwrap();
+    assert_eq!(lease.entry.id, second.id);
+    queue.settle(&lease, settled(Verdict::Done, 200, b"")).await.unwrap();
+    assert!(matches!(queue.get(&first.id).await, Err(Refused::Damaged { .. })));
+    let dead = queue
+        .list(taper_queue::Filter { state: Some(State::Dead), ..Default::default() }, Default::default())
+        .await
+        .unwrap();
+    assert!(dead.invocations[0].id == first.id && dead.invocations[0].reason.as_ref().unwrap().contains("damaged"));
+    queue.close().await;
+    // What is left is opened; what was overwritten is not ours any more.
+    let queue = open(&server.address(), &server.home("home")).await;
+    assert_eq!(queue.get(&second.id).await.unwrap().unwrap().invocation.state, State::Done);
+    assert!(queue.get(&first.id).await.unwrap().is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_is_taken_away_ends_the_queue_and_says_so() {
+    if !is_installed() {
+        return;
+    }
+    let server = Server::start();
+    let queue = open(&server.address(), &server.home("home")).await;
+    queue.push(entry("f", b"x")).await.unwrap();
+    queue.push(entry("f", b"x")).await.unwrap();
+    let lease = queue.lease().await.unwrap();
+    let client = async_nats::connect(server.at("")).await.unwrap();
+    client.request("$JS.API.STREAM.DELETE.TAPER", "".into()).await.unwrap();
+    let end =
+        tokio::time::timeout(Duration::from_secs(30), queue.settle(&lease, settled(Verdict::Done, 200, b""))).await;
+    let error = end.expect("it does not wait for ever").expect_err("it cannot be written");
+    assert!(matches!(&error, Refused::Lost(text) if text.contains("TAPER") && text.contains("gone")), "{error}");
+    assert!(matches!(queue.push(entry("f", b"x")).await, Err(Refused::Lost(_))));
+    assert!(matches!(queue.lease().await, Err(Refused::Stopped | Refused::Lost(_))));
+    queue.close().await;
+    drop((lease, queue));
+    let queue = open(&server.address(), &server.home("home")).await;
+    assert_eq!(queue.stats().depth, 0);
+    queue.push(entry("f", b"x")).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_is_spoken_with_whom_the_certificates_name() {
+    if !is_installed() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
+    let (cert, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
+    std::fs::write(&cert, made.cert.pem()).unwrap();
+    std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+    let (cert, key) = (cert.to_str().unwrap(), key.to_str().unwrap());
+    let server = Server::with(&["-js", "--tls", "--tlscert", cert, "--tlskey", key]);
+    let at = format!("tls://127.0.0.1:{}", server.port);
+    let error = refused(&at, dir.path()).await;
+    assert!(matches!(error, Error::Unreachable { .. }) && error.to_string().contains("certificate"), "{error}");
+    let queue = open(&format!("{at}?ca={cert}").parse().unwrap(), dir.path()).await;
+    queue.push(entry("f", b"x")).await.unwrap();
+    queue.close().await;
+    // Without encryption there is none of it.
+    let plain = Server::start();
+    let error = refused(&format!("tls://127.0.0.1:{}?ca={cert}", plain.port), dir.path()).await;
+    assert!(matches!(error, Error::Unreachable { .. }), "{error}");
+    let error = refused(&format!("{at}?ca=/no/such/file"), dir.path()).await;
+    assert!(matches!(error, Error::Trust(_)) && error.to_string().contains("/no/such/file"), "{error}");
+}

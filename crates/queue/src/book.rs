@@ -1,0 +1,412 @@
+//! What waits and what runs, in memory: the half of a queue that is the same whatever medium is under it. A queue writes to its medium
+//! first and tells the book after. Never reads or writes a medium itself, and holds no byte of a call.
+
+use std::{
+    fmt,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use taper_model::FunctionName;
+use tokio::{
+    sync::{Notify, broadcast},
+    time::{Instant, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    Backlog, Config, Error, Invocation, State, Stats, Verdict,
+    clock::Clock,
+    outbox::{Outbox, Told},
+    schedule::{Bounds, Key, Next, Passed, Schedule, Seq, Ticket},
+};
+
+/// When whoever was refused because of a bound may try again.
+const RETRY: Duration = Duration::from_secs(5);
+/// Changes that a reader may be behind before it misses some.
+const FEED: usize = 1024;
+
+/// What a function's calls are limited to beside what [`Config`] says.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Limits {
+    /// Calls that run at a time; 0 pauses them. Default: [`Config::function_workers`].
+    pub concurrency: Option<u64>,
+    /// Attempts that begin per second, over time. Default: no limit.
+    pub rate: Option<f64>,
+    /// Calls that may wait or run. Default, and never more than: [`Config::function_calls`].
+    pub calls: Option<u64>,
+}
+
+/// Who knows the limits of a function. Asked often, and answers at once.
+pub type LimitsOf = Arc<dyn Fn(&FunctionName) -> Limits + Send + Sync>;
+
+/// What waits and what runs. Shared by whoever reads and writes the medium.
+pub struct Book {
+    config: Config,
+    clock: Clock,
+    limits: LimitsOf,
+    schedule: Mutex<Schedule>,
+    /// Told whenever there may be something to lease.
+    changed: Notify,
+    pub(crate) outbox: Outbox,
+    counts: Counts,
+    feed: broadcast::Sender<Arc<Invocation>>,
+    closed: AtomicBool,
+}
+
+/// See [`Stats`].
+#[derive(Default)]
+struct Counts {
+    accepted: AtomicU64,
+    refused: AtomicU64,
+    started: AtomicU64,
+    done: AtomicU64,
+    failed: AtomicU64,
+    retried: AtomicU64,
+    dead: AtomicU64,
+    cancelled: AtomicU64,
+}
+
+/// Room in the book for a call that is being written; given back unless the call enters.
+pub struct Room {
+    book: Arc<Book>,
+    function: FunctionName,
+    size: u64,
+    taken: bool,
+}
+
+/// A call in somebody's hands. Dropping it gives the call back.
+pub struct Held {
+    book: Arc<Book>,
+    ticket: Ticket,
+    /// What is told of it when it is given back.
+    shown: Option<Box<Invocation>>,
+}
+
+/// The end of a lease is being written; the lease holds again when this goes before that was done.
+pub struct Settling {
+    book: Arc<Book>,
+    ticket: Ticket,
+}
+
+impl Book {
+    /// An empty book. `latest_ms` is the latest time that the medium has seen; the book's time begins there, or now.
+    pub fn new(config: Config, limits: LimitsOf, latest_ms: u64) -> Arc<Self> {
+        Self::at(config, limits, latest_ms, taper_model::clock::unix_ms)
+    }
+
+    pub(crate) fn at(config: Config, limits: LimitsOf, latest_ms: u64, wall: fn() -> u64) -> Arc<Self> {
+        let bounds = Bounds {
+            function_calls: config.function_calls,
+            calls: config.calls,
+            bytes: config.bytes,
+            function_workers: config.function_workers,
+            workers: config.workers as u64,
+            running_bytes: config.running_bytes,
+        };
+        Arc::new(Self {
+            config,
+            clock: Clock::new(wall, latest_ms),
+            limits,
+            schedule: Mutex::new(Schedule::new(bounds)),
+            changed: Notify::new(),
+            outbox: Outbox::default(),
+            counts: Counts::default(),
+            feed: broadcast::channel(FEED).0,
+            closed: AtomicBool::new(false),
+        })
+    }
+
+    /// What the operator has set.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The queue's time: milliseconds since the Unix epoch, never backwards.
+    pub fn now_ms(&self) -> u64 {
+        self.clock.now_ms()
+    }
+
+    /// When that time comes, if nobody sets the host's clock.
+    pub fn instant(&self, at_ms: u64) -> Instant {
+        self.clock.instant(at_ms)
+    }
+
+    /// A call that the medium held when it was opened: there is room for it, whatever the bounds are now. Calls of a
+    /// function come in the order of their acceptance.
+    pub fn restore(&self, function: &FunctionName, key: Key, size: u64, order: Option<&str>) {
+        let now = self.now_ms();
+        self.schedule().restore(function, key, size, order, now);
+    }
+
+    /// Takes room for a call that is about to be written.
+    ///
+    /// # Errors
+    /// [`Error::Full`].
+    pub fn room(self: &Arc<Self>, function: FunctionName, size: u64) -> Result<Room, Error> {
+        let limits = (self.limits)(&function);
+        let passed = self.schedule().reserve(&function, size, &limits);
+        let Err(passed) = passed else { return Ok(Room { book: Arc::clone(self), function, size, taken: true }) };
+        self.counts.refused.fetch_add(1, Relaxed);
+        let (what, bound) = match passed {
+            Passed::FunctionCalls(bound) => (format!("the queue of function {function}"), format!("{bound} calls")),
+            Passed::Calls => ("the queue".into(), format!("{} calls", self.config.calls)),
+            Passed::Bytes => ("the queue".into(), format!("{} bytes", self.config.bytes)),
+        };
+        Err(Error::Full { what, bound, retry_after: RETRY })
+    }
+
+    /// The next call whose turn it is. Waits until there is one; polls nothing.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`] once the book is closed.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost.
+    pub async fn next(self: &Arc<Self>) -> Result<Held, Error> {
+        loop {
+            let mut changed = std::pin::pin!(self.changed.notified());
+            changed.as_mut().enable();
+            if self.closed.load(Relaxed) {
+                return Err(Error::Stopped);
+            }
+            let next = self.schedule().next(self.now_ms(), &*self.limits);
+            match next {
+                Next::Run(ticket) => return Ok(Held { book: Arc::clone(self), ticket, shown: None }),
+                Next::Wait(None) => changed.await,
+                Next::Wait(Some(due)) => {
+                    let due = self.instant(due);
+                    tokio::select! {
+                        () = changed => {}
+                        () = sleep_until(due) => {}
+                    }
+                }
+            }
+        }
+    }
+
+    /// A call was cancelled on the medium: its worker is told, or it leaves the line.
+    pub fn cancelled(&self, function: &FunctionName, key: Key) {
+        self.counts.cancelled.fetch_add(1, Relaxed);
+        let now = self.now_ms();
+        self.schedule().cancelled(function, key, now);
+        self.changed.notify_waiters();
+    }
+
+    /// A call that waits is due at this time instead, on the medium, too.
+    pub fn moved(&self, function: &FunctionName, key: Key, due: u64) {
+        let now = self.now_ms();
+        self.schedule().moved(function, key, due, now);
+        self.changed.notify_waiters();
+    }
+
+    /// Limits may have changed: whoever waits for that is looked at again.
+    pub fn reconsider(&self) {
+        let now = self.now_ms();
+        self.schedule().reconsider(now);
+        self.changed.notify_waiters();
+    }
+
+    /// Whether somebody holds this call.
+    pub fn is_leased(&self, seq: Seq) -> bool {
+        self.schedule().is_leased(seq)
+    }
+
+    /// The calls that somebody holds.
+    pub fn running(&self) -> Vec<Seq> {
+        self.schedule().running()
+    }
+
+    /// Nothing is given out any more, and whoever waits is told so.
+    pub fn close(&self) {
+        self.closed.store(true, Relaxed);
+        self.changed.notify_waiters();
+        self.outbox.wake();
+    }
+
+    /// Whether [`close`](Self::close) was called.
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(Relaxed)
+    }
+
+    /// Tells whoever listens that a call's state has changed. `show` is not called when nobody does.
+    pub fn tell(&self, show: impl FnOnce() -> Invocation) {
+        if self.feed.receiver_count() > 0 {
+            // Nobody may be left by now.
+            drop(self.feed.send(Arc::new(show())));
+        }
+    }
+
+    /// Whether somebody listens to changes.
+    pub fn is_watched(&self) -> bool {
+        self.feed.receiver_count() > 0
+    }
+
+    /// See [`Queue::changes`](crate::Queue::changes).
+    pub fn changes(&self) -> broadcast::Receiver<Arc<Invocation>> {
+        self.feed.subscribe()
+    }
+
+    /// See [`Queue::stats`](crate::Queue::stats).
+    pub fn stats(&self) -> Stats {
+        let count = &self.counts;
+        let (total, lag) = {
+            let schedule = self.schedule();
+            (schedule.total(), schedule.lag_ms(self.now_ms()))
+        };
+        Stats {
+            accepted: count.accepted.load(Relaxed),
+            refused: count.refused.load(Relaxed),
+            started: count.started.load(Relaxed),
+            done: count.done.load(Relaxed),
+            failed: count.failed.load(Relaxed),
+            retried: count.retried.load(Relaxed),
+            dead: count.dead.load(Relaxed),
+            cancelled: count.cancelled.load(Relaxed),
+            depth: total.waiting,
+            running: total.running,
+            bytes: total.bytes,
+            parcels: self.outbox.open(),
+            delivered: self.outbox.told(Told::Delivered),
+            given_up: self.outbox.told(Told::GivenUp) + self.outbox.told(Told::Cut),
+            cut: self.outbox.told(Told::Cut),
+            lag: Duration::from_millis(lag),
+        }
+    }
+
+    /// See [`Queue::backlog`](crate::Queue::backlog).
+    pub fn backlog(&self) -> Vec<(FunctionName, Backlog)> {
+        self.schedule().backlog().map(|(name, has)| (name.clone(), has)).collect()
+    }
+
+    fn schedule(&self) -> MutexGuard<'_, Schedule> {
+        // Deciding does not panic half way: what it changes, it changes after the last thing that could.
+        self.schedule.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Room {
+    /// The call was written, takes the room, and waits. `again`: it was accepted before and is run once more.
+    pub fn enter(mut self, key: Key, order: Option<&str>, again: bool) {
+        self.taken = false;
+        if !again {
+            self.book.counts.accepted.fetch_add(1, Relaxed);
+        }
+        let now = self.book.now_ms();
+        self.book.schedule().enter(&self.function, key, self.size, order, now);
+        self.book.changed.notify_waiters();
+    }
+}
+
+impl Held {
+    /// The call.
+    pub fn key(&self) -> Key {
+        self.ticket.key
+    }
+
+    /// Its function.
+    pub fn function(&self) -> &FunctionName {
+        &self.ticket.function
+    }
+
+    /// The call was read from the medium and its attempt begins. None when it was cancelled meanwhile; else what tells that later.
+    pub fn begin(&self) -> Option<CancellationToken> {
+        let cancel = self.book.schedule().cancel_token(&self.ticket);
+        if cancel.is_some() {
+            self.book.counts.started.fetch_add(1, Relaxed);
+        }
+        cancel
+    }
+
+    /// Tells whoever listens that the call runs, and when it is given back, that it waits. `waiting` is how a list shows it then; it is not
+    /// called when nobody listens.
+    pub fn tell(&mut self, waiting: impl FnOnce() -> Invocation) {
+        if self.book.is_watched() {
+            let waiting = waiting();
+            self.book.tell(|| Invocation { state: State::Running, due_ms: None, ..waiting.clone() });
+            self.shown = Some(Box::new(waiting));
+        }
+    }
+
+    /// The attempt's end is about to be written; none when the lease is spent.
+    pub fn settle(&self) -> Option<Settling> {
+        let settling = self.book.schedule().settle(&self.ticket);
+        settling.then(|| Settling { book: Arc::clone(&self.book), ticket: self.ticket.clone() })
+    }
+
+    /// The medium does not hold the call any more.
+    pub fn gone(&self) {
+        let now = self.book.now_ms();
+        self.book.schedule().ended(&self.ticket, now);
+        self.book.changed.notify_waiters();
+    }
+
+    /// The queue's time.
+    pub(crate) fn now_ms(&self) -> u64 {
+        self.book.now_ms()
+    }
+
+    /// Whether this is a lease of that book.
+    pub fn is_of(&self, book: &Arc<Book>) -> bool {
+        Arc::ptr_eq(&self.book, book)
+    }
+}
+
+impl Settling {
+    /// The call's end was written, or when it is due again.
+    pub fn settled(self, verdict: &Verdict, due: u64) {
+        let (book, now) = (&self.book, self.book.now_ms());
+        let count = &book.counts;
+        let counters: &[&AtomicU64] = match verdict {
+            Verdict::Done => &[&count.done],
+            Verdict::Again { .. } => &[&count.failed, &count.retried],
+            Verdict::Bury(_) => &[&count.failed, &count.dead],
+        };
+        for counter in counters {
+            counter.fetch_add(1, Relaxed);
+        }
+        match verdict {
+            Verdict::Again { .. } => book.schedule().again(&self.ticket, due, now),
+            _ => book.schedule().ended(&self.ticket, now),
+        }
+        book.changed.notify_waiters();
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        if self.taken {
+            let now = self.book.now_ms();
+            self.book.schedule().leave(&self.function, self.size, now);
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let now = self.book.now_ms();
+        let back = self.book.schedule().give_back(&self.ticket, now);
+        if let Some(shown) = self.shown.take().filter(|_| back) {
+            self.book.tell(|| *shown);
+        }
+        self.book.changed.notify_waiters();
+    }
+}
+
+impl Drop for Settling {
+    fn drop(&mut self) {
+        let now = self.book.now_ms();
+        self.book.schedule().not_settled(&self.ticket, now);
+        self.book.changed.notify_waiters();
+    }
+}
+
+/// Without what it holds.
+impl fmt::Debug for Book {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Book").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,333 @@
+//! Delivers what is to be told of calls that have ended: callbacks and records to addresses, records to functions and topics, replies to
+//! topics. What cannot be delivered is tried again for some hours and then given up; nobody who is slow holds up others.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header::CONTENT_TYPE};
+use rand::RngExt;
+use taper_model::{
+    CallId, Fault, FunctionName, Invalid, Name, Retry, clock,
+    invocation::{MAX_HOPS, To},
+};
+use tokio::{
+    sync::Semaphore,
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+
+use crate::{
+    Condition, Config, Delivery, Details, Due, Entry, Error, Origin, Owed, Parcel, Parts, Policy,
+    callback::callback,
+    derived_id,
+    lanes::{Going, Lane, Lanes},
+    outbox::Told,
+    post::{Post, say},
+    record::record,
+    service::PAUSE,
+};
+
+/// Parcels that are delivered at a time.
+const DELIVERIES: usize = 64;
+/// A delivery is large from so many bytes on that were asked with and answered.
+const LARGE: usize = 1 << 20;
+/// Longest time that one try may take.
+const LONGEST: Duration = Duration::from_secs(60);
+/// How long after a call's end it is tried to tell of it.
+const PATIENCE: Duration = Duration::from_secs(6 * 3600);
+/// Says which delivery it is: the same each time it is tried.
+const DELIVERY: HeaderName = HeaderName::from_static("x-taper-delivery");
+/// What leads from the call to the one that is made of its record.
+const TRACE: [HeaderName; 2] = [HeaderName::from_static("traceparent"), HeaderName::from_static("tracestate")];
+
+/// Whoever delivers.
+pub(crate) struct Courier {
+    parts: Arc<Parts>,
+    post: Post,
+    lanes: Lanes<Owed>,
+}
+
+/// Why something was not delivered.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Missed {
+    /// Another time it may be, not before that long.
+    Later(String, Option<Duration>),
+    /// It would not be another time.
+    Never(String),
+    /// The chain of calls would become too long.
+    Cut,
+    /// The queue has stopped: it is delivered when there is one again.
+    Stopped,
+}
+
+impl Missed {
+    pub(crate) fn later(why: impl Into<String>, after: Option<Duration>) -> Self {
+        Self::Later(why.into(), after)
+    }
+
+    pub(crate) fn never(why: impl Into<String>) -> Self {
+        Self::Never(why.into())
+    }
+}
+
+impl Courier {
+    /// Reads whom to trust beside those whom the system trusts.
+    ///
+    /// # Errors
+    /// When that file is of no use.
+    pub(crate) fn build(config: &Config, parts: Arc<Parts>) -> Result<Self, Error> {
+        Ok(Self { parts, post: Post::build(config)?, lanes: Lanes::new() })
+    }
+
+    /// Delivers until the queue stops. What is under way is left in `deliveries`.
+    pub(crate) async fn work(self: &Arc<Self>, deliveries: &mut JoinSet<()>) {
+        let room = Arc::new(Semaphore::new(DELIVERIES));
+        loop {
+            while deliveries.try_join_next().is_some() {}
+            let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
+            match self.parts.queue.outbox().await {
+                Ok(delivery) => {
+                    if let Some((delivery, going)) = self.start(delivery) {
+                        let courier = Arc::clone(self);
+                        deliveries.spawn(async move {
+                            courier.deliver(delivery).await;
+                            drop((going, permit));
+                        });
+                    }
+                }
+                Err(Error::Stopped) => return,
+                Err(error) => {
+                    tracing::error!(%error, "nothing that is to be delivered can be read from the queue");
+                    sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// A delivery for which there is room; one for which there is none waits, without what it holds, and comes again.
+    fn start(&self, delivery: Delivery) -> Option<(Delivery, Going<Owed>)> {
+        let mut lanes = Vec::from_iter(host(&delivery).map(Lane::Host));
+        let function = delivery.details.entry.function.clone();
+        match delivery.parcel {
+            Parcel::Callback => lanes.extend([Lane::Callbacks(function), Lane::AllCallbacks]),
+            Parcel::Record { .. } | Parcel::Reply(_) => lanes.push(Lane::Function(function)),
+        }
+        let answer = delivery.details.answer.as_ref().map_or(0, |answer| answer.body.len());
+        if delivery.details.entry.body.len() + answer > LARGE {
+            lanes.push(Lane::Large);
+        }
+        let mut delivery = Some(delivery);
+        let going = self.lanes.enter(lanes, || delivery.take().expect("it is asked for once").owed)?;
+        Some((delivery?, going))
+    }
+
+    /// One try.
+    async fn deliver(&self, delivery: Delivery) {
+        let tried = timeout(LONGEST, self.hand_over(&delivery)).await;
+        let tried = tried.unwrap_or_else(|_| Err(Missed::later("it took longer than 60 s", None)));
+        let invocation = &delivery.details.invocation;
+        let (call, function) = (invocation.id.clone(), &invocation.function);
+        let again = match tried {
+            Ok(()) => {
+                delivery.owed.tell(Told::Delivered);
+                None
+            }
+            Err(Missed::Stopped) => return,
+            Err(Missed::Later(why, asked)) => {
+                let age = delivery.owed.now_ms().saturating_sub(invocation.ended_ms.unwrap_or_default());
+                let again = again(delivery.tries, Duration::from_millis(age), asked, rand::rng().random());
+                match again {
+                    Some(_) => {
+                        tracing::debug!(%call, why, "what became of a call could not be delivered; it is tried again");
+                    }
+                    // Without the address: it may hold a key.
+                    None => {
+                        delivery.owed.tell(Told::GivenUp);
+                        tracing::warn!(%call, %function, why, "what became of a call could not be delivered within 6 h and is given up");
+                    }
+                }
+                again
+            }
+            Err(Missed::Never(why)) => {
+                delivery.owed.tell(Told::GivenUp);
+                tracing::warn!(%call, %function, why, "what became of a call cannot be delivered and is given up");
+                None
+            }
+            Err(Missed::Cut) => {
+                delivery.owed.tell(Told::Cut);
+                tracing::warn!(
+                    %call,
+                    %function,
+                    "what became of a call is not delivered: {MAX_HOPS} calls have led to it, each made of the one before; look for a circle of \
+                     destinations and topics"
+                );
+                None
+            }
+        };
+        if let Err(error) = self.parts.queue.delivered(delivery, again).await {
+            tracing::error!(%error, %call, "how a delivery went could not be written; it is delivered again");
+            sleep(PAUSE).await;
+        }
+    }
+
+    async fn hand_over(&self, delivery: &Delivery) -> Result<(), Missed> {
+        let details = &delivery.details;
+        match &delivery.parcel {
+            Parcel::Callback => {
+                let Some(uri) = &details.entry.callback else { return Ok(()) };
+                let (mut headers, body) = callback(details);
+                say(&mut headers, DELIVERY, &name(delivery));
+                self.post.send(uri, headers, body).await
+            }
+            Parcel::Record { to, condition } => {
+                let to = to.to(&details.entry.function.namespace).map_err(|Invalid(why)| Missed::Never(why))?;
+                let mut headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static("application/json"))]);
+                let body = record(details, *condition);
+                match to {
+                    To::Url(uri) => {
+                        say(&mut headers, DELIVERY, &name(delivery));
+                        self.post.send(&uri, headers, body).await
+                    }
+                    To::Function(function) => {
+                        say(&mut headers, DELIVERY, &name(delivery));
+                        self.push(function, headers, body, delivery).await
+                    }
+                    To::Topic(topic) => {
+                        attributes(&mut headers, delivery, *condition);
+                        self.publish(&topic, headers, body, details).await
+                    }
+                }
+            }
+            Parcel::Reply(topic) => match &details.answer {
+                Some(answer) if answer.cut => {
+                    Err(Missed::never("the event that was answered is longer than queue.resultBody; allow more"))
+                }
+                Some(answer) => self.publish(topic, answer.headers.clone(), answer.body.clone(), details).await,
+                None => Ok(()),
+            },
+        }
+    }
+
+    /// Calls a function with a record: once, however often this is done.
+    async fn push(
+        &self,
+        function: FunctionName,
+        mut headers: HeaderMap,
+        body: Bytes,
+        of: &Delivery,
+    ) -> Result<(), Missed> {
+        let entry = &of.details.entry;
+        for trace in TRACE {
+            headers.extend(entry.headers.get(&trace).map(|value| (trace.clone(), value.clone())));
+        }
+        headers.insert(http::header::CONTENT_LENGTH, (body.len() as u64).into());
+        let origin = Origin { cause: Some(entry.id.clone()), hops: hops(&of.details)?, ..Origin::default() };
+        let made = Entry {
+            id: made_of(of),
+            function,
+            method: Method::POST,
+            path: "/".into(),
+            headers,
+            body,
+            correlation: None,
+            due: Due::Now,
+            idempotency_key: None,
+            callback: None,
+            order_key: None,
+            origin: Some(origin),
+        };
+        match self.parts.queue.push(made).await {
+            Ok(_) => Ok(()),
+            Err(Error::Stopped) => Err(Missed::Stopped),
+            Err(Error::Full { retry_after, what, .. }) => {
+                Err(Missed::later(format!("{what} has reached its bound"), Some(retry_after)))
+            }
+            Err(error @ Error::TooLarge { .. }) => Err(Missed::never(error.to_string())),
+            Err(error) => Err(Missed::later(error.to_string(), None)),
+        }
+    }
+
+    async fn publish(&self, topic: &Name, headers: HeaderMap, body: Bytes, of: &Details) -> Result<(), Missed> {
+        let published = self.parts.topics.publish(&of.entry.function.namespace, topic, headers, body, hops(of)?).await;
+        published.map_err(|Fault { message, retry, .. }| match retry {
+            Retry::Never => Missed::Never(message),
+            Retry::Safe => Missed::Later(message, None),
+            Retry::After(after) => Missed::Later(message, Some(after)),
+        })
+    }
+}
+
+/// After how long something is tried again that was tried so often before, so long after its call's end; none when it is given up.
+fn again(tries: u32, age: Duration, asked: Option<Duration>, random: f64) -> Option<Duration> {
+    let after = Policy::default().wait(tries, random).max(asked.unwrap_or_default());
+    (age.saturating_add(after) <= PATIENCE).then_some(after)
+}
+
+/// The host and port of a delivery that goes to an address.
+fn host(delivery: &Delivery) -> Option<String> {
+    let of = |uri: &Uri| Some(uri.authority()?.as_str().to_ascii_lowercase());
+    match &delivery.parcel {
+        Parcel::Callback => of(delivery.details.entry.callback.as_ref()?),
+        Parcel::Record { to, .. } => of(&to.url.as_ref()?.parse().ok()?),
+        Parcel::Reply(_) => None,
+    }
+}
+
+/// How many calls have led to one that is made of this one.
+fn hops(of: &Details) -> Result<u8, Missed> {
+    let hops = of.entry.origin.as_ref().map_or(0, |origin| origin.hops).saturating_add(1);
+    if hops > MAX_HOPS { Err(Missed::Cut) } else { Ok(hops) }
+}
+
+/// What a delivery is known by: the call's id, and from the second one on its number.
+fn name(delivery: &Delivery) -> String {
+    let call = &delivery.details.invocation.id;
+    match delivery.number {
+        0 => call.to_string(),
+        number => format!("{call}.{number}"),
+    }
+}
+
+/// The id of the call that is made of a delivery.
+fn made_of(delivery: &Delivery) -> CallId {
+    derived_id([delivery.details.invocation.id.as_str(), &delivery.number.to_string()])
+}
+
+/// The attributes of a record as an event, in the headers of CloudEvents' binary mode.
+fn attributes(headers: &mut HeaderMap, delivery: &Delivery, condition: Condition) {
+    let invocation = &delivery.details.invocation;
+    let FunctionName { namespace, name: function } = &invocation.function;
+    let kind = if condition == Condition::Success { "succeeded" } else { "failed" };
+    for (header, text) in [
+        ("ce-specversion", "1.0".to_owned()),
+        ("ce-id", name(delivery)),
+        ("ce-source", format!("/namespaces/{namespace}/functions/{function}")),
+        ("ce-type", format!("dev.taper.invocation.{kind}")),
+        ("ce-subject", invocation.id.to_string()),
+        ("ce-time", clock::rfc3339(invocation.ended_ms.unwrap_or_default())),
+    ] {
+        say(headers, HeaderName::from_static(header), &text);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_tried_for_six_hours() {
+        for random in [1.0, 0.5, 0.1] {
+            let (mut tries, mut age) = (0, Duration::ZERO);
+            while let Some(after) = again(tries, age, None, random) {
+                assert!(after <= Duration::from_secs(300), "{after:?}");
+                (tries, age) = (tries + 1, age + after);
+            }
+            assert!(age <= PATIENCE && age > PATIENCE - Duration::from_secs(301), "{age:?}");
+            assert!((70..900).contains(&tries), "{tries}");
+        }
+        let asked = Some(Duration::from_secs(3600));
+        assert_eq!(again(0, Duration::ZERO, asked, 1.0), asked);
+        assert_eq!(again(0, Duration::from_secs(5 * 3600 + 1), asked, 1.0), None);
+        assert_eq!(again(u32::MAX, Duration::MAX, None, 0.0), None);
+    }
+}
