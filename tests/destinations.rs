@@ -183,7 +183,6 @@ fn every_record_arrives_although_the_platform_is_killed() {
         made["cause"].as_str().unwrap_or_else(|| panic!("it says whose record it is: {made}")).to_owned()
     });
     assert_eq!(causes.collect::<BTreeSet<_>>(), good);
-    platform.until("its log is read", || told(&platform).into_iter().collect::<BTreeSet<_>>() == good);
 }
 
 #[test]

@@ -206,9 +206,9 @@ impl Link {
         }))
     }
 
-    /// Removes one message. Whether it was there.
-    pub(crate) async fn delete(&self, seq: u64) -> Result<(), Trouble> {
-        let of = json!({ "seq": seq, "no_erase": true });
+    /// Removes one message. Erased, it is overwritten on the server's disk; else a server that is killed soon after may have it again.
+    pub(crate) async fn delete(&self, seq: u64, erase: bool) -> Result<(), Trouble> {
+        let of = json!({ "seq": seq, "no_erase": !erase });
         match self.ask::<Value>(&format!("STREAM.MSG.DELETE.{}", self.stream), &of).await {
             Ok(_) => Ok(()),
             // It is gone already; some versions have a number for this, and some only these words.

@@ -193,9 +193,7 @@ impl Inner {
     pub(crate) fn leave(&self, before: &Call, now: u64, parts: u32, closed: bool) {
         let rest = before.rest.as_deref();
         if let Some((at, answered)) = before.told_at() {
-            if closed {
-                self.sweeper.sweep(Sweep::Message(at));
-            }
+            self.sweeper.sweep(Sweep::Message(at));
             if answered > 0 {
                 self.sweep_parts("answer", before.number, now.saturating_sub(parts.into()));
             }

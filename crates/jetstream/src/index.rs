@@ -73,7 +73,8 @@ struct Inner {
     coming: HashMap<u128, Arc<Notify>>,
     /// Those that have ended, by when.
     ended: [Ended; 2],
-    cursors: HashMap<String, u64>,
+    /// What is kept under a name, and the message that says so; one that says nothing stays, lest an older one is found.
+    cursors: HashMap<String, (Option<u64>, u64)>,
 }
 
 #[derive(Default)]
@@ -316,14 +317,12 @@ impl Index {
     }
 
     pub(crate) fn cursor(&self, name: &str) -> Option<u64> {
-        self.lock().cursors.get(name).copied()
+        self.lock().cursors.get(name).and_then(|(value, _)| *value)
     }
 
-    pub(crate) fn set_cursor(&self, name: &str, to: Option<u64>) {
-        match to {
-            Some(value) => drop(self.lock().cursors.insert(name.to_owned(), value)),
-            None => drop(self.lock().cursors.remove(name)),
-        }
+    /// Says which message said so before.
+    pub(crate) fn set_cursor(&self, name: &str, to: Option<u64>, at: u64) -> Option<u64> {
+        self.lock().cursors.insert(name.to_owned(), (to, at)).map(|(_, before)| before)
     }
 
     /// The calls that match, newest first. Others look in between, however many there are.

@@ -1,6 +1,6 @@
 //! The queue on NATS JetStream: the same promises as the embedded one, on another machine, or on three.
 //!
-//! [`JetStream`] is a [`Queue`](taper_queue::Queue). Who is next is decided in memory, in the [`Book`](taper_queue::Book) that all queues
+//! [`JetStream`] is a [`Queue`](taper_queue::Queue). Who is next is decided in memory, in the [`Book`] that all queues
 //! share; the stream is where calls are while they wait and after they have ended, and whose it is. What differs from the embedded queue
 //! is what the server's own disk promises: see `docs/async.md`.
 //!
@@ -295,7 +295,7 @@ fn config(address: &Address) -> Value {
         "name": address.stream,
         "subjects": [format!("{}.>", address.stream)],
         "retention": "limits", "storage": "file", "discard": "new",
-        "max_msgs_per_subject": 1, "max_msgs": -1, "max_bytes": -1, "max_age": 0, "max_msg_size": -1, "max_consumers": -1,
+        "max_msgs_per_subject": -1, "max_msgs": -1, "max_bytes": -1, "max_age": 0, "max_msg_size": -1, "max_consumers": -1,
         "num_replicas": address.replicas.unwrap_or(1), "allow_direct": true, "no_ack": false,
     })
 }

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use crate::{
     api::{Link, Stored, Trouble},
     index::{Call, Index},
-    record::{Closed, Meta, Owing, Progress, unhex},
+    record::{Meta, Owing, Progress, unhex},
     sweep::Sweep,
 };
 
@@ -37,7 +37,7 @@ struct Found {
 /// Fills the index, and says what nobody needs.
 pub(crate) async fn load(link: &Link, index: &Index) -> Result<Vec<Sweep>, Trouble> {
     let mut found: HashMap<u128, Found> = HashMap::new();
-    let mut sweeps = Vec::new();
+    let (mut sweeps, mut owner) = (Vec::new(), None);
     let start = format!("{}.", link.stream);
     each(link, |stored| {
         let Some(rest) = stored.subject.strip_prefix(&start) else { return };
@@ -45,30 +45,32 @@ pub(crate) async fn load(link: &Link, index: &Index) -> Result<Vec<Sweep>, Troub
         let (kind, id, what) = (words.next(), words.next().and_then(unhex), words.next());
         let seq = stored.seq;
         match (kind, id, what, stored.meta()) {
-            (Some("owner" | "fence"), ..) => {}
+            (Some("owner"), ..) => sweeps.extend(owner.replace(seq).map(Sweep::Message)),
+            (Some("fence"), ..) => {}
             (Some("cursor"), _, None, Some(Meta::Cursor { name, value })) => {
-                index.set_cursor(&name, value);
-                if value.is_none() {
-                    sweeps.push(Sweep::Message(seq));
-                }
+                sweeps.extend(index.set_cursor(&name, value, seq).map(Sweep::Message));
             }
             (Some("body"), Some(id), ..) => found.entry(id).or_default().asked.push(seq),
             (Some("answer"), Some(id), ..) => found.entry(id).or_default().answered.push(seq),
             (Some("call"), Some(id), None, Some(Meta::Ask(ask))) => {
-                found.entry(id).or_default().call = Some(Call::of(ask, seq.cast_signed(), id));
+                let call = Call::of(ask, seq.cast_signed(), id);
+                sweeps.extend(found.entry(id).or_default().call.replace(call).map(replaced));
             }
             (Some("call"), Some(id), None, Some(Meta::Closed(closed))) => {
-                found.entry(id).or_default().call = Some(of_closed(closed, seq, id));
+                let call = Call::closed(closed, seq, id);
+                sweeps.extend(found.entry(id).or_default().call.replace(call).map(replaced));
             }
             (Some("call"), Some(id), None, Some(Meta::Gone)) => {
-                found.entry(id).or_default().call = None;
-                sweeps.push(Sweep::Message(seq));
+                let asked = found.entry(id).or_default().call.take().map(|call| call.seq.cast_unsigned());
+                sweeps.push(Sweep::Gone { asked, gone: seq });
             }
             (Some("call"), Some(id), Some("state"), Some(Meta::State(told))) => {
-                found.entry(id).or_default().told = Some((told, seq));
+                let before = found.entry(id).or_default().told.replace((told, seq));
+                sweeps.extend(before.map(|(_, seq)| Sweep::Message(seq)));
             }
             (Some("call"), Some(id), Some("owed"), Some(Meta::Owed(owes))) => {
-                found.entry(id).or_default().owes = Some((owes.owed, seq));
+                let before = found.entry(id).or_default().owes.replace((owes.owed, seq));
+                sweeps.extend(before.map(|(_, seq)| Sweep::Message(seq)));
             }
             _ => tracing::error!(
                 subject = stored.subject,
@@ -86,8 +88,9 @@ pub(crate) async fn load(link: &Link, index: &Index) -> Result<Vec<Sweep>, Troub
     Ok(sweeps)
 }
 
-fn of_closed(closed: Closed, seq: u64, number: u128) -> Call {
-    Call::closed(closed, seq, number)
+/// What was said of a call before it was said otherwise.
+fn replaced(before: Call) -> Sweep {
+    before.closed_at().map_or(Sweep::Erase(before.seq.cast_unsigned()), Sweep::Message)
 }
 
 /// Puts a call together; the rest of what was found is not needed.

@@ -277,6 +277,7 @@ impl Inner {
         let inner = Arc::clone(self);
         let after = move |at: u64| {
             inner.leave(&call, at, closed.parts, true);
+            inner.sweeper.sweep(Sweep::Erase(call.seq.cast_unsigned()));
             inner.put(Call::closed(closed, at, call.number));
             then(&inner);
             drop(guard);
@@ -377,7 +378,7 @@ impl Inner {
         let Some(call) = call else { return Ok(false) };
         if let Some(at) = call.closed_at() {
             // One message, which will never be another one: also when it is removed twice, or late.
-            self.link.delete(at).await.map_err(|trouble| crate::writer::away(&trouble))?;
+            self.link.delete(at, false).await.map_err(|trouble| crate::writer::away(&trouble))?;
             if call.parts > 0 {
                 self.sweep_parts("answer", call.number, at);
             }
@@ -388,7 +389,7 @@ impl Inner {
         let inner = Arc::clone(self);
         let after = move |at: u64| {
             inner.leave(&call, at, 0, true);
-            inner.sweeper.sweep(Sweep::Message(at));
+            inner.sweeper.sweep(Sweep::Gone { asked: Some(call.seq.cast_unsigned()), gone: at });
             inner.index.remove(seq);
             drop(guard);
         };
@@ -477,8 +478,8 @@ impl Inner {
         let inner = Arc::clone(self);
         let messages = Self::bare(self.at(call.number, ".owed"), &owes);
         let after = move |at: u64| {
-            if let Some(rest) = call.rest.as_mut() {
-                rest.owes = Some(at);
+            if let Some(before) = call.rest.as_mut().and_then(|rest| rest.owes.replace(at)) {
+                inner.sweeper.sweep(Sweep::Message(before));
             }
             inner.index.put(call);
             drop(guard);
@@ -495,9 +496,8 @@ impl Inner {
         let messages = Self::bare(subject, &Meta::Cursor { name: name.clone(), value: to });
         let inner = Arc::clone(&self);
         let after = move |at: u64| {
-            inner.index.set_cursor(&name, to);
-            if to.is_none() {
-                inner.sweeper.sweep(Sweep::Message(at));
+            if let Some(before) = inner.index.set_cursor(&name, to, at) {
+                inner.sweeper.sweep(Sweep::Message(before));
             }
         };
         self.writing.write(messages, None, after).await

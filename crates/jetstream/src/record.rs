@@ -11,7 +11,9 @@
 //! STREAM.fence               nothing; see `writer`
 //! ```
 //!
-//! A subject has one message, its last: a call's end takes the place of what was asked in one write.
+//! Of a subject's messages the last one counts, so that a call's end takes the place of what was asked in one write; those before it are
+//! removed afterwards. The stream itself is not told to keep one of each subject: servers have been seen to keep an older one when they
+//! were killed (2.9.10), which would have calls run again that had ended.
 
 use std::fmt::Write as _;
 

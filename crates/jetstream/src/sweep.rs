@@ -20,8 +20,17 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// What is to be removed.
 #[derive(Debug, Clone)]
 pub(crate) enum Sweep {
-    /// This message.
+    /// This message. A server that is killed soon after may have it again.
     Message(u64),
+    /// This message, so that no server ever has it again: a call that was asked for, and has ended.
+    Erase(u64),
+    /// A call that was never to be, and then the word that it is not.
+    Gone {
+        /// The message that asked for it.
+        asked: Option<u64>,
+        /// The word.
+        gone: u64,
+    },
     /// What these subjects have before that message.
     Before(String, u64),
 }
@@ -57,7 +66,13 @@ async fn work(link: Link, mut waiting: UnboundedReceiver<Sweep>) {
 async fn remove(link: Link, what: Sweep) {
     loop {
         let removed = match &what {
-            Sweep::Message(seq) => link.delete(*seq).await,
+            Sweep::Message(seq) => link.delete(*seq, false).await,
+            Sweep::Erase(seq) => link.delete(*seq, true).await,
+            Sweep::Gone { asked: Some(asked), gone } => match link.delete(*asked, true).await {
+                Ok(()) => link.delete(*gone, false).await,
+                trouble => trouble,
+            },
+            Sweep::Gone { asked: None, gone } => link.delete(*gone, false).await,
             Sweep::Before(subjects, seq) => link.purge(subjects, *seq).await,
         };
         match removed {

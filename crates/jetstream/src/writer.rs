@@ -9,7 +9,7 @@ use std::{
     collections::VecDeque,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU8, Ordering::SeqCst},
+        atomic::{AtomicU8, AtomicU64, Ordering::SeqCst},
     },
     time::Duration,
 };
@@ -128,6 +128,8 @@ pub(crate) struct Writer {
     /// When the stream last answered.
     heard: Instant,
     refused: Option<(u64, Trouble)>,
+    /// The message that says last that the stream is ours.
+    said: Arc<AtomicU64>,
 }
 
 impl Standing {
@@ -245,6 +247,7 @@ impl Writer {
             reached: claimed,
             heard: Instant::now(),
             refused: None,
+            said: Arc::new(AtomicU64::new(claimed)),
         };
         Ok((writer, writing))
     }
@@ -424,8 +427,8 @@ impl Writer {
         let finish = Box::new(move |erased: Result<u64, Error>| {
             // Until here nobody else could write a call under its id or key.
             drop(held);
-            if let Ok(erased) = erased {
-                sweeper.sweep(Sweep::Message(erased));
+            if let Ok(gone) = erased {
+                sweeper.sweep(Sweep::Gone { asked: Some(seq), gone });
             }
         });
         let flying = self.flying(Write { messages: vec![gone], caller: None, finish });
@@ -435,17 +438,19 @@ impl Writer {
     /// Says that the stream is still ours.
     fn beat(&mut self) {
         if self.link.is_connected() {
-            let write = self.ours(false);
+            (self.owner.at, self.owner.free) = (clock::unix_ms(), false);
+            let meta = Some(text(&Meta::Owner(self.owner.clone())));
+            let message = Message { subject: self.link.subject("owner"), meta, payload: Bytes::new() };
+            let (sweeper, said) = (self.sweeper.clone(), Arc::clone(&self.said));
+            let finish = Box::new(move |landed: Result<u64, Error>| {
+                if let Ok(seq) = landed {
+                    sweeper.sweep(Sweep::Message(said.swap(seq, SeqCst)));
+                }
+            });
+            let write = Write { messages: vec![message], caller: None, finish };
             let flying = self.flying(write);
             self.again.push_back(flying);
         }
-    }
-
-    fn ours(&mut self, free: bool) -> Write {
-        (self.owner.at, self.owner.free) = (clock::unix_ms(), free);
-        let meta = Some(text(&Meta::Owner(self.owner.clone())));
-        let message = Message { subject: self.link.subject("owner"), meta, payload: Bytes::new() };
-        Write { messages: vec![message], caller: None, finish: Box::new(|_| ()) }
     }
 
     async fn give_up(&mut self, closing: Option<oneshot::Sender<()>>) -> Result<(), Error> {
@@ -529,6 +534,9 @@ impl Writer {
             // Whoever took the stream before that has seen to it that nothing of ours lands any more.
             if !used_up && !self.is_ours().await? {
                 continue;
+            }
+            if !used_up {
+                self.sweeper.sweep(Sweep::Before(self.link.subject("fence"), last));
             }
             let Ok(landed) = look_for(&self.link, &self.owner.epoch, self.sent()).await else { continue };
             (self.last, self.reached) = (last, last);

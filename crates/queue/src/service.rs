@@ -17,7 +17,6 @@ use taper_model::{
     clock,
 };
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
     task::JoinSet,
     time::{Instant, sleep, timeout_at},
 };
@@ -138,14 +137,13 @@ impl Service {
     /// Runs until `shutdown`. Then nothing more is begun; what runs may end, until [`Handle::end`].
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send) {
         let (mut attempts, mut deliveries) = (JoinSet::new(), JoinSet::new());
-        let room = Arc::new(Semaphore::new(self.config.workers));
         let keep = usize::try_from(self.config.result_body).unwrap_or(usize::MAX);
         let work = async {
             loop {
                 while attempts.try_join_next().is_some() {}
-                let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
+                // How many run at a time is the book's to say.
                 match self.parts.queue.lease().await {
-                    Ok(lease) => drop(attempts.spawn(attempt(Arc::clone(&self.parts), lease, permit, keep))),
+                    Ok(lease) => drop(attempts.spawn(attempt(Arc::clone(&self.parts), lease, keep))),
                     Err(Error::Stopped) => return,
                     Err(error) => {
                         tracing::error!(%error, "no call can be read from the queue");
@@ -172,7 +170,7 @@ impl Service {
 }
 
 /// One attempt, from its lease until it is settled.
-async fn attempt(parts: Arc<Parts>, lease: Lease, _room: OwnedSemaphorePermit, keep: usize) {
+async fn attempt(parts: Arc<Parts>, lease: Lease, keep: usize) {
     let function = &lease.entry.function;
     let (begun, started_ms, place) = (Instant::now(), lease.held.now_ms(), Place::default());
     let first = lease.attempts + lease.deferred == 0;

@@ -49,7 +49,7 @@ pub(crate) struct Up {
     /// Let callbacks and records go to addresses inside this host and its network [env: TAPER_ALLOW_PRIVATE_CALLBACKS=true]
     #[arg(long)]
     allow_private_callbacks: bool,
-    /// Keep asynchronous calls on NATS JetStream: nats://[USER:PASSWORD@]HOST[:PORT][,…], or tls://… [env: TAPER_QUEUE]
+    /// Keep asynchronous calls on NATS JetStream: nats://USER:PASSWORD@HOST:PORT, or tls://…; several hosts with commas [env: TAPER_QUEUE]
     #[arg(long, value_name = "URL")]
     queue: Option<QueueUrl>,
     /// Take over from the platform that started this process

@@ -260,8 +260,11 @@ async fn a_stream_that_is_full_refuses_calls_and_what_waits_runs() {
     let text = error.to_string();
     assert!(matches!(error, Error::Away { .. }) && text.contains("maximum bytes"), "{text}");
     assert_eq!((queue.stats().depth, accepted > 5), (accepted, true));
-    assert_eq!(run_all(&queue).await.len() as u64, accepted);
     // There is room again.
+    info["config"]["max_bytes"] = (-1).into();
+    let update = info["config"].to_string();
+    client.request("$JS.API.STREAM.UPDATE.TAPER", update.into()).await.unwrap();
+    assert_eq!(run_all(&queue).await.len() as u64, accepted);
     while let Err(error) = queue.push(entry("f", &[b'x'; 20_000])).await {
         assert!(matches!(error, Error::Away { .. }), "{error}");
         sleep(Duration::from_millis(50)).await;

@@ -9,7 +9,7 @@ use taper_queue::{
 };
 
 use crate::{
-    open,
+    open, run_all,
     server::{Server, is_installed},
 };
 
@@ -59,18 +59,26 @@ async fn what_is_damaged_is_a_dead_letter_and_holds_up_nothing() {
     let server = Server::start();
     let queue = open(&server.address(), &server.home("home")).await;
     let (first, second) = (entry("f", b"1"), entry("f", b"2"));
-    let subject = format!("TAPER.call.{}", first.id.as_str().replace('-', ""));
     queue.push(first.clone()).await.unwrap();
-    // Somebody else writes into the stream: in the place of a call, and where nothing of ours is.
     let client = async_nats::connect(server.at("")).await.unwrap();
-    for at in [subject.as_str(), "TAPER.call.nonsense", "TAPER.what.is.this"] {
-        let answer = client.request(at.to_owned(), "\0nonsense".into()).await.unwrap();
-        assert!(answer.payload.starts_with(b"{\"stream\""), "{answer:?}");
+    let ask = async |what: String, with: String| {
+        let answer = client.request(what, with.into()).await.unwrap();
+        serde_json::from_slice::<serde_json::Value>(&answer.payload).unwrap()
+    };
+    // Somebody else writes into the stream: over a call, which is none the worse, and where nothing of ours is.
+    let subject = |id: &taper_model::CallId| format!("TAPER.call.{}", id.as_str().replace('-', ""));
+    let last =
+        async |id| ask("$JS.API.STREAM.MSG.GET.TAPER".into(), format!(r#"{{"last_by_subj":"{}"}}"#, subject(id))).await;
+    let seq = last(&first.id).await["message"]["seq"].as_u64().unwrap();
+    let third = entry("f", b"3");
+    queue.push(third.clone()).await.unwrap();
+    for at in [subject(&third.id), "TAPER.call.nonsense".into(), "TAPER.what.is.this".into()] {
+        assert!(ask(at, "\0nonsense".into()).await["seq"].is_u64());
     }
+    // And removes one.
+    assert_eq!(ask("$JS.API.STREAM.MSG.DELETE.TAPER".into(), format!(r#"{{"seq":{seq}}}"#)).await["success"], true);
     queue.push(second.clone()).await.unwrap();
-    let lease = queue.lease().await.unwrap();
-    assert_eq!(lease.entry.id, second.id);
-    queue.settle(&lease, settled(Verdict::Done, 200, b"")).await.unwrap();
+    assert_eq!(run_all(&queue).await, [third.id.to_string(), second.id.to_string()]);
     assert!(matches!(queue.get(&first.id).await, Err(Refused::Damaged { .. })));
     let dead = queue
         .list(taper_queue::Filter { state: Some(State::Dead), ..Default::default() }, Default::default())
@@ -78,7 +86,6 @@ async fn what_is_damaged_is_a_dead_letter_and_holds_up_nothing() {
         .unwrap();
     assert!(dead.invocations[0].id == first.id && dead.invocations[0].reason.as_ref().unwrap().contains("damaged"));
     queue.close().await;
-    // What is left is opened; what was overwritten is not ours any more.
     let queue = open(&server.address(), &server.home("home")).await;
     assert_eq!(queue.get(&second.id).await.unwrap().unwrap().invocation.state, State::Done);
     assert!(queue.get(&first.id).await.unwrap().is_none());

@@ -246,7 +246,9 @@ fn fields(text: &str) -> Result<Part, Invalid> {
         let found = fields.iter().zip(&given).enumerate().find(|(at, _)| alone(*at));
         found.map_or_else(|| Invalid(format!("`{text}`: {error}")), |(_, (field, part))| wrong(field, part))
     })?;
-    match matches!(given.last(), Some(&"*" | &"?")) && no_such_day(&cron) {
+    // From behind: the second may be left out.
+    let (week, days) = (given[given.len() - 1], given[given.len() - 3]);
+    match matches!(week, "*" | "?") && no_such_day(&cron, days) {
         true => Err(Invalid(format!("`{text}` never comes: no month that it names has such a day"))),
         false => Ok(Part::Cron(Box::new(cron))),
     }
@@ -274,15 +276,16 @@ fn is_item(item: &str, field: &Field) -> bool {
     upper.split(['-', '/']).all(atom)
 }
 
-/// Whether no month that it names has the days of months that it names. (What is left never to come is found by looking for it, which takes longer.)
-fn no_such_day(cron: &Cron) -> bool {
+/// Whether no month that it names has one of the days of months in this field.
+fn no_such_day(cron: &Cron, days: &str) -> bool {
     const LONGEST: [u16; 12] = [31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
-    let pattern = &cron.pattern;
-    if pattern.days.has_modifiers() {
-        return false;
-    }
-    let Some(first) = pattern.days.values().first().copied() else { return false };
-    pattern.months.values().iter().all(|month| LONGEST[usize::from(*month) - 1] < first)
+    let first = |item: &str| {
+        let day = item.split(['-', '/']).next().unwrap_or_default().trim_end_matches(['W', 'w']);
+        // `*` and `L` are in every month.
+        day.parse().unwrap_or(1_u16)
+    };
+    let first = days.split(',').map(first).min().unwrap_or(1);
+    cron.pattern.months.values().iter().all(|month| LONGEST[usize::from(*month) - 1] < first)
 }
 
 fn zone(name: Option<&str>) -> Result<TimeZone, Invalid> {

@@ -325,6 +325,35 @@ async fn a_receiver_that_hangs_holds_up_nobody_else() {
     assert!((1..=8).contains(&connected), "{connected}");
 }
 
+/// Far more than there is room for: whoever waits for room gets it.
+#[tokio::test(flavor = "multi_thread")]
+async fn everything_comes_through_where_there_is_little_room() {
+    const CALLS: u64 = 600;
+    let (one, mut told_one) = receiver().await;
+    let (two, mut told_two) = receiver().await;
+    let dir = tempfile::tempdir().unwrap();
+    let queue = open(&dir);
+    for n in 0..CALLS {
+        let name = format!("f{}", n % 7);
+        let callback = (n % 3 > 0).then(|| if n % 2 == 0 { one.clone() } else { two.clone() });
+        queue.push(Entry { callback, ..conformance::entry(&name, b"x") }).await.unwrap();
+    }
+    // A body that the receiver takes for a record, too.
+    let run = each(|_, _| {
+        let reply = http::Response::builder().body(call::full("{}")).unwrap();
+        Box::pin(async { Ok(reply) })
+    });
+    let tools = Tools { config: allowed(), policy: policy(to_url(&one), None), ..Tools::of(run) };
+    serve(Arc::clone(&queue) as _, tools, all_told(&queue)).await;
+    let stats = queue.stats();
+    assert_eq!((stats.done, stats.delivered, stats.given_up), (CALLS, CALLS + CALLS * 2 / 3, 0));
+    let mut came = 0;
+    while told_one.try_recv().is_ok() || told_two.try_recv().is_ok() {
+        came += 1;
+    }
+    assert_eq!(came, CALLS + CALLS * 2 / 3);
+}
+
 #[tokio::test]
 async fn what_can_be_seen_to_lie_inside_is_refused_when_it_is_asked() {
     let dir = tempfile::tempdir().unwrap();

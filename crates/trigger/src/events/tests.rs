@@ -475,3 +475,21 @@ async fn what_calls_itself_ends() {
     let nonsense = topics.publish(&namespace, &topic, HeaderMap::new(), Bytes::new(), 1).await.unwrap_err();
     assert_eq!(nonsense.retry, Retry::Never);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_event_for_a_thousand_triggers() {
+    let many: Vec<_> = (0..1000).map(|n| trigger(&format!("t{n}"), r#"{"events": {}}"#)).collect();
+    let world = World::new(&many, QueueConfig::default());
+    let begun = tokio::time::Instant::now();
+    let (status, _, said) = world.send("default/events", &LEAST, "").await;
+    let first = begun.elapsed();
+    let (_, _, again) = world.send("default/events", &LEAST, "").await;
+    println!(
+        "1,000 calls of one event: {} ms; the same again: {} ms",
+        first.as_millis(),
+        (begun.elapsed() - first).as_millis()
+    );
+    assert_eq!((status, said["calls"].as_array().unwrap().len()), (StatusCode::ACCEPTED, 1000));
+    assert_eq!(said, again);
+    assert_eq!(world.handle.stats().calls, 1000);
+}

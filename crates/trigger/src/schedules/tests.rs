@@ -299,14 +299,13 @@ async fn a_trigger_that_changes() {
     assert_eq!(life.journal.cursor(&cursor(&tick, "at")).await.unwrap(), Some(BEGIN + 18_000));
     world.snapshots.send_replace(snapshot(5, &[]));
     let forgotten = async {
-        while life.journal.cursor(&cursor(&tick, "at")).await.unwrap().is_some() {
-            tokio::task::yield_now().await;
+        for name in ["at", "schedule", "last"] {
+            while life.journal.cursor(&cursor(&tick, name)).await.unwrap().is_some() {
+                tokio::task::yield_now().await;
+            }
         }
     };
     timeout(PATIENCE, forgotten).await.unwrap();
-    for name in ["schedule", "last"] {
-        assert_eq!(life.journal.cursor(&cursor(&tick, name)).await.unwrap(), None);
-    }
     assert!(life.handle.status(&tick.namespace, &tick.name).is_none());
     life.kill().await;
 }

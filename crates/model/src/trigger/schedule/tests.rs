@@ -178,6 +178,7 @@ fn what_is_refused_is_named() {
         ("0 0 30 2 *", "never comes"),
         ("0 0 31 4,6,9,11 *", "never comes"),
         ("0 0 31W 2 *", "never comes"),
+        ("* * * 31w,30-31/5 feb ?", "never comes"),
         ("0 * * * *; 0 0 31 2 *", "`0 0 31 2 *` never comes"),
         ("@reboot", "`@reboot` is none of @yearly"),
         ("@hourly 5", "`@hourly 5` is none of"),
@@ -216,15 +217,6 @@ fn time_zones() {
         let said = Schedule::parse("@daily", Some(zone)).unwrap_err().to_string();
         assert!(said.starts_with("timeZone: ") && said.contains(expect), "{zone}: {said}");
     }
-}
-
-#[test]
-fn nothing_takes_long() {
-    // The slowest that was found: every other year is looked at until the calendar has repeated, in a debug build.
-    let begun = tokio::time::Instant::now();
-    let _ = Schedule::parse("* * 31W 2 *", Some("Europe/Vienna"));
-    let _ = Schedule::parse("* * 31W 2 ?", Some("Europe/Vienna"));
-    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
 }
 
 proptest! {
