@@ -45,7 +45,7 @@ fn shown(platform: &Platform, id: &str) -> Value {
 fn listed(platform: &Platform, arguments: &[&str]) -> Vec<String> {
     let arguments = [&["invocations", "list", "-o", "json"], arguments].concat();
     let page: Value = serde_json::from_str(&platform.ok(&arguments)).unwrap();
-    page["items"].as_array().unwrap().iter().map(|call| call["id"].as_str().unwrap().to_owned()).collect()
+    page.as_array().unwrap().iter().map(|call| call["id"].as_str().unwrap().to_owned()).collect()
 }
 
 /// A request to the API with the platform's password.

@@ -67,8 +67,8 @@ fn of_day(text: &str) -> u64 {
     ((part(11, 13) * 60 + part(14, 16)) * 60 + part(17, 19)) * 1000 + part(20, 23)
 }
 
-/// No two calls are for one tick, and from the first to the last second none is missing.
-fn every_second_once(platform: &Platform, trigger: &str) {
+/// No two calls are for one tick, and from the first to the last one none is missing; `apart` in milliseconds.
+fn every_tick_once(platform: &Platform, trigger: &str, apart: u64) {
     let mut ticks: BTreeMap<String, usize> = BTreeMap::new();
     for id in done(platform, trigger) {
         *ticks.entry(result(platform, &id)).or_default() += 1;
@@ -77,7 +77,7 @@ fn every_second_once(platform: &Platform, trigger: &str) {
     let ticks: Vec<&String> = ticks.keys().collect();
     for pair in ticks.windows(2) {
         let (one, next) = (of_day(pair[0]), of_day(pair[1]));
-        assert_eq!((next + 86_400_000 - one) % 86_400_000, 1000, "between {} and {}: {ticks:?}", pair[0], pair[1]);
+        assert_eq!((next + 86_400_000 - one) % 86_400_000, apart, "between {} and {}: {ticks:?}", pair[0], pair[1]);
     }
 }
 
@@ -106,10 +106,34 @@ fn every_tick_makes_one_call_through_kills_and_an_upgrade() {
     });
     let status = &get(&platform, "triggers/every-second")["status"];
     assert_eq!(status["state"], "suspended", "{status}");
-    every_second_once(&platform, "every-second");
+    every_tick_once(&platform, "every-second", 1000);
     let all = done(&platform, "every-second").len();
     assert_eq!(all, count(&platform, "trigger=every-second"), "no call is in limbo");
     assert!(all >= TICKS * (KILLS + 2));
+}
+
+/// Longer than some ticks are apart.
+const SLOW: &str = "import time\n\ndef handle(req):\n    time.sleep(7)\n    return 'slept'\n";
+
+#[test]
+fn no_tick_is_missed_while_an_upgrade_waits_for_a_call() {
+    let mut platform = Platform::start();
+    deploy(&platform, "ticked", TICKED);
+    deploy(&platform, "slow", SLOW);
+    apply(&platform, "often", r#"{function: ticked, schedule: "@every 2s", missed: skip}"#);
+    platform.until("it ticks", || !done(&platform, "often").is_empty());
+    assert_eq!(platform.request("POST", "/async-function/slow", &[], b"").status, 202);
+    platform.until("the slow one runs", || count(&platform, "function=slow&status=running") == 1);
+    let before = count(&platform, "trigger=often");
+    platform.upgrade();
+    let slow = get(&platform, "invocations?function=slow");
+    assert_eq!(
+        (&slow["items"][0]["status"], &slow["items"][0]["tries"]),
+        (&json!("done"), &json!(1)),
+        "it was waited for"
+    );
+    platform.until("it ticks on", || done(&platform, "often").len() >= before + 4);
+    every_tick_once(&platform, "often", 2000);
 }
 
 #[test]
@@ -136,7 +160,7 @@ fn a_schedule_in_openfaas_s_annotations() {
             .is_some_and(|why| why.contains("`sometimes` has 1 fields"))
     });
     assert_eq!(platform.request("GET", "/readyz", &[], b"").status, 200);
-    every_second_once(&platform, "ticked");
+    every_tick_once(&platform, "ticked", 1000);
 }
 
 /// Answers an order with an event of its own, and anything else with nothing.

@@ -423,3 +423,23 @@ fn two_platforms_beside_each_other_know_nothing_of_each_other() {
     assert_eq!(one.call("same", b"").text(), "one");
     assert!(one.stop().1 < PATIENCE);
 }
+
+#[test]
+fn a_backlog_does_not_cut_its_own_calls() {
+    let platform = Platform::start();
+    let file = platform.file("nap.py", "import time\ndef handle(text):\n    time.sleep(0.5)\n    return 'rested'\n");
+    platform.ok(&["deploy", &file, "--concurrency", "1", "--max", "2", "--timeout", "2s"]);
+    // Two at a time: the last of them begin long after the first one's time is over.
+    for _ in 0..20 {
+        assert_eq!(platform.request("POST", "/async-function/nap", &[], b"").status, 202);
+    }
+    let listed =
+        || -> Value { serde_json::from_str(&platform.ok(&["invocations", "list", "-o", "json"])).expect("JSON") };
+    let ended = |call: &Value| matches!(call["status"].as_str(), Some("done" | "dead"));
+    platform.until("all have ended", || {
+        listed().as_array().expect("a list").iter().filter(|call| ended(call)).count() == 20
+    });
+    for call in listed().as_array().expect("a list") {
+        assert_eq!((call["status"].as_str(), call["tries"].as_u64()), (Some("done"), Some(1)), "{call}");
+    }
+}

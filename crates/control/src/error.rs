@@ -42,6 +42,9 @@ pub enum Error {
     /// What is needed is away; it may be back after this long.
     #[error("{0}")]
     Away(String, Duration),
+    /// No space is left for what was to be written; there may be some after this long.
+    #[error("{0}")]
+    DiskFull(String, Duration),
     /// The platform is shutting down.
     #[error("the platform is shutting down; try again when it is back")]
     Stopping,
@@ -66,6 +69,8 @@ impl Error {
             Self::Busy(..) => "limited",
             Self::Away(..) => "unavailable",
             Self::Stopping => "shutting_down",
+            Self::DiskFull(..) => "disk_full",
+            Self::Store(e) if e.is_full() => "disk_full",
             Self::Store(_) | Self::Queue(_) => "internal",
         }
     }
@@ -81,6 +86,7 @@ impl Error {
             Self::Gone(_) => StatusCode::GONE,
             Self::Busy(..) => StatusCode::TOO_MANY_REQUESTS,
             Self::Away(..) | Self::Stopping => StatusCode::SERVICE_UNAVAILABLE,
+            Self::DiskFull(..) => StatusCode::INSUFFICIENT_STORAGE,
             Self::Store(e) if e.is_full() => StatusCode::INSUFFICIENT_STORAGE,
             Self::Store(_) | Self::Queue(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
@@ -116,23 +122,16 @@ impl From<taper_queue::Error> for Error {
         match e {
             Q::TooLarge { .. } => Self::TooLarge(text),
             Q::Full { retry_after, .. } => Self::Busy(text, retry_after),
-            Q::Away { retry_after, .. } => {
-                tracing::error!(error = text, "the queue's server is away");
-                Self::Away("the queue's server is away; try again later".into(), retry_after)
-            }
             Q::NotFound(_) => Self::NotFound(text),
             Q::State { .. } => Self::Conflict(text),
             Q::Mark(_) => Self::Invalid(format!("after: {text}")),
             Q::Stopped => Self::Stopping,
-            other => {
-                tracing::error!(error = %other, "the queue failed");
-                Self::Queue("the queue could not do its work; the platform's log says why".into())
-            }
+            other => other.fault().into(),
         }
     }
 }
 
-/// Why a call was not accepted, as whoever accepts calls has it.
+/// Why the queue did not do as it was told, as whoever accepts calls has it.
 impl From<Fault> for Error {
     fn from(fault: Fault) -> Self {
         let text = fault.message;
@@ -142,9 +141,12 @@ impl From<Fault> for Error {
             (Cause::ShuttingDown, _) => Self::Stopping,
             (Cause::Malformed | Cause::Method, _) => Self::Invalid(text),
             (Cause::Limited, Retry::After(wait)) => Self::Busy(text, wait),
-            (_, Retry::After(wait)) => Self::Away(text, wait),
+            (cause, Retry::After(wait)) => {
+                tracing::warn!(source = ?fault.source, "{text}");
+                if cause == Cause::DiskFull { Self::DiskFull(text, wait) } else { Self::Away(text, wait) }
+            }
             _ => {
-                tracing::error!(source = ?fault.source, "a call was not accepted: {text}");
+                tracing::error!(source = ?fault.source, "{text}");
                 Self::Queue(text)
             }
         }
@@ -158,7 +160,9 @@ impl IntoResponse for Error {
             tracing::error!(error = %e, "the store failed");
         }
         let wait = match &self {
-            Self::Busy(_, wait) | Self::Away(_, wait) => Some(wait.as_secs() + u64::from(wait.subsec_nanos() > 0)),
+            Self::Busy(_, wait) | Self::Away(_, wait) | Self::DiskFull(_, wait) => {
+                Some(wait.as_secs() + u64::from(wait.subsec_nanos() > 0))
+            }
             _ => None,
         };
         let refusal = Extension(Refusal { code: self.code(), message: self.to_string() });
@@ -189,4 +193,39 @@ pub(crate) async fn body(request: Request, next: Next) -> Response {
     let (mut parts, _) = response.into_parts();
     parts.headers.remove(CONTENT_LENGTH);
     (parts.status, parts.headers, Json(body)).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_says_when_to_come_again() {
+        let mut fault = Fault::new(taper_model::Stage::Queue, Cause::DiskFull, "no space is left");
+        fault.retry = Retry::After(Duration::from_secs(30));
+        let error = Error::from(fault);
+        assert_eq!((error.code(), error.to_string().as_str()), ("disk_full", "no space is left"));
+        let response = error.into_response();
+        assert_eq!((response.status().as_u16(), &response.headers()[RETRY_AFTER]), (507, &"30".parse().unwrap()));
+    }
+
+    /// Whichever way one comes to the queue, it is refused with the same status, sentence and time.
+    #[test]
+    fn what_the_queue_says_is_said_alike() {
+        use taper_queue::Error as Q;
+        let away = || Q::Away { why: "connection refused by 10.0.0.1".into(), retry_after: Duration::from_secs(3) };
+        for (error, status, wait) in
+            [(away(), 503, Some(3)), (Q::Lost("gone".into()), 500, None), (Q::Stopped, 503, None)]
+        {
+            let (asked, accepted) = (Error::from(error.clone()), Error::from(error.fault()));
+            assert_eq!(asked.to_string(), accepted.to_string());
+            assert!(!asked.to_string().contains("10.0.0.1"), "{asked}");
+            for error in [asked, accepted] {
+                let response = error.into_response();
+                assert_eq!(response.status().as_u16(), status);
+                let said = response.headers().get(RETRY_AFTER).map(|v| v.to_str().unwrap().to_owned());
+                assert_eq!(said, wait.map(|wait: u64| wait.to_string()));
+            }
+        }
+    }
 }

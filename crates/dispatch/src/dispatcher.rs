@@ -189,7 +189,7 @@ impl Dispatcher {
     async fn again(&self, mut permit: Permit, mut fault: Fault, deadline: Instant) -> Result<Reply, Fault> {
         let (mut retries, mut repeated) = (self.inner.retries, false);
         loop {
-            let Some(call) = fault.unsent.take() else { return Err(fault) };
+            let Some(mut call) = fault.unsent.take() else { return Err(fault) };
             let broke = call.terms.repeated && !repeated;
             let pool = permit.share.pool();
             // Who breaks a connection may have other calls, and lives or is gone: whoever keeps the instances knows. Who could not be
@@ -215,7 +215,7 @@ impl Dispatcher {
                 }
             };
             if call.terms.background {
-                placed(&call, &permit);
+                placed(&mut call, &permit);
             }
             let before = fault.message;
             fault = match permit.slot().instance.run.invoke(*call).await {
@@ -329,7 +329,7 @@ impl Invoke for Dispatcher {
     /// Admits the call, runs it on the instance, and lets the slot ride in the reply's body. The reply's extensions tell
     /// how it was [`Served`](taper_model::call::Served). A call that an instance gives back unsent is tried
     /// on others; a fault of the dispatcher gives it back too.
-    fn invoke(&self, call: Call) -> BoxFuture<'_, Result<Reply, Fault>> {
+    fn invoke(&self, mut call: Call) -> BoxFuture<'_, Result<Reply, Fault>> {
         Box::pin(async move {
             // Boxed is what few calls come to: the future of all others is no larger for it.
             let deadline = call.deadline;
@@ -344,7 +344,7 @@ impl Invoke for Dispatcher {
                 Err(fault) => return Err(give_back(fault, call)),
             };
             if terms.background {
-                placed(&call, &permit);
+                placed(&mut call, &permit);
             }
             match permit.slot().instance.run.invoke(call).await {
                 Ok(reply) => Ok(permit.ride(reply, repeated)),
@@ -404,10 +404,11 @@ impl Load for Dispatcher {
     }
 }
 
-/// Tells whoever wants to know which instance has a call.
-fn placed(call: &Call, permit: &Permit) {
-    if let Some(place) = call.request.extensions().get::<Place>() {
-        place.given(permit.instance());
+/// Tells whoever wants to know which instance has a call. The call's own time begins with that, where it has any.
+fn placed(call: &mut Call, permit: &Permit) {
+    let place = call.request.extensions().get::<Place>();
+    if let Some(deadline) = place.and_then(|place| place.given(permit.instance(), Instant::now())) {
+        call.deadline = deadline;
     }
 }
 

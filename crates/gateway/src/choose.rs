@@ -149,6 +149,13 @@ pub fn choose(function: &Function, headers: &mut HeaderMap) -> Result<Option<Arc
     Ok(Some(revision.clone()))
 }
 
+/// Whether a call that has waited in the queue may be for an earlier function of the same name; the headers are those that the queue kept.
+/// What the gateway has taken in says so itself, whatever somebody does to the host's clock.
+pub fn is_anothers(function: &Function, headers: &mut HeaderMap) -> bool {
+    let made = headers.remove(headers::MADE).and_then(|made| made.to_str().ok()?.parse::<u64>().ok());
+    made != Some(function.created_ms)
+}
+
 /// A revision, and why.
 struct Picked<'a> {
     revision: &'a Arc<Revision>,
@@ -364,11 +371,17 @@ mod tests {
         let run = |given: &[(&'static str, &str)]| {
             let mut headers = HeaderMap::new();
             given.iter().for_each(|(name, value)| drop(headers.insert(*name, value.parse().unwrap())));
+            headers.insert(headers::MADE, "7".parse().unwrap());
+            assert!(is_anothers(&function, &mut headers));
+            assert!(!headers.contains_key(headers::MADE), "functions do not hear of it");
             let chosen = choose(&function, &mut headers).map(|revision| revision.unwrap().id.number());
             let default = headers.contains_key(headers::DEFAULT_ROUTE);
             assert!(!headers.contains_key(headers::PIN));
             (chosen.map_err(|fault| (fault.stage, fault.cause)), default)
         };
+        let own = (headers::MADE, "0".parse().unwrap());
+        assert!(!is_anothers(&function, &mut HeaderMap::from_iter([own])));
+        assert!(is_anothers(&function, &mut HeaderMap::new()), "nobody knows");
         assert_eq!(run(&[]), (Ok(2), false));
         assert_eq!(run(&[("x-taper-tag", "old")]), (Ok(1), false));
         assert_eq!(run(&[("knative-serving-tag", "old")]), (Ok(1), false));

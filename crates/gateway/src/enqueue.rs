@@ -175,8 +175,10 @@ fn entry(mut head: request::Parts, found: &Found, record: &Record) -> Result<Ent
 
 /// What the headers say to the queue.
 fn read(found: &Found, head: request::Parts, target: impl Into<String>) -> Result<Entry, Fault> {
-    Entry::read(found.function.name.clone(), head.method, target, head.headers, Bytes::new())
-        .map_err(|invalid| Fault::new(Stage::Accept, Cause::Malformed, invalid.to_string()))
+    let mut entry = Entry::read(found.function.name.clone(), head.method, target, head.headers, Bytes::new())
+        .map_err(|invalid| Fault::new(Stage::Accept, Cause::Malformed, invalid.to_string()))?;
+    entry.headers.insert(headers::MADE, found.function.created_ms.into());
+    Ok(entry)
 }
 
 /// Reads a body whole. What it holds is given back when the call is on disk, or refused.

@@ -39,6 +39,8 @@ pub(crate) const DEFAULT_ROUTE: HeaderName = HeaderName::from_static("knative-se
 pub(crate) const MIRROR: HeaderName = HeaderName::from_static("x-taper-mirror");
 /// Of calls in the queue: the tag that the call's address named.
 pub(crate) const PIN: HeaderName = HeaderName::from_static("x-taper-pin");
+/// Of calls in the queue: when the function was made that they are for, in milliseconds since the Unix epoch. Another of its name is another one.
+pub(crate) const MADE: HeaderName = HeaderName::from_static("x-taper-made");
 /// How often the call was sent to an instance, where that was more than once.
 pub(crate) const ATTEMPTS: HeaderName = HeaderName::from_static("x-taper-attempts");
 /// OpenFaaS's mark on errors of its own parts.
@@ -84,8 +86,16 @@ fn is_ours(name: &HeaderName) -> bool {
 
 /// The same, to a function.
 fn is_ours_inward(name: &HeaderName) -> bool {
-    matches!(name.as_str(), "x-taper-mirror" | "x-taper-pin" | "knative-serving-default-route")
-        || name.as_str().starts_with(PARAMETER)
+    let name = name.as_str();
+    matches!(
+        name,
+        "x-taper-mirror"
+            | "x-taper-pin"
+            | "x-taper-made"
+            | "x-taper-trigger"
+            | "x-taper-tick"
+            | "knative-serving-default-route"
+    ) || name.starts_with(PARAMETER)
 }
 
 /// Whether some servers would take a name for one of ours: CGI and what came after it knows no difference between `-` and `_`.

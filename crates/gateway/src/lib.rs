@@ -65,7 +65,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use authenticate::Credentials;
-pub use choose::choose;
+pub use choose::{choose, is_anothers};
 pub use config::{AccessLog, Config};
 pub use enqueue::Accept;
 pub use handover::{Adopt, End, Listeners};

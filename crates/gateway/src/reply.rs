@@ -39,6 +39,8 @@ fn row(cause: Cause) -> (StatusCode, &'static str) {
         Cause::NotFound => (StatusCode::NOT_FOUND, "not_found"),
         Cause::Limited => (StatusCode::TOO_MANY_REQUESTS, "limited"),
         Cause::QueueFull => (StatusCode::SERVICE_UNAVAILABLE, "queue_full"),
+        Cause::Away => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
+        Cause::DiskFull => (StatusCode::INSUFFICIENT_STORAGE, "disk_full"),
         Cause::Deadline => (StatusCode::GATEWAY_TIMEOUT, "deadline"),
         Cause::CannotStart => (StatusCode::BAD_GATEWAY, "cannot_start"),
         Cause::Died => (StatusCode::BAD_GATEWAY, "died"),

@@ -22,6 +22,8 @@ const NO_STREAM: u32 = 10059;
 /// JetStream's own number for "there is no such message".
 const NO_MESSAGE: u32 = 10037;
 
+/// The header that has a message take the place of all others of its subject.
+const ROLLUP: &str = "Nats-Rollup";
 /// The header that says what a stream's last message must be.
 pub(crate) const EXPECT: &str = "Nats-Expected-Last-Sequence";
 /// The same for the message's own subject.
@@ -63,7 +65,9 @@ pub(crate) struct Stream {
 /// See [`Stream`].
 #[derive(Debug, Deserialize)]
 pub(crate) struct Reached {
+    pub(crate) first_seq: u64,
     pub(crate) last_seq: u64,
+    pub(crate) messages: u64,
 }
 
 /// JetStream's answer to a message that was published.
@@ -170,6 +174,11 @@ impl Link {
         self.get(&of).await
     }
 
+    /// A message by its number, as whoever leads the stream knows it.
+    pub(crate) async fn exactly(&self, seq: u64) -> Result<Option<Stored>, Trouble> {
+        self.get(&json!({ "seq": seq })).await
+    }
+
     async fn get(&self, of: &Value) -> Result<Option<Stored>, Trouble> {
         #[derive(Deserialize)]
         struct Got {
@@ -217,17 +226,14 @@ impl Link {
         }
     }
 
-    /// Removes what these subjects have before that message.
-    pub(crate) async fn purge(&self, filter: &str, before: u64) -> Result<(), Trouble> {
-        let of = json!({ "filter": filter, "seq": before });
-        self.ask::<Value>(&format!("STREAM.PURGE.{}", self.stream), &of).await.map(drop)
-    }
-
     /// Writes a message, if what `expect` says holds; its number.
     pub(crate) async fn write(&self, subject: &str, meta: &Meta, expect: (&str, u64)) -> Result<u64, Trouble> {
         let mut headers = HeaderMap::new();
         headers.insert(expect.0, expect.1.to_string());
         headers.insert(META, text(meta));
+        if let Meta::Fence = meta {
+            headers.insert(ROLLUP, "sub");
+        }
         read_ack(&self.request(subject, Some(headers), Bytes::new()).await?)
     }
 

@@ -189,25 +189,22 @@ impl Inner {
         Ok(())
     }
 
-    /// What of a call nobody needs once something else was written at `now` with so many parts; `closed`: in the place of what was asked.
-    pub(crate) fn leave(&self, before: &Call, now: u64, parts: u32, closed: bool) {
-        let rest = before.rest.as_deref();
-        if let Some((at, answered)) = before.told_at() {
-            self.sweeper.sweep(Sweep::Message(at));
-            if answered > 0 {
-                self.sweep_parts("answer", before.number, now.saturating_sub(parts.into()));
-            }
-        }
-        if let Some(at) = rest.and_then(|rest| rest.owes) {
+    /// What of a call nobody needs once something else was written; `closed`: in the place of what was asked.
+    pub(crate) fn leave(&self, before: &Call, closed: bool) {
+        if let Some((at, parts)) = before.told_at() {
+            self.sweep(at, parts);
             self.sweeper.sweep(Sweep::Message(at));
         }
-        if closed && before.parts > 0 {
-            self.sweep_parts("body", before.number, before.seq.cast_unsigned());
+        if let Some(at) = before.rest.as_deref().and_then(|rest| rest.owes) {
+            self.sweeper.sweep(Sweep::Message(at));
+        }
+        if closed {
+            self.sweep(before.seq.cast_unsigned(), before.parts);
         }
     }
 
-    pub(crate) fn sweep_parts(&self, kind: &str, number: u128, before: u64) {
-        let subjects = self.link.subject(format_args!("{kind}.{}.*", hex(number)));
-        self.sweeper.sweep(Sweep::Before(subjects, before));
+    /// Removes the parts before a message.
+    pub(crate) fn sweep(&self, at: u64, parts: u32) {
+        (at.saturating_sub(parts.into())..at).for_each(|seq| self.sweeper.sweep(Sweep::Message(seq)));
     }
 }

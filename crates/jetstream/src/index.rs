@@ -339,9 +339,10 @@ impl Index {
             return Ok(Listed::default());
         }
         let mut look = |call: &Call| {
-            let shown = || call.shown(running.contains(&call.seq));
-            if call.matches(filter) && filter.state.is_none_or(|state| shown().state == state) {
-                found.push(shown());
+            let runs = call.state == State::Waiting && running.contains(&call.seq);
+            let state = if runs { State::Running } else { call.state };
+            if filter.state.is_none_or(|wanted| state == wanted) && call.matches(filter) {
+                found.push(call.shown(runs));
                 mark = Some(call.seq.to_string());
             }
             found.len() < size

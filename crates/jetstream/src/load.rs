@@ -1,11 +1,15 @@
 //! Reads a stream at the start: the headers of all its messages, in one pass. Says what waits and what is owed, and what is left of
 //! writes that came half way. For a stream that nobody writes to meanwhile.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    ops::Range,
+    time::Duration,
+};
 
 use async_nats::Message;
 use bytes::Bytes;
-use futures_util::StreamExt as _;
+use futures_util::{StreamExt as _, future::join_all};
 use serde::Deserialize;
 use serde_json::json;
 use tokio::time::timeout;
@@ -19,6 +23,8 @@ use crate::{
 
 /// Messages that are asked for at once.
 const BATCH: u64 = 8192;
+/// Questions for single messages that are asked at once.
+const AT_ONCE: usize = 64;
 /// Longest wait for the next one.
 const NEXT: Duration = Duration::from_secs(10);
 
@@ -34,53 +40,43 @@ struct Found {
     answered: Vec<u64>,
 }
 
+/// What one pass has found.
+#[derive(Default)]
+struct Pass {
+    calls: HashMap<u128, Found>,
+    cursors: HashMap<String, (Option<u64>, u64)>,
+    owner: Option<u64>,
+    sweeps: Vec<Sweep>,
+    /// The numbers that came, as ranges without their ends.
+    seen: Vec<Range<u64>>,
+}
+
 /// Fills the index, and says what nobody needs.
 pub(crate) async fn load(link: &Link, index: &Index) -> Result<Vec<Sweep>, Trouble> {
-    let mut found: HashMap<u128, Found> = HashMap::new();
-    let (mut sweeps, mut owner) = (Vec::new(), None);
-    let start = format!("{}.", link.stream);
-    each(link, |stored| {
-        let Some(rest) = stored.subject.strip_prefix(&start) else { return };
-        let mut words = rest.split('.');
-        let (kind, id, what) = (words.next(), words.next().and_then(unhex), words.next());
-        let seq = stored.seq;
-        match (kind, id, what, stored.meta()) {
-            (Some("owner"), ..) => sweeps.extend(owner.replace(seq).map(Sweep::Message)),
-            (Some("fence"), ..) => {}
-            (Some("cursor"), _, None, Some(Meta::Cursor { name, value })) => {
-                sweeps.extend(index.set_cursor(&name, value, seq).map(Sweep::Message));
-            }
-            (Some("body"), Some(id), ..) => found.entry(id).or_default().asked.push(seq),
-            (Some("answer"), Some(id), ..) => found.entry(id).or_default().answered.push(seq),
-            (Some("call"), Some(id), None, Some(Meta::Ask(ask))) => {
-                let call = Call::of(ask, seq.cast_signed(), id);
-                sweeps.extend(found.entry(id).or_default().call.replace(call).map(replaced));
-            }
-            (Some("call"), Some(id), None, Some(Meta::Closed(closed))) => {
-                let call = Call::closed(closed, seq, id);
-                sweeps.extend(found.entry(id).or_default().call.replace(call).map(replaced));
-            }
-            (Some("call"), Some(id), None, Some(Meta::Gone)) => {
-                let asked = found.entry(id).or_default().call.take().map(|call| call.seq.cast_unsigned());
-                sweeps.push(Sweep::Gone { asked, gone: seq });
-            }
-            (Some("call"), Some(id), Some("state"), Some(Meta::State(told))) => {
-                let before = found.entry(id).or_default().told.replace((told, seq));
-                sweeps.extend(before.map(|(_, seq)| Sweep::Message(seq)));
-            }
-            (Some("call"), Some(id), Some("owed"), Some(Meta::Owed(owes))) => {
-                let before = found.entry(id).or_default().owes.replace((owes.owed, seq));
-                sweeps.extend(before.map(|(_, seq)| Sweep::Message(seq)));
-            }
-            _ => tracing::error!(
-                subject = stored.subject,
-                seq,
-                "a message of the queue's stream cannot be read, and is left alone"
-            ),
+    let mut pass = Pass::default();
+    each(link, &BTreeMap::new(), |stored| pass.add(&link.stream, &stored)).await?;
+    let state = link.look().await?.state;
+    let seen: u64 = pass.seen.iter().map(|range| range.end - range.start).sum();
+    // Servers that were killed have been seen to pass over messages, or to count some that they do not have (2.9.10): each is asked for.
+    if seen < state.messages {
+        let over = passed_over(link, &pass.seen, state.first_seq..state.last_seq + 1).await?;
+        tracing::warn!(
+            stream = link.stream,
+            counts = state.messages,
+            seen,
+            over = over.len(),
+            "the server has miscounted"
+        );
+        if !over.is_empty() {
+            pass = Pass::default();
+            each(link, &over, |stored| pass.add(&link.stream, &stored)).await?;
         }
-    })
-    .await?;
-    for (_, found) in found {
+    }
+    let Pass { calls, cursors, mut sweeps, .. } = pass;
+    for (name, (value, at)) in cursors {
+        index.set_cursor(&name, value, at);
+    }
+    for (_, found) in calls {
         if let Some(call) = take(found, &mut sweeps) {
             index.put(call);
         }
@@ -88,8 +84,73 @@ pub(crate) async fn load(link: &Link, index: &Index) -> Result<Vec<Sweep>, Troub
     Ok(sweeps)
 }
 
+impl Pass {
+    fn add(&mut self, stream: &str, stored: &Stored) {
+        let seq = stored.seq;
+        match self.seen.last_mut() {
+            Some(range) if range.end == seq => range.end += 1,
+            _ => self.seen.push(seq..seq + 1),
+        }
+        let Some(rest) = stored.subject.strip_prefix(stream).and_then(|rest| rest.strip_prefix('.')) else { return };
+        let mut words = rest.split('.');
+        let (kind, id, what) = (words.next(), words.next().and_then(unhex), words.next());
+        let before = match (kind, id, what, stored.meta()) {
+            (Some("owner"), ..) => self.owner.replace(seq).map(Sweep::Message),
+            (Some("fence"), ..) => None,
+            (Some("cursor"), _, None, Some(Meta::Cursor { name, value })) => {
+                self.cursors.insert(name, (value, seq)).map(|(_, before)| Sweep::Message(before))
+            }
+            (Some("body"), Some(id), ..) => return self.calls.entry(id).or_default().asked.push(seq),
+            (Some("answer"), Some(id), ..) => return self.calls.entry(id).or_default().answered.push(seq),
+            (Some("call"), Some(id), None, Some(Meta::Ask(ask))) => {
+                let call = Call::of(ask, seq.cast_signed(), id);
+                self.calls.entry(id).or_default().call.replace(call).map(|before| replaced(&before))
+            }
+            (Some("call"), Some(id), None, Some(Meta::Closed(closed))) => {
+                let call = Call::closed(closed, seq, id);
+                self.calls.entry(id).or_default().call.replace(call).map(|before| replaced(&before))
+            }
+            (Some("call"), Some(id), None, Some(Meta::Gone)) => {
+                let asked = self.calls.entry(id).or_default().call.take().map(|call| call.seq.cast_unsigned());
+                Some(Sweep::Gone { asked, gone: seq })
+            }
+            (Some("call"), Some(id), Some("state"), Some(Meta::State(told))) => {
+                let before = self.calls.entry(id).or_default().told.replace((told, seq));
+                before.map(|(_, seq)| Sweep::Message(seq))
+            }
+            (Some("call"), Some(id), Some("owed"), Some(Meta::Owed(owes))) => {
+                let before = self.calls.entry(id).or_default().owes.replace((owes.owed, seq));
+                before.map(|(_, seq)| Sweep::Message(seq))
+            }
+            _ => {
+                let subject = &stored.subject;
+                tracing::error!(subject, seq, "a message of the queue's stream cannot be read, and is left alone");
+                None
+            }
+        };
+        self.sweeps.extend(before);
+    }
+}
+
+/// The messages in between that are there all the same.
+async fn passed_over(link: &Link, seen: &[Range<u64>], of: Range<u64>) -> Result<BTreeMap<u64, Stored>, Trouble> {
+    let starts = std::iter::once(of.start).chain(seen.iter().map(|range| range.end));
+    let ends = seen.iter().map(|range| range.start).chain(std::iter::once(of.end));
+    let mut asked = starts.zip(ends).flat_map(|(start, end)| start.max(of.start)..end);
+    let mut over = BTreeMap::new();
+    loop {
+        let some: Vec<u64> = asked.by_ref().take(AT_ONCE).collect();
+        if some.is_empty() {
+            return Ok(over);
+        }
+        for found in join_all(some.iter().map(|seq| link.exactly(*seq))).await {
+            over.extend(found?.map(|stored| (stored.seq, stored)));
+        }
+    }
+}
+
 /// What was said of a call before it was said otherwise.
-fn replaced(before: Call) -> Sweep {
+fn replaced(before: &Call) -> Sweep {
     before.closed_at().map_or(Sweep::Erase(before.seq.cast_unsigned()), Sweep::Message)
 }
 
@@ -136,8 +197,8 @@ fn keep(needed: bool, seq: u64, sweeps: &mut Vec<Sweep>) -> bool {
     needed
 }
 
-/// Every message of the stream, without its payload, in their order.
-async fn each(link: &Link, mut look: impl FnMut(Stored)) -> Result<(), Trouble> {
+/// Every message of the stream, without its payload, in their order; among them those that are known to be passed over.
+async fn each(link: &Link, over: &BTreeMap<u64, Stored>, mut look: impl FnMut(Stored)) -> Result<(), Trouble> {
     #[derive(Deserialize)]
     struct Made {
         name: String,
@@ -177,11 +238,13 @@ async fn each(link: &Link, mut look: impl FnMut(Stored)) -> Result<(), Trouble> 
             )));
         }
         let (seq, delivered) = place(&message).ok_or_else(|| Trouble::Away("a message without its number".into()))?;
+        let before = reached;
         (asked, seen, reached) = (asked.saturating_sub(1), seen + 1, seq);
         if delivered != seen {
             return Err(Trouble::Away("messages were lost on the way".into()));
         }
         let subject = message.subject.to_string();
+        over.range(before..seq).for_each(|(_, stored)| look(stored.clone()));
         look(Stored::of(message, seq, subject));
     }
     // It would go by itself, in a while.

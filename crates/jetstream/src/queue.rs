@@ -151,7 +151,7 @@ impl Inner {
         let after = move |at: u64| {
             let mut after = call.clone();
             after.told(told, at);
-            inner.leave(&call, at, 0, false);
+            inner.leave(&call, false);
             inner.put(after);
             settling.settled(&verdict, now);
             drop(guard);
@@ -200,7 +200,7 @@ impl Inner {
                 let after = move |at: u64| {
                     let mut after = call.clone();
                     after.told(told, at);
-                    inner.leave(&call, at, 0, false);
+                    inner.leave(&call, false);
                     inner.put(after);
                     settling.settled(&verdict, due);
                     drop(guard);
@@ -227,9 +227,9 @@ impl Inner {
         let inner = Arc::clone(&self);
         let after = move |at: u64| {
             let mut after = call.clone();
-            let (owed, parts) = (told.owed.clone(), told.parts);
+            let owed = told.owed.clone();
             after.told(told, at);
-            inner.leave(&call, at, parts, false);
+            inner.leave(&call, false);
             inner.put(after);
             owed.iter().for_each(|owing| inner.book.owe(owing.due, seq, owing.number));
             settling.settled(&verdict, due);
@@ -276,7 +276,7 @@ impl Inner {
         let messages = self.messages(self.at(call.number, ""), ("answer", call.number), with, payload);
         let inner = Arc::clone(self);
         let after = move |at: u64| {
-            inner.leave(&call, at, closed.parts, true);
+            inner.leave(&call, true);
             inner.sweeper.sweep(Sweep::Erase(call.seq.cast_unsigned()));
             inner.put(Call::closed(closed, at, call.number));
             then(&inner);
@@ -327,7 +327,7 @@ impl Inner {
         let after = move |at: u64| {
             let mut after = call.clone();
             after.told(told, at);
-            inner.leave(&call, at, 0, false);
+            inner.leave(&call, false);
             inner.put(after.clone());
             call.owed().iter().for_each(|owing| inner.book.forgive(owing.due, call.seq, owing.number));
             match room {
@@ -379,16 +379,14 @@ impl Inner {
         if let Some(at) = call.closed_at() {
             // One message, which will never be another one: also when it is removed twice, or late.
             self.link.delete(at, false).await.map_err(|trouble| crate::writer::away(&trouble))?;
-            if call.parts > 0 {
-                self.sweep_parts("answer", call.number, at);
-            }
+            self.sweep(at, call.parts);
             self.index.remove(seq);
             return Ok(true);
         }
         let messages = Self::bare(self.at(call.number, ""), &Meta::Gone);
         let inner = Arc::clone(self);
         let after = move |at: u64| {
-            inner.leave(&call, at, 0, true);
+            inner.leave(&call, true);
             inner.sweeper.sweep(Sweep::Gone { asked: Some(call.seq.cast_unsigned()), gone: at });
             inner.index.remove(seq);
             drop(guard);

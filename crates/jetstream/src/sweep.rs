@@ -31,8 +31,6 @@ pub(crate) enum Sweep {
         /// The word.
         gone: u64,
     },
-    /// What these subjects have before that message.
-    Before(String, u64),
 }
 
 /// The way to the task that removes. It ends with the last of these, or when `stop` says so.
@@ -73,7 +71,6 @@ async fn remove(link: Link, what: Sweep) {
                 trouble => trouble,
             },
             Sweep::Gone { asked: None, gone } => link.delete(*gone, false).await,
-            Sweep::Before(subjects, seq) => link.purge(subjects, *seq).await,
         };
         match removed {
             Err(Trouble::Away(_)) => sleep(PAUSE).await,

@@ -535,9 +535,6 @@ impl Writer {
             if !used_up && !self.is_ours().await? {
                 continue;
             }
-            if !used_up {
-                self.sweeper.sweep(Sweep::Before(self.link.subject("fence"), last));
-            }
             let Ok(landed) = look_for(&self.link, &self.owner.epoch, self.sent()).await else { continue };
             (self.last, self.reached) = (last, last);
             // Before anybody is told, who may come again at once.

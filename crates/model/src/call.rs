@@ -193,28 +193,47 @@ pub struct Served {
     pub repeated: bool,
 }
 
-/// Where a call for which nobody waits is run, for whoever writes that down: who decides it says so here, and how the call ends changes nothing of
-/// it. Rides in the request's extensions.
+/// Where a call for which nobody waits is run, for whoever writes that down, and how long it may take there: who decides it says so here, and how
+/// the call ends changes nothing of it. Rides in the request's extensions.
 #[derive(Debug, Clone, Default)]
-pub struct Place(Arc<Mutex<(Option<RevisionId>, Option<InstanceId>)>>);
+pub struct Place(Arc<Mutex<Placed>>);
+
+#[derive(Debug, Default)]
+struct Placed {
+    revision: Option<RevisionId>,
+    time: Option<Duration>,
+    instance: Option<InstanceId>,
+    deadline: Option<Instant>,
+}
 
 impl Place {
-    /// This revision was chosen for it.
-    pub fn chosen(&self, revision: &RevisionId) {
-        self.place().0 = Some(revision.clone());
+    /// This revision was chosen for it, and it may take so long once it has its instance. What it waits until then is nobody's loss, and
+    /// does not count.
+    pub fn chosen(&self, revision: &RevisionId, time: Duration) {
+        let mut place = self.place();
+        (place.revision, place.time) = (Some(revision.clone()), Some(time));
     }
 
-    /// It is in the hands of this instance.
-    pub fn given(&self, instance: &InstanceId) {
-        self.place().1 = Some(instance.clone());
+    /// It is in the hands of this instance from now on. Says by when it is to have ended, where it was said how long it may take.
+    pub fn given(&self, instance: &InstanceId, now: Instant) -> Option<Instant> {
+        let mut place = self.place();
+        place.instance = Some(instance.clone());
+        place.deadline = place.time.map(|time| now + time);
+        place.deadline
     }
 
     /// The revision and the instance, as far as it came.
     pub fn get(&self) -> (Option<RevisionId>, Option<InstanceId>) {
-        self.place().clone()
+        let place = self.place();
+        (place.revision.clone(), place.instance.clone())
     }
 
-    fn place(&self) -> MutexGuard<'_, (Option<RevisionId>, Option<InstanceId>)> {
+    /// By when it is to have ended; none while it has no instance.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.place().deadline
+    }
+
+    fn place(&self) -> MutexGuard<'_, Placed> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

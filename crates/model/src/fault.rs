@@ -83,6 +83,10 @@ pub enum Cause {
     Limited,
     /// The revision's queue is full.
     QueueFull,
+    /// What the call needs is away: the server that keeps the queue.
+    Away,
+    /// The disk under the platform is full.
+    DiskFull,
     /// The deadline passed; the stage says while doing what.
     Deadline,
     /// The function cannot start: import error, crash loop, missing file.
@@ -133,7 +137,7 @@ impl Fault {
             C::NotFound | C::Limited | C::CallerLeft => Blame::Caller,
             C::CannotStart | C::Died | C::OutOfMemory | C::Exception | C::Exit(_) => Blame::Function,
             C::Deadline if stage == Stage::Invoke => Blame::Function,
-            C::Deadline | C::ShuttingDown | C::QueueFull | C::Internal => Blame::Platform,
+            C::Deadline | C::ShuttingDown | C::QueueFull | C::Away | C::DiskFull | C::Internal => Blame::Platform,
         };
         let retry = match cause {
             C::ShuttingDown | C::QueueFull | C::Limited => Retry::After(Duration::from_secs(1)),

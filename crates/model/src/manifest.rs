@@ -1,6 +1,6 @@
 //! The manifest: Kubernetes-shaped resources in YAML (JSON is YAML too), several to a file.
 
-use std::{collections::BTreeMap, fmt};
+use std::{borrow::Cow, collections::BTreeMap, fmt};
 
 use serde::{
     Deserialize, Deserializer, Serialize,
@@ -69,7 +69,10 @@ impl Resource {
     /// # Errors
     /// The first thing that is wrong, with its line and column.
     pub fn parse_all(text: &str) -> Result<Vec<Self>, Invalid> {
-        let documents: Vec<Self> = documents(text).map_err(|e| Invalid(e.to_string()))?;
+        let documents: Vec<Self> = documents(text).map_err(|e| {
+            let path = e.location().and_then(|here| place::path_at(text, &here));
+            Invalid(path.map_or_else(|| e.to_string(), |path| e.render_with_formatter(&Named(path))))
+        })?;
         if documents.is_empty() {
             return Err(Invalid::new("the manifest is empty"));
         }
@@ -228,12 +231,24 @@ impl<'de> Deserialize<'de> for About {
     }
 }
 
+/// What is wrong, after the path of where it is.
+struct Named(String);
+
+impl MessageFormatter for Named {
+    fn format_message<'a>(&self, e: &'a serde_saphyr::Error) -> Cow<'a, str> {
+        format!("{}: {}", self.0, DefaultMessageFormatter.format_message(e)).into()
+    }
+}
+
 /// Reads a `spec` that stood before its `kind`. Its place is all that is left of the places in it.
 fn late<S: DeserializeOwned, E: Error>(spec: &Spanned<serde_json::Value>) -> Result<S, E> {
     // JSON is YAML, so that values mean what they would have meant.
-    serde_saphyr::from_str(&spec.value.to_string()).map_err(|e| {
+    let text = spec.value.to_string();
+    serde_saphyr::from_str(&text).map_err(|e| {
+        let path = e.location().and_then(|here| place::path_at(&text, &here));
+        let path = path.map_or_else(|| "spec".into(), |path| format!("spec.{path}"));
         let (what, line) = (DefaultMessageFormatter.format_message(e.without_snippet()), spec.referenced.line());
-        E::custom(format_args!("{what}, in the spec that begins in line {line}"))
+        E::custom(format_args!("{path}: {what}, in the spec that begins in line {line}"))
     })
 }
 
@@ -473,9 +488,15 @@ spec:
             ("{name: shop}", "{name: shop, namespace: Shop}", "namespace: name `Shop`", 19),
             ("{name: shop}", "{name: shop}\nspce: {}", "unknown field `spce`", 20),
             ("timeout: 30s", "timeuot: 30s", "unknown field `timeuot`", 9),
-            ("missed: all", "missed: never", "unknown variant `never`", 33),
-            ("headers: {X", "haeders: {X", "unknown field `haeders`", 36),
-            ("jitter: 30s", "jitter: soon", "duration", 35),
+            ("missed: all", "missed: never", ": spec.missed: unknown variant `never`", 33),
+            ("overlap: replace", "overlap: [1]", ": spec.overlap: ", 34),
+            ("jitter: 30s", "jitter: soon", ": spec.jitter: `soon` is not a duration", 35),
+            ("jitter: 30s", "jitterr: 30s", ": spec: unknown field `jitterr`", 35),
+            ("headers: {X", "haeders: {X", ": spec.input: unknown field `haeders`", 36),
+            ("attempts: 5", "attempts: many", ": spec.retry.attempts: ", 37),
+            ("attempts: 5", "attemps: 5", ": spec.retry: unknown field `attemps`", 37),
+            ("methods: [GET]", "methods: [[GET]]", ": spec.rules[0].methods[0]: ", 23),
+            ("memory: 128Mi", "memory: lots", ": spec.resources.memory: ", 14),
         ] {
             assert!(file.contains(from), "{from}");
             let text = Resource::parse_all(&file.replace(from, to)).unwrap_err().to_string();
@@ -510,7 +531,9 @@ spec:
             [Resource::Trigger(_)]
         ));
         let text = Resource::parse_all(&turned("rulse: []", "Route")).unwrap_err().to_string();
-        assert!(text.contains("unknown field `rulse`") && text.contains("begins in line 2"), "{text}");
+        assert!(text.starts_with("spec: unknown field `rulse`") && text.contains("begins in line 2"), "{text}");
+        let text = Resource::parse_all(&turned("jitter: soon", "Trigger")).unwrap_err().to_string();
+        assert!(text.starts_with("spec.jitter: `soon`") && text.contains("begins in line 2"), "{text}");
         let twice = ROUTE.replace("kind: Route", "kind: Route\nkind: Function");
         assert!(Resource::parse_all(&twice).unwrap_err().to_string().contains("duplicate"), "{twice}");
     }

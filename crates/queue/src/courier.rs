@@ -106,10 +106,14 @@ impl Courier {
 
     /// A delivery for which there is room; one for which there is none waits, without what it holds, and comes again.
     fn start(&self, delivery: Delivery) -> Option<(Delivery, Going<Owed>)> {
-        let mut lanes = Vec::from_iter(host(&delivery).map(Lane::Host));
+        let host = host(&delivery);
+        let mut lanes = Vec::from_iter(host.clone().map(Lane::Host));
         let function = delivery.details.entry.function.clone();
         match delivery.parcel {
-            Parcel::Callback => lanes.extend([Lane::Callbacks(function), Lane::AllCallbacks]),
+            Parcel::Callback => {
+                lanes.extend(host.map(|host| Lane::Receiver(function.clone(), host)));
+                lanes.extend([Lane::Callbacks(function), Lane::AllCallbacks]);
+            }
             Parcel::Record { .. } | Parcel::Reply(_) => lanes.push(Lane::Function(function)),
         }
         let answer = delivery.details.answer.as_ref().map_or(0, |answer| answer.body.len());

@@ -4,6 +4,7 @@ use std::{fmt, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, Method, Uri};
+use jiff::fmt::temporal::Pieces;
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -207,8 +208,11 @@ fn due(headers: &HeaderMap) -> Result<Due, Invalid> {
             if span.0 > MAX_DELAY { Err(far(&DELAY)) } else { Ok(Due::After(span.0)) }
         }
         (None, Some(at)) => {
-            let time: jiff::Timestamp =
-                at.parse().map_err(|_| Invalid(format!("{AT} is a time such as 2026-01-02T03:04:05Z (RFC 3339)")))?;
+            let time: jiff::Timestamp = at.parse().map_err(|_| match Pieces::parse(at) {
+                // The last days of the last year that has four digits: a time, but none that is counted here.
+                Ok(pieces) if pieces.offset().is_some() && pieces.date().year() == 9999 => far(&AT),
+                _ => Invalid(format!("{AT} is a time such as 2026-01-02T03:04:05Z (RFC 3339)")),
+            })?;
             // Before 1970 is in the past, too.
             let at = u64::try_from(time.as_millisecond()).unwrap_or(0);
             let latest = clock::unix().saturating_add(MAX_DELAY).as_millis();

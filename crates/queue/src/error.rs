@@ -11,6 +11,9 @@ use taper_model::{CallId, Cause, Fault, Retry, Stage};
 
 use crate::State;
 
+/// When there may be space again on a full disk: not before somebody has looked.
+const FULL: Duration = Duration::from_secs(30);
+
 /// Why the queue did not do as it was told. Cheap to clone: one commit that fails is told to everybody who waited for it.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
@@ -87,7 +90,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// The same as a fault, for a caller whose call was not accepted.
+    /// The same as a fault, for whoever asked something of the queue: one status and one sentence, wherever that was.
     pub fn fault(self) -> Fault {
         let text = self.to_string();
         match self {
@@ -97,15 +100,15 @@ impl Error {
                 fault.retry = Retry::After(retry_after);
                 fault
             }
-            Self::Away { retry_after, .. } => {
+            Self::Away { why, retry_after } => {
                 // Answered with 503; where the server is, is for the log.
-                let text = "the queue's server is away and the call was not accepted; try again later";
-                let mut fault = Fault::new(Stage::Queue, Cause::QueueFull, text);
+                let text = "the queue's server is away and what was asked was not done; try again later";
+                let mut fault = Fault::new(Stage::Queue, Cause::Away, text);
                 fault.retry = Retry::After(retry_after);
-                fault
+                fault.with_source(why)
             }
             Self::Lost(why) => {
-                let text = "the queue has ended and the call was not accepted; the platform's log says why";
+                let text = "the queue has ended and what was asked was not done; the platform's log says why";
                 Fault::new(Stage::Accept, Cause::Internal, text).with_source(why)
             }
             Self::NotFound(_) => Fault::new(Stage::Route, Cause::NotFound, text),
@@ -114,8 +117,14 @@ impl Error {
             Self::Damaged { .. } => Fault::new(Stage::Accept, Cause::Internal, "what is kept of this call is damaged"),
             Self::CallbackCa(_) => Fault::new(Stage::Accept, Cause::Internal, "the platform's configuration is wrong"),
             // Paths of the host are for the log.
+            Self::Medium(medium @ taper_medium::Error::Full { .. }) => {
+                let text = "no space is left for the queue and what was asked was not done; try again when its operator has freed some";
+                let mut fault = Fault::new(Stage::Queue, Cause::DiskFull, text);
+                fault.retry = Retry::After(FULL);
+                fault.with_source(medium)
+            }
             Self::Medium(medium) => {
-                let text = "the call could not be written to the journal and was not accepted; try again later";
+                let text = "the queue's journal failed and what was asked was not done; try again later, the platform's log says why";
                 Fault::new(Stage::Accept, Cause::Internal, text).with_source(medium)
             }
         }

@@ -20,7 +20,7 @@ mod writer;
 use std::{
     fmt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -70,11 +70,32 @@ struct Shared {
     book: Arc<Book>,
     path: PathBuf,
     bodies: Arc<Bodies>,
+    damage: Damage,
 }
 
 struct Reader {
     path: PathBuf,
     db: Mutex<Connection>,
+    damage: Damage,
+}
+
+/// What the database said when it was found to be damaged. From then on nothing is accepted: what is written into it may not be there.
+#[derive(Clone, Default)]
+struct Damage(Arc<OnceLock<Error>>);
+
+impl Damage {
+    fn look<T>(&self, found: Result<T, Error>) -> Result<T, Error> {
+        if let Err(error @ Error::Medium(taper_medium::Error::Corrupt { .. })) = &found
+            && self.0.set(error.clone()).is_ok()
+        {
+            tracing::error!(%error, "the queue's database is damaged: no call is accepted any more; stop taper and put a backup in its place");
+        }
+        found
+    }
+
+    fn refuse(&self) -> Result<(), Error> {
+        self.0.get().cloned().map_or(Ok(()), Err)
+    }
 }
 
 impl Journal {
@@ -91,13 +112,21 @@ impl Journal {
         make_private_dir(dir)?;
         let lock = lock(dir)?;
         let path = dir.join("journal.db");
+        let bodies = Arc::new(Bodies::open(dir.join("bodies"))?);
+        if !path.exists() && !bodies.list()?.is_empty() {
+            // A body is written after the database was made.
+            return Err(taper_medium::Error::corrupt(
+                &path,
+                "it is gone, and calls that it names have left their bodies beside it",
+            )
+            .into());
+        }
         private_file(&path)?.sync_all().map_err(Error::io("write", &path))?;
         sync_dir(dir)?;
         let mut connection = connect(&path)?;
         migrate(&mut connection, &path, schema::MIGRATIONS, |db, step| {
             db.execute_batch(step).map_err(Error::sql(&path))
         })?;
-        let bodies = Arc::new(Bodies::open(dir.join("bodies"))?);
         let db = Db { connection: &connection, path: &path };
         let book = Book::at(config, limits, db.latest()?, wall);
         let mut damaged = Vec::new();
@@ -114,11 +143,12 @@ impl Journal {
             bodies.remove(&name, || db.names_file(&name))?;
         }
         tracing::debug!(path = %path.display(), waiting = book.stats().depth, "queue opened");
-        let shared = Arc::new(Shared { book, path: path.clone(), bodies });
+        let damage = Damage::default();
+        let shared = Arc::new(Shared { book, path: path.clone(), bodies, damage: damage.clone() });
         let reader = || {
             let db = connect(&path)?;
             db.pragma_update(None, "query_only", true).map_err(Error::sql(&path))?;
-            Ok::<_, Error>(Arc::new(Reader { path: path.clone(), db: Mutex::new(db) }))
+            Ok::<_, Error>(Arc::new(Reader { path: path.clone(), db: Mutex::new(db), damage: damage.clone() }))
         };
         let (leases, looks) = (reader()?, reader()?);
         let writer = Writer::start(connection, Arc::clone(&shared)).map_err(Error::io("start a thread for", dir))?;
@@ -136,6 +166,7 @@ impl Journal {
     async fn accept(&self, entry: Entry) -> Result<Accepted, Error> {
         let (shared, config) = (Arc::clone(&self.shared), self.shared.book.config());
         entry.fits(config)?;
+        shared.damage.refuse()?;
         let room = shared.book.room(entry.function.clone(), entry.size())?;
         let (body, pin) = if entry.body.len() > INLINE {
             let (bodies, body) = (Arc::clone(&shared.bodies), entry.body.clone());
@@ -490,7 +521,7 @@ impl Reader {
         let job = move || {
             // A query that panicked has left nothing behind: reading has no state.
             let connection = reader.db.lock().unwrap_or_else(PoisonError::into_inner);
-            job(&Db { connection: &connection, path: &reader.path })
+            reader.damage.look(job(&Db { connection: &connection, path: &reader.path }))
         };
         spawn_blocking(job).await.map_err(|_| Error::Stopped)?
     }

@@ -200,12 +200,16 @@ async fn attempt(parts: Arc<Parts>, lease: Lease, keep: usize) {
     if let Verdict::Bury(reason) = &settled.verdict {
         tracing::warn!(call = %lease.entry.id, %function, reason, "a call became a dead letter");
     }
+    let mut said = false;
     while let Err(error) = parts.queue.settle(&lease, settled.clone()).await {
         if matches!(error, Error::Stopped) {
             return;
         }
         // The lease holds, so that the call does not run again because of this; nor does another one that could not be settled either.
-        tracing::error!(%error, call = %lease.entry.id, "the end of a call could not be written; trying again");
+        // Once: the disk that is full may be the log's, too.
+        if !std::mem::replace(&mut said, true) {
+            tracing::error!(%error, call = %lease.entry.id, "the end of a call could not be written; trying again until it is");
+        }
         sleep(PAUSE).await;
     }
 }
@@ -281,12 +285,13 @@ fn parcels(policy: &Policy, entry: &Entry, condition: Condition, answer: Option<
     callback.into_iter().chain(record).chain(reply.map(Parcel::Reply)).collect()
 }
 
-/// Whether an answer is an event, in any of the HTTP modes of CloudEvents.
+/// Whether an answer is one event, in the binary or the structured mode of CloudEvents. A batch is none: answers that are two events each
+/// would make two to the sixteenth calls of one.
 fn is_event(headers: &HeaderMap) -> bool {
-    let kind = headers.get(CONTENT_TYPE).map_or(&b""[..], |kind| kind.as_bytes());
-    let events = b"application/cloudevents";
-    headers.contains_key("ce-specversion")
-        || kind.get(..events.len()).is_some_and(|kind| kind.eq_ignore_ascii_case(events))
+    let kind = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or("");
+    let kind = kind.split([';', '+']).next().unwrap_or("").trim();
+    let batch = kind.eq_ignore_ascii_case("application/cloudevents-batch");
+    !batch && (headers.contains_key("ce-specversion") || kind.eq_ignore_ascii_case("application/cloudevents"))
 }
 
 /// What an answer says about when to come again: seconds, or a date.

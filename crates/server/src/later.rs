@@ -21,7 +21,7 @@ use taper_model::{
     invocation::Async,
     trigger::Trigger,
 };
-use taper_queue::{Deadline, Entry, Error, Filter, Limits, LimitsOf, Listed, Page, Policy, Queue, Run, State};
+use taper_queue::{Deadline, Due, Entry, Error, Filter, Limits, LimitsOf, Listed, Page, Policy, Queue, Run, State};
 use taper_store::Snapshot;
 use tokio::{
     sync::watch,
@@ -29,6 +29,10 @@ use tokio::{
 };
 
 const CALL_ID: HeaderName = HeaderName::from_static("x-call-id");
+
+/// Longest time that a call waits for an instance before it goes back to the queue. It counts neither as an attempt nor for the function's
+/// timeout: whoever has a backlog would otherwise begin calls that can only be cut off.
+const WAIT: Duration = Duration::from_secs(600);
 
 /// Whoever runs calls, and what tells which revision serves.
 pub(crate) struct Later {
@@ -41,15 +45,21 @@ pub(crate) struct Later {
 impl Run for Later {
     fn run<'a>(&'a self, entry: &'a Entry, _: u32, place: &'a Place) -> BoxFuture<'a, Result<Reply, Fault>> {
         Box::pin(async move {
-            let mut call = self.call(entry)?;
-            let (deadline, revision) = (call.deadline, call.revision.clone());
-            place.chosen(&revision);
+            let (mut call, time) = self.call(entry)?;
+            let revision = call.revision.clone();
+            place.chosen(&revision, time);
             call.request.extensions_mut().insert(place.clone());
-            let reply = self.invoke.invoke(call).await.inspect_err(|fault| {
+            let reply = self.invoke.invoke(call).await.map_err(|mut fault| {
                 if fault.cause != Cause::CallerLeft {
-                    self.counts.answered(&revision, taper_gateway::status(fault).as_u16() >= 500);
+                    self.counts.answered(&revision, taper_gateway::status(&fault).as_u16() >= 500);
                 }
+                if fault.cause == Cause::Deadline && place.deadline().is_none() {
+                    // It only waited.
+                    fault.retry = Retry::Safe;
+                }
+                fault
             })?;
+            let deadline = place.deadline().unwrap_or_else(|| Instant::now() + time);
             if let Some(served) = reply.extensions().get::<Served>() {
                 self.counts.reached(&entry.function, served);
             }
@@ -129,7 +139,8 @@ impl http_body::Body for Watched {
 }
 
 impl Later {
-    fn call(&self, entry: &Entry) -> Result<Call, Fault> {
+    /// The call, and how long it may take once it has its instance.
+    fn call(&self, entry: &Entry) -> Result<(Call, Duration), Fault> {
         let name = &entry.function;
         let function = self.snapshot.borrow().function(name).cloned();
         let Some(function) = function else {
@@ -137,6 +148,11 @@ impl Later {
             return Err(Fault::new(Stage::Route, Cause::NotFound, text));
         };
         let mut headers = entry.headers.clone();
+        let anothers = taper_gateway::is_anothers(&function, &mut headers);
+        if anothers && matches!(entry.due, Due::At(due) if due < function.created_ms) {
+            let text = format!("function {name} was deleted before the call ran; the one of that name is another");
+            return Err(Fault::new(Stage::Route, Cause::NotFound, text));
+        }
         let Some(revision) = taper_gateway::choose(&function, &mut headers)? else {
             let text = format!("no revision of function {name} is ready");
             let fault = Fault::new(Stage::Activate, Cause::CannotStart, text);
@@ -152,9 +168,9 @@ impl Later {
         if let Ok(value) = HeaderValue::try_from(id.as_str()) {
             request.headers_mut().insert(CALL_ID, value);
         }
-        let deadline = Instant::now() + revision.spec.timeout();
         let terms = Terms { background: true, queue: function.routing.limits.queue, ..Terms::default() };
-        Ok(Call { id, revision: revision.id.clone(), deadline, terms, request })
+        let call = Call { id, revision: revision.id.clone(), deadline: Instant::now() + WAIT, terms, request };
+        Ok((call, revision.spec.timeout()))
     }
 }
 
@@ -200,7 +216,7 @@ pub(crate) async fn follow(queue: Arc<dyn Queue>, mut snapshot: watch::Receiver<
         for (name, backlog) in queue.backlog() {
             if backlog.waiting > 0
                 && now.function(&name).is_none()
-                && let Err(error) = hurry(&*queue, &name).await
+                && let Err(error) = hurry(&*queue, &name, &snapshot).await
             {
                 tracing::error!(%error, function = %name, "what waits for a function that is gone ends when it is due, and not at once");
             }
@@ -211,14 +227,15 @@ pub(crate) async fn follow(queue: Arc<dyn Queue>, mut snapshot: watch::Receiver<
     }
 }
 
-/// Has every call of a function that waits for a later time run now.
-async fn hurry(queue: &dyn Queue, name: &FunctionName) -> Result<(), Error> {
+/// Has every call of a function that waits for a later time come up now, as long as there is no such function.
+async fn hurry(queue: &dyn Queue, name: &FunctionName, snapshot: &watch::Receiver<Arc<Snapshot>>) -> Result<(), Error> {
+    let gone = || snapshot.borrow().function(name).is_none();
     let filter = Filter { function: Some(name.clone()), state: Some(State::Waiting), ..Filter::default() };
     let mut after = None;
     loop {
         let Listed { invocations, next } = queue.list(filter.clone(), Page { after, size: 1000 }).await?;
         for call in invocations {
-            if call.due_ms.is_some_and(|due| due > clock::unix_ms()) {
+            if call.due_ms.is_some_and(|due| due > clock::unix_ms()) && gone() {
                 match queue.retry(&call.id).await {
                     // Its turn came meanwhile, or its end.
                     Ok(()) | Err(Error::State { .. } | Error::NotFound(_)) => {}
@@ -243,7 +260,7 @@ mod tests {
     use taper_model::{
         Function, FunctionSpec, Name, Pooled, Revision, RevisionState, demand::Outcomes, revision::Entry as Kept,
     };
-    use taper_queue::{Due, Journal, Origin};
+    use taper_queue::{Journal, Origin};
 
     use super::*;
 

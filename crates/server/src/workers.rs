@@ -24,7 +24,15 @@ impl Workers {
         let ended = CancellationToken::new();
         let (until, end) = (rest.clone(), ended.clone().drop_guard());
         tokio::spawn(async move {
-            tokio::join!(service.run(until.clone().cancelled_owned()), sources.run(until.cancelled_owned()));
+            // Whoever pushes goes on until the last call has ended: what a long one takes would be ticks that nobody works off. What is
+            // pushed meanwhile waits on disk for whoever comes next.
+            let over = CancellationToken::new();
+            let pushing = sources.run(over.clone().cancelled_owned());
+            let working = async {
+                service.run(until.cancelled_owned()).await;
+                over.cancel();
+            };
+            tokio::join!(working, pushing);
             drop(end);
         });
         Self { handle, rest, ended }

@@ -235,16 +235,15 @@ impl List {
             return watch::watch(global, client, &page, &format!("{path}?watch=true&{query}"));
         }
         let page = client.json(Method::GET, page.trim_end_matches('&'), None)?;
-        if output::machine(&page, global.output)? {
-            return Ok(());
-        }
         let items = page["items"].as_array().map_or(&[][..], Vec::as_slice);
-        if items.is_empty() {
-            output::note("no such calls; `taper invoke NAME --async` makes one");
-            return Ok(());
+        if !output::machine(&page["items"], global.output)? {
+            if items.is_empty() {
+                output::note("no such calls; `taper invoke NAME --async` makes one");
+                return Ok(());
+            }
+            let rows: Vec<_> = items.iter().map(row).collect();
+            output::table(&HEADING, &rows)?;
         }
-        let rows: Vec<_> = items.iter().map(row).collect();
-        output::table(&HEADING, &rows)?;
         if page["next"].is_string() {
             output::note(&format!(
                 "there are more than {}; ask for up to 1000 with --limit, or for fewer with --since",

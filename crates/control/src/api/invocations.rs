@@ -28,6 +28,8 @@ use tokio::time::{Instant, timeout_at};
 use crate::{
     Error, Shared,
     api::{
+        functions::snapshot,
+        known,
         logs::since,
         read::{Asked, Space, flag},
     },
@@ -108,8 +110,9 @@ impl Meant {
     /// The calls that are meant.
     ///
     /// # Errors
-    /// When nothing says which, or that makes no sense.
-    fn filter(&self, namespace: Name, verb: &str) -> Result<Filter, Error> {
+    /// When there is no such namespace, or nothing says which, or that makes no sense.
+    fn filter(&self, shared: &Shared, namespace: Name, verb: &str) -> Result<Filter, Error> {
+        known(&snapshot(shared), &namespace)?;
         let Self { function, status, trigger, since, all } = self;
         let filter = filter(namespace, function.as_deref(), status.as_deref(), trigger.as_deref(), since.as_deref())?;
         let said = filter.function.is_some()
@@ -157,6 +160,7 @@ pub(crate) async fn list(
     Space(namespace): Space,
     Asked(wanted): Asked<Wanted>,
 ) -> Result<Response, Error> {
+    known(&snapshot(&shared), &namespace)?;
     let Wanted { function, status, trigger, since, limit, after, watch } = wanted;
     let filter = filter(namespace, function.as_deref(), status.as_deref(), trigger.as_deref(), since.as_deref())?;
     if watch {
@@ -260,7 +264,7 @@ pub(crate) async fn purge(
     Space(namespace): Space,
     Asked(meant): Asked<Meant>,
 ) -> Result<Json<Value>, Error> {
-    let filter = meant.filter(namespace, "forget")?;
+    let filter = meant.filter(&shared, namespace, "forget")?;
     if let Some(state @ (Where::Waiting | Where::Running)) = filter.state {
         return Err(Error::Invalid(format!(
             "status: a call that is {} is not forgotten; cancel it first",

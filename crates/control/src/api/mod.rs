@@ -34,7 +34,7 @@ pub(crate) use functions::{NDJSON, publish};
 pub(crate) use invocations::Ends;
 pub(crate) use logs::{follow, since};
 pub(crate) use namespaces::{known, put as put_namespace};
-pub(crate) use read::{By, body};
+pub(crate) use read::{By, body, is_object};
 pub(crate) use secrets::bytes as secret_bytes;
 
 /// Largest JSON body. Artifacts have their own bound.

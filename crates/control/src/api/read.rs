@@ -152,11 +152,9 @@ pub(crate) async fn whole<S: Send + Sync>(request: Request, state: &S, limit: us
     })
 }
 
-/// Reads JSON; what is wrong is named by its path: `spec.scale.min: …`.
+/// Reads a JSON object; what is wrong is named by its path: `spec.scale.min: …`.
 pub(crate) fn json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
-    if bytes.is_empty() {
-        return Err(Error::Invalid("the body is empty; JSON is expected".into()));
-    }
+    is_object(bytes)?;
     let mut reader = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut reader).map_err(|e| {
         let path = e.path().to_string();
@@ -165,6 +163,20 @@ pub(crate) fn json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
     })?;
     reader.end().map_err(|e| Error::Invalid(format!("after the JSON: {e}")))?;
     Ok(value)
+}
+
+/// Refuses what is JSON and no object: a list would be read as the values of fields in the order in which they stand in our code.
+pub(crate) fn is_object(bytes: &[u8]) -> Result<(), Error> {
+    let it = match bytes.trim_ascii_start().first() {
+        None => "is empty",
+        Some(b'[') => "is a JSON array",
+        Some(b'"') => "is a JSON string",
+        Some(b'-' | b'0'..=b'9') => "is a number",
+        Some(b't' | b'f' | b'n') => "is a single word",
+        // What is none at all its reader says best.
+        Some(_) => return Ok(()),
+    };
+    Err(Error::Invalid(format!("the body {it}; a JSON object is expected: {{…}}")))
 }
 
 /// A yes or no in a query: `follow`, `follow=true`, `follow=0`.

@@ -111,6 +111,7 @@ fn target(name: &str, body_namespace: &str, uri: &Uri) -> Result<FunctionName, T
 /// Reads a JSON body as Go does: unknown fields are passed over.
 async fn told<T: DeserializeOwned>(request: Request) -> Result<T, Text> {
     let bytes: Bytes = api::body(request, &()).await?;
+    api::is_object(&bytes)?;
     serde_json::from_slice(&bytes).map_err(|e| Text(Error::Invalid(format!("Error unmarshalling request body: {e}"))))
 }
 

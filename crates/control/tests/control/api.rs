@@ -80,6 +80,43 @@ async fn what_is_wrong_with_a_manifest_is_named() {
     }
 }
 
+/// The values of a list would be taken for those of fields, in an order that nobody has promised.
+#[tokio::test(start_paused = true)]
+async fn a_body_is_an_object() {
+    let house = House::new();
+    house.deploy_later("hello", json!({})).await;
+    let one = |rest: &str| format!("/v1/namespaces/default/{rest}");
+    for (method, path) in [
+        ("POST", "/v1/namespaces".to_owned()),
+        ("PUT", "/v1/namespaces/default".into()),
+        ("PUT", one("functions/hello")),
+        ("PUT", one("functions/hello/traffic")),
+        ("POST", one("functions/hello/rollback")),
+        ("POST", one("functions/hello/scale")),
+        ("PUT", one("routes/hello")),
+        ("PUT", one("triggers/hello")),
+        ("POST", one("secrets")),
+        ("PUT", one("secrets/hello")),
+        ("POST", one("invocations")),
+    ] {
+        for (body, what) in [
+            ("[]", "is a JSON array"),
+            (" [1]", "is a JSON array"),
+            (r#"["hello","POST","/",{},"hi",null,null,null,null,null,null,null]"#, "is a JSON array"),
+            ("null", "is a single word"),
+            ("true", "is a single word"),
+            ("-7", "is a number"),
+            ("\"hello\"", "is a JSON string"),
+        ] {
+            let (status, text) = house.send(method, &path, body).await;
+            let expected = format!("the body {what}; a JSON object is expected: {{…}}");
+            assert!(status == 400 && text.contains(&expected), "{method} {path} {body}: {status} {text}");
+        }
+    }
+    let (status, text) = house.send("PUT", "/system/functions", r#"["hello"]"#).await;
+    assert!(status == 400 && text.contains("is a JSON array"), "{text}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_is_wrong_with_an_address_is_named() {
     let house = House::new();

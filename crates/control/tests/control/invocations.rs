@@ -203,6 +203,27 @@ async fn a_call_from_its_acceptance_to_its_result() {
     }
 }
 
+/// A namespace that is written wrongly is not one without calls.
+#[tokio::test]
+async fn a_namespace_that_is_not_there_has_no_calls() {
+    let house = house().await;
+    let there = "/v1/namespaces/nope/invocations";
+    for (method, rest) in [
+        ("GET", ""),
+        ("GET", "?status=dead&limit=5"),
+        ("GET", "?watch=true"),
+        ("DELETE", "?all=true"),
+        ("POST", "/redrive?all=true"),
+        ("POST", ""),
+    ] {
+        let body = if (method, rest) == ("POST", "") { json!({"function": "hello"}) } else { Value::Null };
+        let (status, said) = house.json(method, &format!("{there}{rest}"), body).await;
+        assert_eq!((status.as_u16(), &said["error"]), (404, &json!("not_found")), "{method} {rest}: {said}");
+        assert!(said["message"].as_str().unwrap().starts_with("there is no namespace `nope`"), "{said}");
+    }
+    assert_eq!(house.json("GET", "/v1/namespaces/openfaas-fn/invocations", Value::Null).await.0, 200);
+}
+
 #[tokio::test]
 async fn an_answer_that_was_cut_is_not_taken_for_the_whole() {
     let house = house().await;
@@ -240,6 +261,11 @@ async fn what_cannot_be_accepted_is_refused_by_its_field() {
         (json!({"function": "hello", "delay": "soon"}), 400, "delay: `soon`"),
         (json!({"function": "hello", "delay": "9000h"}), 400, "delay lies more than 366 days ahead"),
         (json!({"function": "hello", "at": "tomorrow"}), 400, "at is a time such as"),
+        (json!({"function": "hello", "at": "9999-12-31T23:59:59Z"}), 400, "at lies more than 366 days ahead"),
+        (json!({"function": "hello", "at": "9999-12-32T23:59:59Z"}), 400, "at is a time such as"),
+        (json!({"function": "hello", "at": "9999-12-31"}), 400, "at is a time such as"),
+        (json!({"function": "hello", "callback": "http://example.com:0/"}), 400, "callback: its port is a number"),
+        (json!({"function": "hello", "callback": "http://256.1.1.1/"}), 400, "callback: `256.1.1.1` is no host"),
         (json!({"function": "hello", "callback": "ftp://x"}), 400, "callback: it begins with"),
         (json!({"function": "hello", "orderKey": "a\nb"}), 400, "orderKey: it is one line"),
         (json!({"function": "hello", "idempotencyKey": "k".repeat(3000)}), 400, "idempotencyKey is longer than"),
@@ -248,7 +274,7 @@ async fn what_cannot_be_accepted_is_refused_by_its_field() {
         assert!(text.contains(expect), "{body}: {text}");
     }
     for (body, expect) in
-        [("", "empty"), ("{", "EOF"), ("[]", "invalid"), ("{\"function\":\"hello\"} x", "after the JSON")]
+        [("", "empty"), ("{", "EOF"), ("[]", "JSON array"), ("{\"function\":\"hello\"} x", "after the JSON")]
     {
         let (status, text) = house.send("POST", CALLS, body).await;
         assert!(status == 400 && text.contains(expect), "{body}: {text}");

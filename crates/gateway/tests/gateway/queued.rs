@@ -202,6 +202,10 @@ async fn a_call_that_comes_as_a_description() {
         .header("x-taper-order-key", "o")
         .header("x-taper-pin", "forged")
         .header("x_taper_pin", "forged")
+        .header("x-taper-made", "forged")
+        .header("x-taper-trigger", "forged")
+        .header("x-taper-tick", "forged")
+        .header("x_taper_tick", "forged")
         .header("transfer-encoding", "chunked")
         .header("content-length", "99")
         .header("connection", "x-hop")
@@ -217,7 +221,19 @@ async fn a_call_that_comes_as_a_description() {
     let headers = &entry.headers;
     assert_eq!((header(headers, "x-custom"), header(headers, "content-length")), (Some("kept"), Some("4")));
     assert!(header(headers, "host") != Some("forged") && header(headers, "x-start-time").is_some(), "{headers:?}");
-    for gone in ["x-taper-pin", "x_taper_pin", "transfer-encoding", "connection", "x-hop", "x-taper-order-key"] {
+    // Which function it is for that name, should there be another one when it runs.
+    assert!(header(headers, "x-taper-made").is_some_and(|made| made.parse::<u64>().is_ok()), "{headers:?}");
+    for gone in [
+        "x-taper-pin",
+        "x_taper_pin",
+        "x-taper-trigger",
+        "x-taper-tick",
+        "x_taper_tick",
+        "transfer-encoding",
+        "connection",
+        "x-hop",
+        "x-taper-order-key",
+    ] {
         assert_eq!(header(headers, gone), None, "{gone}");
     }
 
@@ -297,6 +313,8 @@ async fn what_is_refused_is_not_accepted_by_half() {
         ("x-taper-delay", "1s\r\nx-taper-at: 2026-01-02T03:04:05Z"),
         ("x-taper-at", "yesterday"),
         ("x-taper-at", "2999-01-01T00:00:00Z"),
+        ("x-callback-url", "http://example.com:99999/"),
+        ("x-callback-url", "http://127.1/"),
         ("x-taper-order-key", "\u{e4}"),
         ("idempotency-key", "a\r\nidempotency-key: b"),
     ] {
@@ -330,7 +348,8 @@ async fn what_the_queue_says_is_what_the_caller_hears() {
     for (error, status, retry) in [
         (full(), 429, "7"),
         (Error::Stopped, 503, "1"),
-        (Error::Medium(Full { path: "/secret/place".into() }), 500, ""),
+        (Error::Medium(Full { path: "/secret/place".into() }), 507, "30"),
+        (Error::Away { why: "/secret/place".into(), retry_after: Duration::from_secs(3) }, 503, "3"),
     ] {
         notebook.next(Err(error));
         let answer = platform.post("/async-function/hello", "x").await;

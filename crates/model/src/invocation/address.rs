@@ -1,6 +1,6 @@
 //! Addresses that something may be sent to, and which of them lie inside a host or its network. Looks up no name.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use http::Uri;
 
@@ -17,10 +17,40 @@ pub fn address(url: &str) -> Result<Uri, Invalid> {
         return Err(wrong("it begins with https:// or http://"));
     }
     let authority = uri.authority().ok_or_else(|| wrong("it names no host"))?;
-    if authority.host().is_empty() || authority.as_str().contains('@') {
+    let host = authority.host();
+    if host.is_empty() || authority.as_str().contains('@') {
         return Err(wrong("it names a host, and no user"));
     }
-    Ok(uri)
+    if !is_host(host) {
+        return Err(wrong(&format!(
+            "`{}` is no host: neither a name, nor 192.0.2.1, nor [2001:db8::1]",
+            host.escape_debug()
+        )));
+    }
+    match authority.as_str().strip_prefix(host) {
+        Some("") => Ok(uri),
+        Some(rest) if rest[1..].parse().is_ok_and(|port: u16| port > 0) => Ok(uri),
+        _ => Err(wrong("its port is a number from 1 to 65535")),
+    }
+}
+
+/// Whether a host can be looked up or connected to. What ends in a number is an IPv4 address in its one form (WHATWG URL, section 3.5): the
+/// others, such as `127.1` and `0x7f000001`, mean one thing here and another there.
+fn is_host(host: &str) -> bool {
+    if let Some(inner) = host.strip_prefix('[') {
+        return inner.strip_suffix(']').is_some_and(|ip| ip.parse::<Ipv6Addr>().is_ok());
+    }
+    let name = host.strip_suffix('.').unwrap_or(host);
+    let plain = |label: &str| {
+        (1..=63).contains(&label.len()) && label.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
+    };
+    let last = name.rsplit('.').next().unwrap_or_default();
+    let hex = last.strip_prefix("0x").or_else(|| last.strip_prefix("0X"));
+    let number = match hex {
+        Some(digits) => digits.bytes().all(|b| b.is_ascii_hexdigit()),
+        None => last.bytes().all(|b| b.is_ascii_digit()),
+    };
+    name.len() <= 253 && name.split('.').all(plain) && (!number || host.parse::<Ipv4Addr>().is_ok())
 }
 
 /// Whether an address says by itself that it lies inside a host or its network: by its numbers, or as `localhost`. A name that means such an
@@ -56,8 +86,11 @@ pub fn is_public(address: IpAddr) -> bool {
         }
         IpAddr::V6(ip) => match embedded(ip) {
             Some(ip) => is_public(ip),
-            // Global unicast, without what is for documentation.
-            None => ip.segments()[0] & 0xe000 == 0x2000 && ip.segments()[..2] != [0x2001, 0xdb8],
+            // Global unicast, without what is for documentation, and without what is set aside for protocols, tunnels (RFC 4380) among them.
+            None => {
+                let [a, b, ..] = ip.segments();
+                a & 0xe000 == 0x2000 && !(a == 0x2001 && (b < 0x200 || b == 0xdb8)) && !(a == 0x3fff && b < 0x1000)
+            }
         },
     }
 }
@@ -79,9 +112,17 @@ mod tests {
 
     #[test]
     fn who_is_out_in_the_world() {
-        for text in
-            ["8.8.8.8", "1.1.1.1", "172.32.0.1", "100.128.0.1", "2606:4700::1", "2002:808:808::1", "64:ff9b::808:808"]
-        {
+        for text in [
+            "8.8.8.8",
+            "1.1.1.1",
+            "172.32.0.1",
+            "100.128.0.1",
+            "2606:4700::1",
+            "2001:200::1",
+            "2001:4860::8888",
+            "2002:808:808::1",
+            "64:ff9b::808:808",
+        ] {
             assert!(is_public(text.parse().unwrap()), "{text}");
         }
         for text in [
@@ -111,6 +152,9 @@ mod tests {
             "64:ff9b::7f00:1",
             "2002:7f00:1::1",
             "2001:db8::1",
+            "2001:0:1::80ff:fffe",
+            "2001:1ff::1",
+            "3fff:fff::1",
         ] {
             assert!(!is_public(text.parse().unwrap()), "{text}");
         }
@@ -134,6 +178,54 @@ mod tests {
         }
         for url in ["", "example.com", "ftp://example.com", "http:///x", "http://user@example.com/", "https://a b/"] {
             assert!(address(url).is_err(), "{url}");
+        }
+    }
+    #[test]
+    fn what_can_never_be_reached_is_no_address() {
+        for url in [
+            "http://example.com:0/",
+            "http://example.com:99999/",
+            "http://example.com:/",
+            "http://[2606:4700::1]:0/",
+            "http://.../",
+            "http://a..b/",
+            "http://.a/",
+            "http://256.1.1.1/",
+            "http://1.2.3/",
+            "http://1.2.3.4.5/",
+            "http://127.1/",
+            "http://0x7f.1/",
+            "http://0x7f000001/",
+            "http://a.0X7f/",
+            "http://0x/",
+            "http://2130706433/",
+            "http://017700000001/",
+            "http://127.0.0.01/",
+            "http://0/",
+            "http://127.0.0.1./",
+            "http://[::1::]/",
+            "http://[fe80::1%25eth0]/",
+            "http://[v1.a]/",
+            "http://a%62/",
+            "http://a*b/",
+            &format!("http://{}/", "a".repeat(64)),
+            &format!("http://{}a/", "a.".repeat(130)),
+        ] {
+            let said = address(url).expect_err(url).to_string();
+            assert!(said.contains("such as https://host:port/path"), "{url}: {said}");
+        }
+        for url in [
+            "http://example.com:1/",
+            "https://example.com.:65535",
+            "http://a_b/",
+            "http://0x7g.example/",
+            "http://1.example",
+            "http://8.8.8.8:80/",
+            "http://xn--bcher-kva.example/",
+            "https://[2606:4700::1]:443/x?y",
+            &format!("http://{}/", "a".repeat(63)),
+        ] {
+            address(url).unwrap_or_else(|e| panic!("{url}: {e}"));
         }
     }
 }

@@ -34,7 +34,10 @@ impl FromStr for Statuses {
                 "a list of statuses of more than {LONGEST} characters; write ranges, such as 500-599"
             )));
         }
-        let refuse = || Invalid(format!("`{}` is no list of statuses; write 429,502,503", text.escape_debug()));
+        let refuse = |part: &str| {
+            let part = part.trim().escape_debug();
+            Invalid(format!("`{part}` is neither a status from 100 to 599 nor several; write 429,502-504,5xx"))
+        };
         let code = |text: &str| text.trim().parse().ok().filter(|code| (100..=599).contains(code));
         let one = |part: &str| {
             let part = part.trim();
@@ -47,7 +50,7 @@ impl FromStr for Statuses {
         };
         // An empty list is one: nothing the function says is a reason.
         let parts = text.split(',').filter(|part| !part.trim().is_empty());
-        Ok(Self(parts.map(one).collect::<Option<_>>().ok_or_else(refuse)?))
+        Ok(Self(parts.map(|part| one(part).ok_or_else(|| refuse(part))).collect::<Result<_, _>>()?))
     }
 }
 
@@ -82,6 +85,8 @@ mod tests {
         for wrong in ["oops", "999", "504-500", "9xx", "-1", "5x", "500-", &"500,".repeat(300)] {
             assert!(wrong.parse::<Statuses>().is_err(), "{wrong}");
         }
+        let said = "200, 9xx,503".parse::<Statuses>().unwrap_err().to_string();
+        assert!(said.starts_with("`9xx` is neither a status"), "{said}");
     }
 
     proptest! {

@@ -1,4 +1,5 @@
-//! Where in a text a field stands, for refusals that come after reading: what a spec says is judged as a whole. Judges nothing itself.
+//! Where in a text a field stands, for refusals that come after reading: what a spec says is judged as a whole. And which field stands where
+//! reading has ended. Judges nothing itself.
 
 use std::fmt;
 
@@ -6,7 +7,7 @@ use serde::{
     Deserialize, Deserializer,
     de::{MapAccess, SeqAccess, Visitor},
 };
-use serde_saphyr::Spanned;
+use serde_saphyr::{Location, Spanned};
 
 use super::documents;
 use crate::Invalid;
@@ -20,7 +21,7 @@ pub fn line_of(text: &str, at: usize, why: &Invalid) -> Option<u64> {
     let mut here = all.get(at)?;
     for step in path.split(['.', '[']).map(|step| step.trim_end_matches(']')) {
         let next = match &here.value {
-            Node::Map(fields) => fields.iter().find(|(key, _)| key == step).map(|(_, node)| node),
+            Node::Map(fields) => fields.iter().find(|(key, _)| key.value == step).map(|(_, node)| node),
             Node::List(items) => step.parse::<usize>().ok().and_then(|at| items.get(at)),
             Node::Leaf => None,
         };
@@ -31,11 +32,33 @@ pub fn line_of(text: &str, at: usize, why: &Invalid) -> Option<u64> {
     found
 }
 
+/// The path, as in `spec.rules[2].path`, of what begins here: a value, or the fields of which this is one. None where that is a whole document.
+pub(super) fn path_at(text: &str, here: &Location) -> Option<String> {
+    let all: Vec<Spanned<Node>> = documents(text).ok()?;
+    let path = all.iter().find_map(|document| document.value.path_to(&document.referenced, here))?;
+    Some(path.trim_start_matches('.').to_owned()).filter(|path| !path.is_empty())
+}
+
 /// A piece of a document, without what it says.
 enum Node {
-    Map(Vec<(String, Spanned<Node>)>),
+    Map(Vec<(Spanned<String>, Spanned<Node>)>),
     List(Vec<Spanned<Node>>),
     Leaf,
+}
+
+impl Node {
+    /// The way from this one, which begins there, to what begins here.
+    fn path_to(&self, begins: &Location, here: &Location) -> Option<String> {
+        let is_here = |place: &Location| (place.line(), place.column()) == (here.line(), here.column());
+        let below = |step: String, node: &Spanned<Self>| Some(step + &node.value.path_to(&node.referenced, here)?);
+        match self {
+            _ if is_here(begins) => Some(String::new()),
+            Self::Map(fields) if fields.iter().any(|(key, _)| is_here(&key.referenced)) => Some(String::new()),
+            Self::Map(fields) => fields.iter().find_map(|(key, node)| below(format!(".{}", key.value), node)),
+            Self::List(items) => items.iter().enumerate().find_map(|(at, node)| below(format!("[{at}]"), node)),
+            Self::Leaf => None,
+        }
+    }
 }
 
 impl<'de> Deserialize<'de> for Node {

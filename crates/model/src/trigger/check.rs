@@ -65,6 +65,11 @@ impl TriggerSpec {
         if !self.filters.is_empty() {
             return Err(Invalid::new("spec.filters: belongs to events; this trigger has a schedule, so leave it out"));
         }
+        if self.time_zone.as_deref() == Some("") {
+            return Err(Invalid::new(
+                "spec.timeZone: it names none; write one such as `Europe/Vienna`, or leave it out for UTC",
+            ));
+        }
         Schedule::parse(schedule, self.time_zone.as_deref()).map_err(|Invalid(why)| Invalid(format!("spec.{why}")))?;
         if let Some(jitter) = self.jitter.filter(|jitter| jitter.0 > MAX_JITTER) {
             return Err(Invalid(format!("spec.jitter: {jitter} is too long; at most a day, `24h`, is allowed")));
@@ -189,6 +194,7 @@ mod tests {
             ("spec.schedule: ", "{function: a, schedule: '61 * * * *'}".into()),
             ("spec.schedule: ", "{function: a, schedule: ''}".into()),
             ("spec.timeZone: ", scheduled("timeZone: Europe/Wien")),
+            ("spec.timeZone: it names none", scheduled("timeZone: ''")),
             ("spec.jitter: 25h is too long", scheduled("jitter: 25h")),
             ("spec.filters: belongs to events", scheduled("filters: [{exact: {type: a}}]")),
             ("spec.timeZone: belongs to a schedule", events("timeZone: UTC")),

@@ -317,6 +317,30 @@ async fn whose_it_is() {
     }
     let damaged = Journal::open(&path, Config::default(), unlimited()).unwrap_err();
     assert!(matches!(damaged, Error::Medium(Corrupt { .. })), "{damaged}");
+    // Its bodies tell that there was one: what they belonged to is not taken for nothing, and they stay.
+    fs::remove_file(path.join("journal.db")).unwrap();
+    let gone = Journal::open(&path, Config::default(), unlimited()).unwrap_err();
+    assert!(matches!(&gone, Error::Medium(Corrupt { .. })) && gone.to_string().contains("it is gone"), "{gone}");
+    assert_eq!(fs::read_dir(path.join("bodies")).unwrap().count(), 1);
+}
+
+#[tokio::test]
+async fn into_a_damaged_database_nothing_is_accepted() {
+    let (dir, journal) = fresh();
+    for _ in 0..300 {
+        journal.push(entry("f", &[1; 1000])).await.unwrap();
+    }
+    // What was written comes into the database, and is in nobody's memory.
+    drop(journal);
+    let path = dir.path().join("queue");
+    let journal = Journal::open(&path, Config::default(), unlimited()).unwrap();
+    let file = fs::File::options().write(true).open(path.join("journal.db")).unwrap();
+    let length = usize::try_from(file.metadata().unwrap().len()).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &vec![b'?'; length - 4096], 4096).unwrap();
+    let seen = journal.list(Filter::default(), Page::default()).await.unwrap_err();
+    assert!(matches!(seen, Error::Medium(Corrupt { .. })), "{seen}");
+    let refused = journal.push(entry("f", b"one more")).await.unwrap_err();
+    assert!(matches!(refused, Error::Medium(Corrupt { .. })), "{refused}");
 }
 
 #[tokio::test]

@@ -194,6 +194,7 @@ fn together(db: &Connection, shared: &Shared, jobs: Vec<Job>) {
     }
     if let Some(error) = &broken {
         tracing::error!(%error, "the queue could not be written");
+        let _ = shared.damage.look(Err::<(), _>(error.clone()));
     }
     for finish in finishes {
         finish(broken.clone().map_or(Ok(()), Err));

@@ -500,18 +500,18 @@ async fn an_attempt_says_where_it_ran() {
             match self.0.fetch_add(1, SeqCst) {
                 0 => fails(Cause::NotFound, Retry::Safe),
                 1 => {
-                    place.chosen(&revision(3));
+                    place.chosen(&revision(3), Duration::from_secs(60));
                     fails(Cause::QueueFull, Retry::Safe)
                 }
                 2 => {
-                    place.chosen(&revision(3));
-                    place.given(&InstanceId::new("one"));
+                    place.chosen(&revision(3), Duration::from_secs(60));
+                    place.given(&InstanceId::new("one"), Instant::now());
                     fails(Cause::Died, Retry::Never)
                 }
                 _ => {
-                    place.chosen(&revision(4));
-                    place.given(&InstanceId::new("one"));
-                    place.given(&InstanceId::new("two"));
+                    place.chosen(&revision(4), Duration::from_secs(60));
+                    place.given(&InstanceId::new("one"), Instant::now());
+                    place.given(&InstanceId::new("two"), Instant::now());
                     answers(200)
                 }
             }

@@ -17,7 +17,11 @@ use taper_model::{FunctionName, Name};
 use super::{One, shown};
 use crate::{
     Error, Shared,
-    api::read::{Space, json, whole},
+    api::{
+        functions::snapshot,
+        known,
+        read::{Space, json, whole},
+    },
 };
 
 /// Largest JSON that describes a call. A larger body goes to `/async-function`, as it is.
@@ -64,6 +68,7 @@ pub(crate) async fn accept(
     Space(namespace): Space,
     request: Request,
 ) -> Result<Response, Error> {
+    known(&snapshot(&shared), &namespace)?;
     let wanted: Wanted = json(&whole(request, &shared, MAX_CALL).await?)?;
     let name = Name::new(&wanted.function).map_err(|e| Error::Invalid(format!("function: {e}")))?;
     let function = FunctionName::new(namespace.clone(), name);

@@ -24,7 +24,7 @@ pub(crate) async fn redrive(
     Space(namespace): Space,
     Asked(meant): Asked<Meant>,
 ) -> Result<Json<Value>, Error> {
-    let mut filter = meant.filter(namespace, "run again")?;
+    let mut filter = meant.filter(&shared, namespace, "run again")?;
     match filter.state.replace(Where::Dead) {
         None | Some(Where::Dead) => {}
         Some(state) => {
