@@ -134,6 +134,15 @@ fn who_hands_a_call_over_may_wait_for_it_all_the_same() {
     deploy(&platform, "shout", SHOUT, 1);
     deploy(&platform, "fails", FAILS, 2);
     assert_eq!(platform.ok(&["invoke", "shout", "--async", "--wait", "-d", "hey"]), "HEY");
+    // For programs it is the record, also where nobody waits.
+    let read = |text: String| serde_json::from_str::<Value>(&text).unwrap_or_else(|e| panic!("{e}: {text}"));
+    let put = ["invoke", "shout/a", "--async", "-X", "PUT", "-d", "hey", "-o", "json"];
+    let call = read(platform.ok(&put));
+    assert_eq!((&call["method"], &call["path"]), (&json!("PUT"), &json!("/a")), "{call:#}");
+    let call = read(platform.ok(&[&put[..], &["--wait"]].concat()));
+    assert_eq!((&call["status"], &call["result"]["body"]), (&json!("done"), &json!("HEY")), "{call:#}");
+    let out = platform.taper(&["invoke", "shout", "--async", "-X", "GET"]);
+    assert!(!out.status.success() && text(&out.stderr).contains("POST, PUT and PATCH"), "{}", text(&out.stderr));
     let out = platform.taper(&["invoke", "fails", "--async", "--wait", "-d", "that"]);
     let (stdout, stderr) = (text(&out.stdout), text(&out.stderr));
     assert_eq!(out.status.code(), Some(1), "{stdout}{stderr}");
@@ -228,6 +237,11 @@ fn what_is_asked_wrongly_has_a_clear_answer_and_changes_nothing() {
         (&["list", "--limit", "0"], 2, "1..=1000"),
         (&["list", "--since", "soon"], 1, "--since soon"),
         (&["list", "--function", "Shout"], 1, "try `shout`"),
+        (&["list", "--function", "shuot"], 1, "function shuot.default does not exist"),
+        (&["list", "-n", "typo"], 1, "there is no namespace `typo`"),
+        (&["list", "-w", "-n", "typo"], 1, "there is no namespace `typo`"),
+        (&["redrive", "--all", "-n", "typo"], 1, "there is no namespace `typo`"),
+        (&["purge", "--all", "-n", "typo"], 1, "there is no namespace `typo`"),
         (&["lits"], 2, "list"),
     ] {
         let out = platform.taper(&[&["invocations"], arguments].concat());

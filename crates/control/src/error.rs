@@ -138,6 +138,7 @@ impl From<Fault> for Error {
         match (fault.cause, fault.retry) {
             (Cause::BodyTooLarge | Cause::HeadersTooLarge, _) => Self::TooLarge(text),
             (Cause::NotFound, _) => Self::NotFound(text),
+            (Cause::Conflict, _) => Self::Conflict(text),
             (Cause::ShuttingDown, _) => Self::Stopping,
             (Cause::Malformed | Cause::Method, _) => Self::Invalid(text),
             (Cause::Limited, Retry::After(wait)) => Self::Busy(text, wait),

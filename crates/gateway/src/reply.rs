@@ -37,6 +37,7 @@ fn row(cause: Cause) -> (StatusCode, &'static str) {
         Cause::Method => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
         Cause::ShuttingDown => (StatusCode::SERVICE_UNAVAILABLE, "shutting_down"),
         Cause::NotFound => (StatusCode::NOT_FOUND, "not_found"),
+        Cause::Conflict => (StatusCode::CONFLICT, "conflict"),
         Cause::Limited => (StatusCode::TOO_MANY_REQUESTS, "limited"),
         Cause::QueueFull => (StatusCode::SERVICE_UNAVAILABLE, "queue_full"),
         Cause::Away => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),

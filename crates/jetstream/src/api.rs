@@ -8,6 +8,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
+use tokio::sync::watch;
 
 use crate::record::{META, Meta, WRITE};
 
@@ -15,8 +16,6 @@ use crate::record::{META, Meta, WRITE};
 pub(crate) const ANSWER: Duration = Duration::from_secs(3);
 /// JetStream's own number for "the stream's last message is another one".
 pub(crate) const WRONG_LAST: u32 = 10071;
-/// The same for a subject's last message.
-pub(crate) const WRONG_LAST_OF_SUBJECT: u32 = 10164;
 /// JetStream's own number for "there is no such stream".
 const NO_STREAM: u32 = 10059;
 /// JetStream's own number for "there is no such message".
@@ -26,8 +25,6 @@ const NO_MESSAGE: u32 = 10037;
 const ROLLUP: &str = "Nats-Rollup";
 /// The header that says what a stream's last message must be.
 pub(crate) const EXPECT: &str = "Nats-Expected-Last-Sequence";
-/// The same for the message's own subject.
-pub(crate) const EXPECT_OF_SUBJECT: &str = "Nats-Expected-Last-Subject-Sequence";
 
 /// Why JetStream did not answer, or answered no.
 #[derive(Debug, Clone)]
@@ -93,6 +90,8 @@ pub(crate) struct Link {
     pub(crate) stream: String,
     /// The servers, for people.
     pub(crate) servers: String,
+    /// How often the connection has broken.
+    pub(crate) broke: watch::Receiver<u64>,
 }
 
 impl Trouble {
@@ -102,7 +101,7 @@ impl Trouble {
 
     /// Somebody else has written meanwhile.
     pub(crate) fn is_wrong_last(&self) -> bool {
-        matches!(self, Self::No { code: WRONG_LAST | WRONG_LAST_OF_SUBJECT, .. })
+        matches!(self, Self::No { code: WRONG_LAST, .. })
     }
 
     fn is_no_message(&self) -> bool {
@@ -154,6 +153,11 @@ impl Link {
     /// The last message of a subject, as whoever leads the stream knows it.
     pub(crate) async fn last(&self, subject: &str) -> Result<Option<Stored>, Trouble> {
         self.get(&json!({ "last_by_subj": subject })).await
+    }
+
+    /// The first message of a subject from that number on, in the same way. Servers find it by another way than the last one.
+    pub(crate) async fn next(&self, subject: &str, from: u64) -> Result<Option<Stored>, Trouble> {
+        self.get(&json!({ "seq": from, "next_by_subj": subject })).await
     }
 
     /// A message by its number, from the nearest server that has it; from the leader where that one does not.
@@ -226,10 +230,10 @@ impl Link {
         }
     }
 
-    /// Writes a message, if what `expect` says holds; its number.
-    pub(crate) async fn write(&self, subject: &str, meta: &Meta, expect: (&str, u64)) -> Result<u64, Trouble> {
+    /// Writes a message, if that one is the stream's last; its number.
+    pub(crate) async fn write(&self, subject: &str, meta: &Meta, last: u64) -> Result<u64, Trouble> {
         let mut headers = HeaderMap::new();
-        headers.insert(expect.0, expect.1.to_string());
+        headers.insert(EXPECT, last.to_string());
         headers.insert(META, text(meta));
         if let Meta::Fence = meta {
             headers.insert(ROLLUP, "sub");
@@ -260,7 +264,14 @@ impl Link {
             request = request.headers(headers);
         }
         // In a task that waits for room in the client's line there is no other bound.
-        let asked = tokio::time::timeout(ANSWER * 2, self.client.send_request(subject.to_owned(), request)).await;
+        let asked = tokio::time::timeout(ANSWER * 2, self.client.send_request(subject.to_owned(), request));
+        // What was asked before the connection broke is never answered on the next one.
+        let mut broke = self.broke.clone();
+        broke.mark_unchanged();
+        let asked = tokio::select! { biased;
+            asked = asked => asked,
+            Ok(()) = broke.changed() => return Err(self.unreachable()),
+        };
         asked.map_err(|_| self.silent())?.map_err(|e| match e.kind() {
             RequestErrorKind::NoResponders => Trouble::Away(format!("JetStream does not answer at {}", self.servers)),
             RequestErrorKind::TimedOut => self.silent(),

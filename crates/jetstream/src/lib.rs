@@ -174,14 +174,14 @@ impl JetStream {
         make_private_dir(dir)?;
         let lock = lock(dir)?;
         let mine = owner::identity(dir)?;
-        let (link, disconnects) = connect(address).await?;
+        let link = connect(address).await?;
         let part = check(&link)?;
         prepare(&link, address).await?;
         let claimed = owner::claim(&link, &mine).await?;
         let stop = CancellationToken::new();
         let guard = stop.clone().drop_guard();
         let sweeper = Sweeper::start(link.clone(), stop.clone());
-        let writer = Writer::new(link.clone(), mine, claimed, sweeper.clone(), disconnects).await;
+        let writer = Writer::new(link.clone(), mine, claimed, sweeper.clone()).await;
         let (mut writer, writing) = writer.map_err(|trouble| Error::answer(&link, &trouble))?;
         // Whatever the one before us had under way has landed or never will: what is read now is all there is.
         writer.settle_down("it was just opened").await?;
@@ -211,7 +211,7 @@ impl JetStream {
     /// # Errors
     /// As [`open`](Self::open).
     pub async fn rehearse(address: &Address) -> Result<(), Error> {
-        let (link, _) = connect(address).await?;
+        let link = connect(address).await?;
         check(&link)?;
         match link.look().await {
             Err(trouble) if !trouble.is_no_stream() => Err(Error::answer(&link, &trouble)),
@@ -236,8 +236,8 @@ impl Drop for JetStream {
     }
 }
 
-async fn connect(address: &Address) -> Result<(Link, watch::Receiver<u64>), Error> {
-    let (broke, disconnects) = watch::channel(0_u64);
+async fn connect(address: &Address) -> Result<Link, Error> {
+    let (breaks, broke) = watch::channel(0_u64);
     let mut options = ConnectOptions::new()
         .name("taper")
         .connection_timeout(CONNECT)
@@ -245,7 +245,7 @@ async fn connect(address: &Address) -> Result<(Link, watch::Receiver<u64>), Erro
         .require_tls(address.tls)
         .event_callback(move |event| {
             if event == Event::Disconnected {
-                broke.send_modify(|count| *count += 1);
+                breaks.send_modify(|count| *count += 1);
             }
             std::future::ready(())
         });
@@ -265,7 +265,7 @@ async fn connect(address: &Address) -> Result<(Link, watch::Receiver<u64>), Erro
         }
         _ => Error::Unreachable { servers: servers.clone(), why: error.to_string() },
     })?;
-    Ok((Link { client, stream: address.stream.clone(), servers }, disconnects))
+    Ok(Link { client, stream: address.stream.clone(), servers, broke })
 }
 
 /// What a message may hold here.
@@ -303,25 +303,21 @@ async fn prepare(link: &Link, address: &Address) -> Result<(), Error> {
         Err(trouble) if trouble.is_no_stream() => link.make("CREATE", &wanted).await.map_err(answer)?,
         stream => stream.map_err(answer)?,
     };
-    for name in [
-        "subjects",
-        "retention",
-        "storage",
-        "discard",
-        "max_msgs_per_subject",
-        "max_msgs",
-        "max_age",
-        "allow_rollup_hdrs",
-    ] {
+    for name in ["subjects", "retention", "storage", "discard", "max_msgs", "max_age", "allow_rollup_hdrs"] {
         let (is, should) = (&stream.config[name], &wanted[name]);
         if is != should {
             let what = format!("its {name} is {is} and not {should}");
             return Err(Error::Stream { stream: link.stream.clone(), servers: link.servers.clone(), what });
         }
     }
+    // A stream that keeps one message of each subject would be told by its server which one counts: see `record`.
+    let mut changed = vec!["max_msgs_per_subject"];
+    changed.extend(address.replicas.map(|_| "num_replicas"));
     let mut config = stream.config;
-    if address.replicas.is_some() && config["num_replicas"] != wanted["num_replicas"] {
-        config["num_replicas"] = wanted["num_replicas"].clone();
+    changed.retain(|name| config[name] != wanted[name]);
+    changed.iter().for_each(|name| config[name] = wanted[name].clone());
+    if !changed.is_empty() {
+        tracing::info!(stream = link.stream, ?changed, "the queue's stream is made as it has to be");
         link.make("UPDATE", &config).await.map_err(answer)?;
     }
     Ok(())

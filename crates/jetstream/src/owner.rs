@@ -9,7 +9,7 @@ use tokio::time::sleep;
 
 use crate::{
     Error,
-    api::{EXPECT_OF_SUBJECT, Link, Stored},
+    api::{Link, Stored, Trouble},
     record::{Meta, Owner},
 };
 
@@ -17,8 +17,9 @@ use crate::{
 pub(crate) const HEARTBEAT: Duration = Duration::from_secs(4);
 /// How long it is believed.
 const LEASE: Duration = Duration::from_secs(30);
-/// Claims that others may be faster with.
-const TRIES: usize = 5;
+/// Claims that others may be faster with, and the pause between them: what somebody wrote right before he died may land late.
+const TRIES: usize = 40;
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Who we are: the id that is kept in the data directory, so that a platform which was killed has its stream back at once.
 pub(crate) fn identity(dir: &Path) -> Result<Owner, Error> {
@@ -42,7 +43,7 @@ pub(crate) async fn claim(link: &Link, mine: &Owner) -> Result<u64, Error> {
     let subject = link.subject("owner");
     let mut waited = None;
     for _ in 0..TRIES {
-        let found = link.last(&subject).await.map_err(|trouble| Error::answer(link, &trouble))?;
+        let (last, found) = whose(link).await.map_err(|trouble| Error::answer(link, &trouble))?;
         if let Some(theirs) = found.as_ref().and_then(|stored| other(stored, mine)) {
             let seq = found.as_ref().map_or(0, |stored| stored.seq);
             let until = theirs.at.saturating_add(u64::try_from(LEASE.as_millis()).unwrap_or(u64::MAX));
@@ -63,15 +64,33 @@ pub(crate) async fn claim(link: &Link, mine: &Owner) -> Result<u64, Error> {
                 continue;
             }
         }
-        let expect = (EXPECT_OF_SUBJECT, found.map_or(0, |stored| stored.seq));
-        match link.write(&subject, &Meta::Owner(mine.clone()), expect).await {
+        match link.write(&subject, &Meta::Owner(mine.clone()), last).await {
             Ok(seq) => return Ok(seq),
             // Somebody was faster, or it was ourselves and only the answer was lost.
-            Err(trouble) if trouble.is_wrong_last() => {}
+            Err(trouble) if trouble.is_wrong_last() => sleep(PAUSE).await,
             Err(trouble) => return Err(Error::answer(link, &trouble)),
         }
     }
     Err(Error::Unreachable { servers: link.servers.clone(), why: "others claim its stream all the time".into() })
+}
+
+/// The stream's last message, and, not older than that, the one that says whose it is.
+async fn whose(link: &Link) -> Result<(u64, Option<Stored>), Trouble> {
+    let last = link.look().await?.state.last_seq;
+    let known = link.last(&link.subject("owner")).await?.map_or(1, |stored| stored.seq);
+    Ok((last, newest(link, known).await?))
+}
+
+/// The newest message that says whose the stream is, from that number on. Each is looked at: what servers take for the last of a subject
+/// has been seen to be an older one, or none, after they were killed (2.9.10).
+pub(crate) async fn newest(link: &Link, from: u64) -> Result<Option<Stored>, Trouble> {
+    let subject = link.subject("owner");
+    let (mut from, mut newest) = (from, None);
+    while let Some(stored) = link.next(&subject, from).await? {
+        from = stored.seq + 1;
+        newest = Some(stored);
+    }
+    Ok(newest)
 }
 
 /// Who else has it.

@@ -377,7 +377,9 @@ impl Inner {
         let call = self.index.get(seq).filter(|call| call.state != State::Waiting && call.owed().is_empty());
         let Some(call) = call else { return Ok(false) };
         if let Some(at) = call.closed_at() {
-            // One message, which will never be another one: also when it is removed twice, or late.
+            // Messages which will never be others: also when they are removed twice, or late. What was asked goes first, though it is
+            // most often gone: without the word that it has ended it would run again.
+            self.link.delete(call.seq.cast_unsigned(), true).await.map_err(|trouble| crate::writer::away(&trouble))?;
             self.link.delete(at, false).await.map_err(|trouble| crate::writer::away(&trouble))?;
             self.sweep(at, call.parts);
             self.index.remove(seq);

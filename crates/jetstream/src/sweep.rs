@@ -12,8 +12,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::{Link, Trouble};
 
-/// Removals that are on their way at once.
-const AT_ONCE: usize = 32;
+/// Removals that are on their way at once. Few: for one that is erased the server waits for its disk, and nothing else that was asked over
+/// this connection is answered meanwhile.
+const AT_ONCE: usize = 8;
 /// Pause while the server is away.
 const PAUSE: Duration = Duration::from_secs(1);
 

@@ -26,7 +26,7 @@ use tokio::{
 
 use crate::{
     api::{ANSWER, EXPECT, Link, Trouble, read_ack, text},
-    owner::HEARTBEAT,
+    owner::{self, HEARTBEAT},
     record::{META, Meta, Owner, WRITE},
     sweep::{Sweep, Sweeper},
 };
@@ -218,13 +218,13 @@ impl Writer {
         owner: Owner,
         claimed: u64,
         sweeper: Sweeper,
-        disconnects: watch::Receiver<u64>,
     ) -> Result<(Self, Writing), Trouble> {
         let inbox = link.client.new_inbox();
         let acks = link.client.subscribe(format!("{inbox}.*")).await.map_err(|e| Trouble::Away(e.to_string()))?;
         let (commands, waiting) = mpsc::channel(WAITING);
         let standing = Arc::new(Standing::default());
         let writing = Writing { commands, standing: Arc::clone(&standing), link: link.clone() };
+        let disconnects = link.broke.clone();
         let writer = Self {
             link,
             owner,
@@ -457,7 +457,7 @@ impl Writer {
         self.owner.free = true;
         self.owner.at = clock::unix_ms();
         let owner = Meta::Owner(self.owner.clone());
-        if let Err(trouble) = self.link.write(&self.link.subject("owner"), &owner, (EXPECT, self.last)).await {
+        if let Err(trouble) = self.link.write(&self.link.subject("owner"), &owner, self.last).await {
             tracing::debug!(%trouble, "the stream could not be given up; it is free for others in a while");
         }
         drop(closing);
@@ -522,7 +522,7 @@ impl Writer {
             while last <= self.ceiling {
                 let subject = self.link.subject("fence");
                 let count = (AT_ONCE as u64).min(self.ceiling - last + 1);
-                let writes = (0..count).map(|n| self.link.write(&subject, &Meta::Fence, (EXPECT, last + n)));
+                let writes = (0..count).map(|n| self.link.write(&subject, &Meta::Fence, last + n));
                 for written in join_all(writes).await {
                     match written {
                         Ok(seq) if seq == last + 1 => last = seq,
@@ -546,12 +546,12 @@ impl Writer {
 
     /// Whether the stream says that it is ours; false when it does not answer, an error when it says otherwise.
     async fn is_ours(&mut self) -> Result<bool, Error> {
-        let found = self.link.last(&self.link.subject("owner")).await;
+        let found = owner::newest(&self.link, self.said.load(SeqCst)).await;
         match found.map(|found| found.and_then(|stored| stored.meta())) {
             Err(_) => Ok(false),
             Ok(Some(Meta::Owner(owner))) if owner.epoch == self.owner.epoch => Ok(true),
             Ok(Some(Meta::Owner(owner))) => Err(self.taken(&owner)),
-            Ok(_) => Err(self.gone("is another one than before: it does not say whose it is")),
+            Ok(_) => Err(self.gone("does not say any more whose it is: was it emptied?")),
         }
     }
 
@@ -603,7 +603,7 @@ impl Writer {
     fn gone(&self, what: &str) -> Error {
         let Link { stream, servers, .. } = &self.link;
         Error::Lost(format!(
-            "the queue's stream {stream} at {servers} {what}; start taper again to go on with what is there"
+            "the queue's stream {stream} at {servers} {what}; start taper again to go on with what is there; if that says the same, restart the NATS server in good order (SIGTERM), for it to read its files anew"
         ))
     }
 

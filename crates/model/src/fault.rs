@@ -79,6 +79,8 @@ pub enum Cause {
     ShuttingDown,
     /// No such function, route or revision.
     NotFound,
+    /// What is there already stands against it: a call that has ended is not cancelled.
+    Conflict,
     /// A rate or concurrency limit.
     Limited,
     /// The revision's queue is full.
@@ -134,7 +136,7 @@ impl Fault {
             C::Malformed | C::BodyTooLarge | C::HeadersTooLarge | C::Unauthenticated | C::Forbidden | C::Method => {
                 Blame::Caller
             }
-            C::NotFound | C::Limited | C::CallerLeft => Blame::Caller,
+            C::NotFound | C::Conflict | C::Limited | C::CallerLeft => Blame::Caller,
             C::CannotStart | C::Died | C::OutOfMemory | C::Exception | C::Exit(_) => Blame::Function,
             C::Deadline if stage == Stage::Invoke => Blame::Function,
             C::Deadline | C::ShuttingDown | C::QueueFull | C::Away | C::DiskFull | C::Internal => Blame::Platform,

@@ -1,6 +1,6 @@
 //! A million calls that wait: what they take of memory, how soon a list of them is there, how soon they are there again after a start, and
 //! how fast they are worked off by a function that does nothing. And a thousand functions with a backlog each: how even their turns are.
-//! Everything here is ours alone: there is no floor for it but the disk, which `accept` measures.
+//! Everything here is ours alone: there is no floor for it but the disk, beside which `accept` of crate `jetstream` measures.
 
 use std::{
     collections::HashMap,

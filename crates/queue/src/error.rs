@@ -112,8 +112,12 @@ impl Error {
                 Fault::new(Stage::Accept, Cause::Internal, text).with_source(why)
             }
             Self::NotFound(_) => Fault::new(Stage::Route, Cause::NotFound, text),
-            Self::State { .. } | Self::Mark(_) | Self::Inside(_) => Fault::new(Stage::Accept, Cause::Malformed, text),
-            Self::Stopped => Fault::new(Stage::Accept, Cause::ShuttingDown, text),
+            Self::State { .. } => Fault::new(Stage::Accept, Cause::Conflict, text),
+            Self::Mark(_) | Self::Inside(_) => Fault::new(Stage::Accept, Cause::Malformed, text),
+            Self::Stopped => {
+                let text = "the platform is shutting down; try again when it is back";
+                Fault::new(Stage::Accept, Cause::ShuttingDown, text)
+            }
             Self::Damaged { .. } => Fault::new(Stage::Accept, Cause::Internal, "what is kept of this call is damaged"),
             Self::CallbackCa(_) => Fault::new(Stage::Accept, Cause::Internal, "the platform's configuration is wrong"),
             // Paths of the host are for the log.

@@ -18,7 +18,8 @@ mod tests;
 mod writer;
 
 use std::{
-    fmt,
+    fmt, fs, io,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
@@ -71,12 +72,18 @@ struct Shared {
     path: PathBuf,
     bodies: Arc<Bodies>,
     damage: Damage,
+    /// The file that was opened, by its device and number.
+    file: (u64, u64),
 }
 
 struct Reader {
     path: PathBuf,
     db: Mutex<Connection>,
     damage: Damage,
+}
+
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    fs::metadata(path).map(|found| (found.dev(), found.ino()))
 }
 
 /// What the database said when it was found to be damaged. From then on nothing is accepted: what is written into it may not be there.
@@ -144,7 +151,8 @@ impl Journal {
         }
         tracing::debug!(path = %path.display(), waiting = book.stats().depth, "queue opened");
         let damage = Damage::default();
-        let shared = Arc::new(Shared { book, path: path.clone(), bodies, damage: damage.clone() });
+        let file = identity(&path).map_err(Error::io("look at", &path))?;
+        let shared = Arc::new(Shared { book, path: path.clone(), bodies, damage: damage.clone(), file });
         let reader = || {
             let db = connect(&path)?;
             db.pragma_update(None, "query_only", true).map_err(Error::sql(&path))?;

@@ -238,6 +238,10 @@ impl List {
         let items = page["items"].as_array().map_or(&[][..], Vec::as_slice);
         if !output::machine(&page["items"], global.output)? {
             if items.is_empty() {
+                // What is kept of one that was deleted is found; a name that is written wrongly has nothing.
+                if let Some(function) = &self.of.function {
+                    client.json(Method::GET, &Client::function_path(&global.function(function)?), None)?;
+                }
                 output::note("no such calls; `taper invoke NAME --async` makes one");
                 return Ok(());
             }

@@ -11,7 +11,13 @@ use http::Method;
 use serde_json::Value;
 use taper_model::FunctionName;
 
-use crate::{client::Client, command::invocations, context::Global, output, request::Request};
+use crate::{
+    client::Client,
+    command::invocations,
+    context::{Global, Output},
+    output,
+    request::Request,
+};
 
 /// A call.
 #[derive(Args)]
@@ -24,9 +30,9 @@ use crate::{client::Client, command::invocations, context::Global, output, reque
 pub(crate) struct Invoke {
     #[command(flatten)]
     request: Request,
-    // In the help it follows the method, which it rules out.
-    /// Hand the call over and do not wait for its answer
-    #[arg(long = "async", conflicts_with = "method", display_order = 3)]
+    // In the help it follows the method, of which it takes three.
+    /// Hand the call over and do not wait for its answer; with -o json, prints its record
+    #[arg(long = "async", display_order = 3)]
     deferred: bool,
     /// Wait for the end of a call that was handed over, and print its answer
     #[arg(long, requires = "deferred", display_order = 3)]
@@ -38,6 +44,9 @@ impl Invoke {
         let Self { request, deferred, wait } = self;
         let (typed, path) = request.target();
         let (name, path) = (global.function(typed)?, path.unwrap_or_default());
+        if deferred && !matches!(request.method, Method::POST | Method::PUT | Method::PATCH) {
+            bail!("--async hands over calls with -X POST, PUT and PATCH, and none with {}", request.method);
+        }
         let client = Client::new(global)?;
         let headers = request.headers()?;
         let body: Box<dyn Read> = match (&request.data, &request.file) {
@@ -61,7 +70,10 @@ impl Invoke {
                 return output::line(&id);
             };
             if wait {
-                return end(&client, &name, path, id);
+                return end(global, &client, &name, path, id);
+            }
+            if global.output != Output::Table {
+                return output::machine(&client.json(Method::GET, path, None)?, global.output).map(drop);
             }
             output::line(id)?;
             output::note(&format!(
@@ -87,20 +99,23 @@ impl Invoke {
     }
 }
 
-/// Waits for a call's end, and prints what a caller who waits would have got.
-fn end(client: &Client, name: &FunctionName, path: &str, id: &str) -> Result<()> {
+/// Waits for a call's end, and prints what a caller who waits would have got, or its record for programs.
+fn end(global: &Global, client: &Client, name: &FunctionName, path: &str, id: &str) -> Result<()> {
     output::progress(&format!("call {id}"));
     let call = invocations::ended(client, path, None)?;
+    let whole = output::machine(&call, global.output)?;
     let Some(status) = call.pointer("/result/status").and_then(Value::as_u64) else {
         let why = call["reason"].as_str().map_or_else(|| output::text(&call, "/status"), output::harmless);
         bail!("{name} did not answer: {why} (call {id}); `{}` has more", invocations::hint(name, id));
     };
-    invocations::result(client, path)?;
+    if !whole {
+        invocations::result(client, path)?;
+    }
     if call.pointer("/result/cut") == Some(&Value::Bool(true)) {
         bail!("the answer of {name} was longer than what is kept, and is cut here (call {id})");
     }
     if call["status"] != "done" || !(200..400).contains(&status) {
-        if std::io::stdout().is_terminal() {
+        if std::io::stdout().is_terminal() && !whole {
             output::note("");
         }
         bail!("{name} answered {status} (call {id}); `{}` has more", invocations::hint(name, id));

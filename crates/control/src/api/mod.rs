@@ -33,7 +33,7 @@ use crate::{Error, Nudge, Shared, error, policy};
 pub(crate) use functions::{NDJSON, publish};
 pub(crate) use invocations::Ends;
 pub(crate) use logs::{follow, since};
-pub(crate) use namespaces::{known, put as put_namespace};
+pub(crate) use namespaces::{known, put as put_namespace, remove as remove_namespace};
 pub(crate) use read::{By, body, is_object};
 pub(crate) use secrets::bytes as secret_bytes;
 

@@ -6,6 +6,7 @@ use axum::{Json, extract::State};
 use http::StatusCode;
 use serde_json::{Value, json};
 use taper_model::{Name, Namespace};
+use taper_queue::Filter;
 use taper_store::{Put, Snapshot};
 
 use crate::{
@@ -38,7 +39,30 @@ pub(crate) async fn put(shared: &Shared, namespace: Namespace, put: Put) -> Resu
     }
     namespace.limits.validate("limits")?;
     let name = Name::namespace(namespace.name.as_str())?;
+    let there = shared.parts.store.snapshot().borrow().namespaces.contains_key(&name);
+    if matches!(put, Put::Create) && !there {
+        // What ended after an earlier one of the name was deleted is not for whoever has the name now.
+        forget_calls(shared, &name).await?;
+    }
     Ok(shared.parts.store.put_namespace(Namespace { name, ..namespace }, put).await?)
+}
+
+/// Deletes a namespace, and what is kept of its calls. For both surfaces.
+///
+/// # Errors
+/// As the store says.
+pub(crate) async fn remove(shared: &Shared, name: &Name) -> Result<(), Error> {
+    shared.parts.store.delete_namespace(name).await?;
+    if let Err(error) = forget_calls(shared, name).await {
+        tracing::warn!(namespace = %name, %error, "what is kept of a deleted namespace's calls could not be forgotten; it goes with its age, or when there is a namespace of that name again");
+    }
+    Ok(())
+}
+
+async fn forget_calls(shared: &Shared, namespace: &Name) -> Result<(), Error> {
+    let all = Filter { namespace: Some(namespace.clone()), ..Filter::default() };
+    shared.parts.queue.purge(all).await?;
+    Ok(())
 }
 
 fn shown(namespace: &Namespace) -> Value {
@@ -82,6 +106,6 @@ pub(super) async fn update(
 }
 
 pub(super) async fn delete(State(shared): State<Arc<Shared>>, Space(name): Space) -> Result<StatusCode, Error> {
-    shared.parts.store.delete_namespace(&name).await?;
+    remove(&shared, &name).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -111,8 +111,9 @@ fn target(name: &str, body_namespace: &str, uri: &Uri) -> Result<FunctionName, T
 /// Reads a JSON body as Go does: unknown fields are passed over.
 async fn told<T: DeserializeOwned>(request: Request) -> Result<T, Text> {
     let bytes: Bytes = api::body(request, &()).await?;
-    api::is_object(&bytes)?;
-    serde_json::from_slice(&bytes).map_err(|e| Text(Error::Invalid(format!("Error unmarshalling request body: {e}"))))
+    let refuse = |why: String| Text(Error::Invalid(format!("Error unmarshalling request body: {why}")));
+    api::is_object(&bytes).map_err(|e| refuse(e.to_string()))?;
+    serde_json::from_slice(&bytes).map_err(|e| refuse(e.to_string()))
 }
 
 /// A namespace as this surface prints it.

@@ -86,6 +86,6 @@ async fn put(shared: &Shared, told: Told, put: Put) -> Result<(), Text> {
 
 pub(super) async fn delete(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> Result<StatusCode, Text> {
     let name = Name::namespace(&name)?;
-    shared.parts.store.delete_namespace(&name).await?;
+    api::remove_namespace(&shared, &name).await?;
     Ok(StatusCode::ACCEPTED)
 }

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
-use taper_model::{BoxFuture, Cause, Fault, Stage, clock};
+use taper_model::{BoxFuture, CallId, Cause, Fault, Stage, clock};
 use taper_provider::LogLine;
 use taper_queue::{Accepted, Answer, Attempt, Entry, Filter, Journal, Lease, Parcel, Queue, Settled, Verdict};
 use taper_store::Snapshot;
@@ -222,6 +222,35 @@ async fn a_namespace_that_is_not_there_has_no_calls() {
         assert!(said["message"].as_str().unwrap().starts_with("there is no namespace `nope`"), "{said}");
     }
     assert_eq!(house.json("GET", "/v1/namespaces/openfaas-fn/invocations", Value::Null).await.0, 200);
+}
+
+/// Whoever has the name next is somebody else.
+#[tokio::test]
+async fn what_is_kept_of_calls_goes_with_their_namespace() {
+    let house = house().await;
+    let here = "/v1/namespaces/dev/invocations";
+    let accept = async || {
+        let (status, record) = house.json("POST", here, json!({"function": "hello"})).await;
+        assert_eq!(status, 202, "{record}");
+        record["id"].as_str().unwrap().to_owned()
+    };
+    let ended = accept().await;
+    done(&house, lease(&house).await, answer(200, "text/plain", b"theirs")).await;
+    let kept = accepted(&house, json!({})).await;
+    done(&house, lease(&house).await, answer(200, "text/plain", b"ours")).await;
+    let running = accept().await;
+    let lease = lease(&house).await;
+    assert_eq!(house.json("DELETE", "/v1/namespaces/dev/functions/hello", Value::Null).await.0, 204);
+    assert_eq!(house.json("DELETE", "/v1/namespaces/dev", Value::Null).await.0, 204);
+    let known = async |id: &str| house.queue.get(&CallId::given(id).unwrap()).await.unwrap().is_some();
+    assert!(!known(&ended).await && known(&kept).await && known(&running).await);
+    dead(&house, lease).await;
+    assert_eq!(house.json("POST", "/v1/namespaces", json!({"name": "dev"})).await.0, 201);
+    assert_eq!(house.json("GET", here, Value::Null).await.1["items"], json!([]));
+    assert!(!known(&running).await && known(&kept).await);
+    // One that is there loses nothing by being asked for again.
+    assert_eq!(house.json("POST", "/v1/namespaces", json!({"name": "default"})).await.0, 409);
+    assert!(known(&kept).await);
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@
 mod bodies;
 mod outage;
 mod owners;
+mod recovery;
 mod refused;
 mod server;
 

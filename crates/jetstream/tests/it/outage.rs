@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::StreamExt as _;
 use taper_jetstream::Address;
 use taper_queue::{
     Error, Queue, State, Verdict,
@@ -235,6 +236,30 @@ async fn what_landed_after_its_caller_was_told_otherwise_is_erased() {
     queue.close().await;
     let queue = open(&server.address(), &server.home("home")).await;
     assert_eq!(run_all(&queue).await, [kept.id.to_string(), later.id.to_string()]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_asked_before_the_connection_broke_is_asked_again_at_once() {
+    if !is_installed() {
+        return;
+    }
+    let server = Server::start();
+    let wire = Wire::to(server.port).await;
+    let queue = open(&wire.address(), &server.home("home")).await;
+    let call = entry("f", b"x");
+    queue.push(call.clone()).await.unwrap();
+    let client = async_nats::connect(server.at("")).await.unwrap();
+    let mut asked = client.subscribe("$JS.API.DIRECT.GET.TAPER").await.unwrap();
+    client.flush().await.unwrap();
+    wire.silent.send_replace(true);
+    let leasing = Arc::clone(&queue);
+    let lease = tokio::spawn(async move { leasing.lease().await });
+    asked.next().await.unwrap();
+    let begun = Instant::now();
+    wire.silent.send_replace(false);
+    wire.cut();
+    assert_eq!(lease.await.unwrap().unwrap().entry.id, call.id);
+    assert!(begun.elapsed() < Duration::from_millis(2500), "it does not wait for the answer that was lost");
 }
 
 #[tokio::test(flavor = "multi_thread")]

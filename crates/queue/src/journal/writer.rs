@@ -186,6 +186,11 @@ fn together(db: &Connection, shared: &Shared, jobs: Vec<Job>) {
         finishes.push(finish);
         broken = broken.or(error);
     }
+    // Into a file that nobody finds any more all can be written, and is gone with the process.
+    if broken.is_none() && super::identity(&shared.path).ok() != Some(shared.file) {
+        let gone = "it was removed or replaced while it was open";
+        broken = Some(taper_medium::Error::corrupt(&shared.path, gone).into());
+    }
     if broken.is_none() {
         broken = db.execute_batch("COMMIT").map_err(&sql).err();
     }

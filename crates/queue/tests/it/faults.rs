@@ -116,6 +116,29 @@ async fn a_damaged_record_hurts_no_other() {
     }
 }
 
+/// What is written into a file that nobody finds any more is gone with the process.
+#[tokio::test]
+async fn a_journal_that_is_taken_away_takes_nothing_more() {
+    for replaced in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = open(dir.path());
+        journal.push(entry("f", b"before")).await.unwrap();
+        let held = lease(&journal).await;
+        fs::remove_dir_all(dir.path().join("queue")).unwrap();
+        if replaced {
+            drop(open(dir.path()));
+        }
+        for _ in 0..2 {
+            let error = journal.push(entry("f", b"after")).await.unwrap_err();
+            assert!(error.to_string().contains("removed or replaced while it was open"), "{error}");
+        }
+        assert!(
+            journal.settle(&held, settled(Verdict::Done, 200, b"")).await.is_err(),
+            "an end that is not on disk is none"
+        );
+    }
+}
+
 /// The body is gone, and everything else is there: whoever waits for its callback hears why it is dead.
 #[tokio::test]
 async fn a_call_whose_body_is_gone_tells_so() {

@@ -115,13 +115,7 @@ fn accepted(event: &Event, calls: &[Made], failed: Option<&Fault>) -> Value {
 
 /// Some calls could not be made; those that are shown are on disk, and are not made again.
 fn incomplete(fault: &Fault, events: &[Value]) -> Response {
-    let status = status(fault);
-    let code = match status {
-        StatusCode::PAYLOAD_TOO_LARGE => "body_too_large",
-        StatusCode::SERVICE_UNAVAILABLE => "shutting_down",
-        StatusCode::TOO_MANY_REQUESTS => "limited",
-        _ => "internal",
-    };
+    let (status, code) = status(fault);
     let mend = "send the same again: what is accepted already is not accepted twice";
     let body = json!({"error": code, "message": format!("{}; {mend}", fault.message), "events": events});
     let mut response = (status, Json(body)).into_response();

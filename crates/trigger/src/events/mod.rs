@@ -253,12 +253,14 @@ fn internal(error: &Error) -> Fault {
     Fault::new(Stage::Accept, Cause::Internal, error.to_string())
 }
 
-/// The status of a fault of ours, as whoever publishes sees it.
-pub(crate) fn status(fault: &Fault) -> StatusCode {
+/// The status of a fault of ours and its word, as whoever publishes sees them.
+pub(crate) fn status(fault: &Fault) -> (StatusCode, &'static str) {
     match (fault.cause, fault.retry) {
-        (Cause::BodyTooLarge, _) => StatusCode::PAYLOAD_TOO_LARGE,
-        (Cause::ShuttingDown, _) => StatusCode::SERVICE_UNAVAILABLE,
-        (_, Retry::After(_)) => StatusCode::TOO_MANY_REQUESTS,
-        _ => StatusCode::INTERNAL_SERVER_ERROR,
+        (Cause::BodyTooLarge, _) => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
+        (Cause::ShuttingDown, _) => (StatusCode::SERVICE_UNAVAILABLE, "shutting_down"),
+        (Cause::Away, _) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
+        (Cause::DiskFull, _) => (StatusCode::INSUFFICIENT_STORAGE, "disk_full"),
+        (_, Retry::After(_)) => (StatusCode::TOO_MANY_REQUESTS, "limited"),
+        _ => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
     }
 }

@@ -421,6 +421,22 @@ async fn a_batch() {
     assert_eq!((status, none), (StatusCode::ACCEPTED, json!([])));
 }
 
+#[test]
+fn whoever_publishes_hears_of_the_queue_as_other_callers_do() {
+    use taper_queue::Error;
+    let after = std::time::Duration::from_secs(3);
+    let full = Error::Full { what: "the queue".into(), bound: "2 calls".into(), retry_after: after };
+    for (error, expected) in [
+        (full, (429, "limited")),
+        (Error::Away { why: "refused".into(), retry_after: after }, (503, "unavailable")),
+        (Error::Stopped, (503, "shutting_down")),
+        (Error::Lost("another's".into()), (500, "internal")),
+    ] {
+        let (status, code) = super::status(&error.clone().fault());
+        assert_eq!((status.as_u16(), code), expected, "{error}");
+    }
+}
+
 #[tokio::test]
 async fn a_full_queue_is_said_and_the_same_again_completes_it() {
     let triggers = ["a", "b", "c"].map(|name| trigger(name, r#"{"events": {}}"#));
