@@ -305,7 +305,7 @@ fn cancel(platform: &Platform, id: &str) {
     assert_eq!(answer.status, 202, "{}", answer.text());
     // There is nothing left to be cancelled.
     let again = platform.request("DELETE", &format!("/async-function/{id}"), &[], b"");
-    assert_eq!(again.status, 400, "{}", again.text());
+    assert_eq!(again.status, 409, "{}", again.text());
 }
 
 /// Whether a process of this command line runs anywhere on this host.
