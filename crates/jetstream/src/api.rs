@@ -21,6 +21,9 @@ const NO_STREAM: u32 = 10059;
 /// JetStream's own number for "there is no such message".
 const NO_MESSAGE: u32 = 10037;
 
+/// How servers say that a message which is to be removed is not there.
+const GONE: [&str; 3] = ["not found", "no message found", "deleted message"];
+
 /// The header that has a message take the place of all others of its subject.
 const ROLLUP: &str = "Nats-Rollup";
 /// The header that says what a stream's last message must be.
@@ -225,7 +228,7 @@ impl Link {
         match self.ask::<Value>(&format!("STREAM.MSG.DELETE.{}", self.stream), &of).await {
             Ok(_) => Ok(()),
             // It is gone already; some versions have a number for this, and some only these words.
-            Err(Trouble::No { said, .. }) if said.contains("not found") => Ok(()),
+            Err(Trouble::No { said, .. }) if GONE.iter().any(|words| said.contains(words)) => Ok(()),
             Err(trouble) => Err(trouble),
         }
     }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header::CONTENT_TYPE};
 use rand::RngExt;
 use taper_model::{
-    CallId, Fault, FunctionName, Invalid, Name, Retry, clock,
+    CallId, Cause, Fault, FunctionName, Invalid, Name, Retry, clock,
     invocation::{MAX_HOPS, To},
 };
 use tokio::{
@@ -162,8 +162,8 @@ impl Courier {
                 tracing::warn!(
                     %call,
                     %function,
-                    "what became of a call is not delivered: {MAX_HOPS} calls have led to it, each made of the one before; look for a circle of \
-                     destinations and topics"
+                    "what became of a call is not delivered: of calls that make one another {MAX_HOPS} may follow the first, and fewer in a row \
+                     where an event makes several; look for a circle of destinations and topics"
                 );
                 None
             }
@@ -225,7 +225,7 @@ impl Courier {
             headers.extend(entry.headers.get(&trace).map(|value| (trace.clone(), value.clone())));
         }
         headers.insert(http::header::CONTENT_LENGTH, (body.len() as u64).into());
-        let origin = Origin { cause: Some(entry.id.clone()), hops: hops(&of.details)?, ..Origin::default() };
+        let origin = Origin { cause: Some(entry.id.clone()), hops: self.hops(&of.details)?, ..Origin::default() };
         let made = Entry {
             id: made_of(of),
             function,
@@ -251,9 +251,21 @@ impl Courier {
         }
     }
 
+    /// How many calls have led to one that is made of this one. Where an answer makes calls on two ways, each of them is two long.
+    fn hops(&self, of: &Details) -> Result<u8, Missed> {
+        let Some(origin) = &of.entry.origin else { return Ok(1) };
+        let to = || (self.parts.policy)(&of.entry).on_success;
+        let both = origin.reply.is_some() && to().is_some_and(|to| to.url.is_none());
+        let hops = origin.hops.saturating_add(1 + u8::from(both));
+        if hops > MAX_HOPS { Err(Missed::Cut) } else { Ok(hops) }
+    }
+
     async fn publish(&self, topic: &Name, headers: HeaderMap, body: Bytes, of: &Details) -> Result<(), Missed> {
-        let published = self.parts.topics.publish(&of.entry.function.namespace, topic, headers, body, hops(of)?).await;
-        published.map_err(|Fault { message, retry, .. }| match retry {
+        let published =
+            self.parts.topics.publish(&of.entry.function.namespace, topic, headers, body, self.hops(of)?).await;
+        published.map_err(|Fault { message, retry, cause, .. }| match retry {
+            // Too many would follow from it.
+            Retry::Never if cause == Cause::Limited => Missed::Cut,
             Retry::Never => Missed::Never(message),
             Retry::Safe => Missed::Later(message, None),
             Retry::After(after) => Missed::Later(message, Some(after)),
@@ -275,12 +287,6 @@ fn host(delivery: &Delivery) -> Option<String> {
         Parcel::Record { to, .. } => of(&to.url.as_ref()?.parse().ok()?),
         Parcel::Reply(_) => None,
     }
-}
-
-/// How many calls have led to one that is made of this one.
-fn hops(of: &Details) -> Result<u8, Missed> {
-    let hops = of.entry.origin.as_ref().map_or(0, |origin| origin.hops).saturating_add(1);
-    if hops > MAX_HOPS { Err(Missed::Cut) } else { Ok(hops) }
 }
 
 /// What a delivery is known by: the call's id, and from the second one on its number.

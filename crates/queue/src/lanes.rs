@@ -2,7 +2,7 @@
 //! holds no byte of what is delivered.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{HashMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -12,14 +12,18 @@ use tokio::time::Instant;
 
 /// Most deliveries to one host at a time.
 const TO_HOST: usize = 8;
-/// Most callbacks of one function's calls to one host at a time: one receiver that hangs leaves room for the others.
-const TO_ONE: usize = 4;
-/// The same, of a host that was slow the last time: several that hang leave room, too.
-const TO_SLOW: usize = 1;
+/// Most callbacks of one function's calls to one host at a time that was quick the last time.
+const TO_QUICK: usize = 4;
+/// The same, to one that was slow, or is not known.
+const TO_OTHER: usize = 1;
+/// Most callbacks of one function's calls to hosts that were slow: whoever names many that hang leaves room for all others.
+const ALL_SLOW: usize = 2;
+/// The same, to those that are not known: how many there are of them does not matter to those that are quick.
+const ALL_UNKNOWN: usize = 4;
 /// A delivery that takes longer is slow.
-const SLOW: Duration = Duration::from_secs(30);
-/// Most hosts that are known to be slow. With one more all are forgotten, and soon known again.
-const SLOW_HOSTS: usize = 1024;
+const SLOW: Duration = Duration::from_secs(10);
+/// Most hosts that are known to be quick or slow. With one more all are forgotten, and soon known again.
+const KNOWN: usize = 4096;
 /// Most callbacks of one function's calls at a time: whoever may call it may name as many hosts as he likes.
 const CALLBACKS: usize = 8;
 /// Most callbacks at a time: where callers want them to go must not hold up what functions themselves have to tell.
@@ -36,6 +40,10 @@ pub(crate) enum Lane {
     Host(String),
     /// The function to whose callers they go, and the host that these named.
     Receiver(FunctionName, String),
+    /// Those of them that were slow.
+    Slow(FunctionName),
+    /// Those of them that are not known.
+    Unknown(FunctionName),
     /// The function to whose callers they go.
     Callbacks(FunctionName),
     /// All callbacks together.
@@ -47,16 +55,13 @@ pub(crate) enum Lane {
 }
 
 impl Lane {
-    fn bound(&self, slow: &HashSet<String>) -> usize {
+    fn bound(&self, quick: &HashMap<String, bool>) -> usize {
         match self {
             Self::Host(_) => TO_HOST,
-            Self::Receiver(_, host) => {
-                if slow.contains(host) {
-                    TO_SLOW
-                } else {
-                    TO_ONE
-                }
-            }
+            Self::Receiver(_, host) if quick.get(host) == Some(&true) => TO_QUICK,
+            Self::Receiver(..) => TO_OTHER,
+            Self::Slow(_) => ALL_SLOW,
+            Self::Unknown(_) => ALL_UNKNOWN,
             Self::Callbacks(_) => CALLBACKS,
             Self::AllCallbacks => ALL_CALLBACKS,
             Self::Function(_) => OF_FUNCTION,
@@ -70,7 +75,8 @@ pub(crate) struct Lanes<T>(Arc<Mutex<Held<T>>>);
 
 struct Held<T> {
     lanes: HashMap<Lane, Busy<T>>,
-    slow: HashSet<String>,
+    /// Whether the last callback to a host was quick.
+    quick: HashMap<String, bool>,
 }
 
 struct Busy<T> {
@@ -87,45 +93,56 @@ pub(crate) struct Going<T> {
 
 impl<T> Lanes<T> {
     pub(crate) fn new() -> Self {
-        Self(Arc::new(Mutex::new(Held { lanes: HashMap::new(), slow: HashSet::new() })))
+        Self(Arc::new(Mutex::new(Held { lanes: HashMap::new(), quick: HashMap::new() })))
     }
 
-    /// Takes room in these lanes. Where one of them has none, what is given waits there, until a delivery of that lane has ended.
-    pub(crate) fn enter(&self, lanes: Vec<Lane>, waits: impl FnOnce() -> T) -> Option<Going<T>> {
+    /// Takes room in these lanes, and in that of the receiver's kind. Where one of them has none, what is given waits there, until a delivery of
+    /// that lane has ended.
+    pub(crate) fn enter(&self, mut lanes: Vec<Lane>, waits: impl FnOnce() -> T) -> Option<Going<T>> {
         let mut held = lock(&self.0);
-        let Some(at) = lanes.iter().position(|lane| held.is_full(lane)) else {
-            for lane in &lanes {
-                held.lanes.entry(lane.clone()).or_default().going += 1;
-            }
-            drop(held);
-            return Some(Going { lanes: Arc::clone(&self.0), taken: lanes, since: Instant::now() });
-        };
-        held.lanes.entry(lanes[at].clone()).or_default().waiting.push_back(waits());
+        let (kind, others) = held.kinds(&lanes);
+        lanes.extend(kind);
+        let full = lanes.iter().position(|lane| held.is_full(lane));
+        match full {
+            None => lanes.iter().for_each(|lane| held.lanes.entry(lane.clone()).or_default().going += 1),
+            Some(at) => held.lanes.entry(lanes[at].clone()).or_default().waiting.push_back(waits()),
+        }
         // It was let go for room in another lane, perhaps, and does not take it: somebody else may.
-        let others = lanes.iter().enumerate().filter(|(n, lane)| *n != at && !held.is_full(lane));
-        let others: Vec<Lane> = others.map(|(_, lane)| lane.clone()).collect();
-        let next: Vec<T> = others.iter().filter_map(|lane| held.lanes.get_mut(lane)?.waiting.pop_front()).collect();
+        let left = lanes.iter().enumerate().filter(|(n, _)| full.is_some_and(|at| at != *n)).map(|(_, lane)| lane);
+        let left: Vec<Lane> = left.chain(&others).filter(|lane| !held.is_full(lane)).cloned().collect();
+        let next: Vec<T> = left.iter().filter_map(|lane| held.lanes.get_mut(lane)?.waiting.pop_front()).collect();
         drop(held);
         drop(next);
-        None
+        full.is_none().then(|| Going { lanes: Arc::clone(&self.0), taken: lanes, since: Instant::now() })
     }
 }
 
 impl<T> Held<T> {
     fn is_full(&self, lane: &Lane) -> bool {
-        self.lanes.get(lane).is_some_and(|busy| busy.going >= lane.bound(&self.slow))
+        self.lanes.get(lane).is_some_and(|busy| busy.going >= lane.bound(&self.quick))
     }
 
-    /// A delivery to this host took so long.
+    /// The lane of a receiver's kind, where it has one now, and those where it may have waited as one of another kind.
+    fn kinds(&self, lanes: &[Lane]) -> (Option<Lane>, Vec<Lane>) {
+        let receiver = lanes.iter().find_map(|lane| match lane {
+            Lane::Receiver(function, host) => Some((function, self.quick.get(host))),
+            _ => None,
+        });
+        let Some((function, quick)) = receiver else { return (None, Vec::new()) };
+        let (slow, unknown) = (Lane::Slow(function.clone()), Lane::Unknown(function.clone()));
+        match quick {
+            Some(true) => (None, vec![slow, unknown]),
+            Some(false) => (Some(slow), vec![unknown]),
+            None => (Some(unknown), vec![slow]),
+        }
+    }
+
+    /// A callback to this host took so long.
     fn took(&mut self, host: &str, time: Duration) {
-        if time <= SLOW {
-            self.slow.remove(host);
-            return;
+        if self.quick.len() >= KNOWN && !self.quick.contains_key(host) {
+            self.quick.clear();
         }
-        if self.slow.len() >= SLOW_HOSTS {
-            self.slow.clear();
-        }
-        self.slow.insert(host.to_owned());
+        self.quick.insert(host.to_owned(), time <= SLOW);
     }
 }
 
@@ -148,11 +165,11 @@ impl<T> Drop for Going<T> {
             if let Lane::Receiver(_, host) = lane {
                 held.took(host, self.since.elapsed());
             }
-            let Held { lanes, slow } = &mut *held;
+            let Held { lanes, quick } = &mut *held;
             let Some(busy) = lanes.get_mut(lane) else { continue };
             busy.going -= 1;
             // Only the bound of a receiver changes: there may be room for several, or for none.
-            let freed = if receiver { lane.bound(slow).saturating_sub(busy.going) } else { 1 };
+            let freed = if receiver { lane.bound(quick).saturating_sub(busy.going) } else { 1 };
             next.extend(busy.waiting.drain(..freed.min(busy.waiting.len())));
             if busy.going == 0 && busy.waiting.is_empty() {
                 lanes.remove(lane);
@@ -234,42 +251,79 @@ mod tests {
         drop(Arc::into_inner(lanes));
         assert_eq!(told.try_iter().count(), 24, "what waits is let go at the end");
     }
-    /// Callers who name receivers that hang leave room for those who name others, of the same function.
+    /// A callback of the function `f` to this host.
+    fn to(host: &str) -> Vec<Lane> {
+        let of = FunctionName::parse("f").unwrap();
+        let receiver = Lane::Receiver(of.clone(), host.into());
+        vec![Lane::Host(host.into()), receiver, Lane::Callbacks(of), Lane::AllCallbacks]
+    }
+
+    /// However many callers name receivers that hang, there is room for those who name others, of the same function.
     #[tokio::test(start_paused = true)]
     async fn receivers_that_hang_leave_room() {
         let (tell, told) = mpsc::channel();
         let lanes = Lanes::new();
-        let of = FunctionName::parse("f").unwrap();
-        let enter = |number, to: &str| {
-            let receiver = Lane::Receiver(of.clone(), to.into());
-            let all = vec![host(to), receiver, Lane::Callbacks(of.clone()), Lane::AllCallbacks];
-            lanes.enter(all, || Waits(number, tell.clone()))
+        let enter = |number, host: &str| lanes.enter(to(host), || Waits(number, tell.clone()));
+        let hangs = |number: u32| format!("h{}", number % 20);
+        let mut waiting: Vec<u32> = (0..100).collect();
+        let mut known = false;
+        for round in 0..20 {
+            let going: Vec<_> = waiting.drain(..).filter_map(|number| enter(number, &hangs(number))).collect();
+            assert!(going.len() <= ALL_UNKNOWN + ALL_SLOW, "{round}: {}", going.len());
+            if known {
+                let many: Vec<_> = (0..TO_QUICK).filter_map(|_| enter(1000, "quick")).collect();
+                assert_eq!(many.len(), CALLBACKS.saturating_sub(going.len()).min(TO_QUICK), "{round}");
+            }
+            // One that is known to be quick always has room; one that is new has when those that hang are known.
+            known |= enter(1000, "quick").is_some();
+            assert!(known || round < 5, "{round}");
+            tokio::time::advance(Duration::from_secs(60)).await;
+            drop(going);
+            waiting = told.try_iter().filter(|number| *number < 1000).collect();
+            assert!(!waiting.is_empty(), "{round}");
+        }
+        drop(lanes);
+    }
+
+    /// Whoever waits as one of a kind that his receiver is not of any more does not take the others' turn with him.
+    #[tokio::test(start_paused = true)]
+    async fn nobody_waits_for_a_kind_that_nobody_is_of() {
+        let (tell, told) = mpsc::channel();
+        let lanes = Arc::new(Lanes::new());
+        let enter = |number: u32| {
+            let host = format!("h{}", number % 10);
+            lanes.enter(to(&host), || Waits(number, tell.clone())).map(|going| (number, going))
         };
-        let waiting = || told.try_iter().collect::<Vec<_>>();
-        let first: Vec<_> = (0..20).filter_map(|number| enter(number, "slow")).collect();
-        assert_eq!(first.len(), 4);
-        let quick: Vec<_> = (0..4).map(|number| enter(number, "quick").expect("half of the room is left")).collect();
-        drop(quick);
-        assert!(waiting().is_empty());
-        tokio::time::advance(SLOW + Duration::from_secs(1)).await;
+        // Whoever is let go comes again, until all have gone; hosts are slow and quick by turns.
+        let (mut waiting, mut going, mut gone) = ((0..200).collect::<VecDeque<u32>>(), VecDeque::new(), 0);
+        for step in 0_u64.. {
+            while let Some(number) = waiting.pop_front() {
+                going.extend(enter(number));
+            }
+            let Some((number, one)) = going.pop_front() else { break };
+            tokio::time::advance(Duration::from_secs(if (u64::from(number) + step) % 3 == 0 { 60 } else { 1 })).await;
+            drop(one);
+            gone += 1;
+            waiting.extend(told.try_iter());
+        }
+        assert_eq!(gone, 200, "{} wait where nothing goes", told.try_iter().count());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_receiver_that_answers_gets_more() {
+        let (tell, told) = mpsc::channel();
+        let lanes = Lanes::new();
+        let enter = |number| lanes.enter(to("a"), || Waits(number, tell.clone()));
+        let first = enter(0).expect("room");
+        assert!((1..9).all(|number| enter(number).is_none()), "nobody knows how it is");
         drop(first);
-        // They come again, and it is known: one of them goes.
-        let again = waiting();
-        assert!((1..=4).contains(&again.len()), "{again:?}");
-        let second: Vec<_> = again.iter().filter_map(|number| enter(*number, "slow")).collect();
-        assert_eq!(second.len(), 1);
-        let others: Vec<_> = ["a", "b", "c", "d", "e", "g", "h"].iter().map(|to| enter(0, to).expect(to)).collect();
-        drop(others);
-        assert!(waiting().is_empty());
-        // It answers: as many go as at first.
-        drop(second);
-        let again = waiting();
-        assert_eq!(again.len(), 4, "{again:?}");
-        let third: Vec<_> = again.iter().map(|number| enter(*number, "slow").expect("room")).collect();
-        assert!(enter(99, "slow").is_none());
-        drop(third);
-        let rest = waiting();
-        assert!(!rest.is_empty());
-        drop((lanes, rest));
+        let again: Vec<u32> = told.try_iter().collect();
+        assert_eq!(again, [1, 2, 3, 4]);
+        let going: Vec<_> = again.into_iter().map(|number| enter(number).expect("room")).collect();
+        tokio::time::advance(Duration::from_secs(11)).await;
+        drop(going);
+        let again: Vec<u32> = told.try_iter().collect();
+        assert_eq!(again.into_iter().filter_map(enter).count(), 1, "it was slow");
+        drop(lanes);
     }
 }

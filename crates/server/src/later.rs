@@ -305,7 +305,7 @@ mod tests {
     struct World {
         later: Later,
         script: Arc<Scripted>,
-        _publish: watch::Sender<Arc<Snapshot>>,
+        publish: watch::Sender<Arc<Snapshot>>,
     }
 
     impl World {
@@ -328,7 +328,7 @@ mod tests {
             let config = Config { listen: ([127, 0, 0, 1], 0).into(), threads: 1, ..Config::default() };
             let gateway = Gateway::bind(config, parts, Listeners::default()).await.unwrap();
             let later = Later { snapshot, invoke: script.clone(), counts: gateway.invocations() };
-            Self { later, script, _publish: publish }
+            Self { later, script, publish }
         }
 
         /// Runs a call with these headers, which is answered so.
@@ -475,6 +475,51 @@ mod tests {
         assert_eq!(limits(&FunctionName::parse("gone").unwrap()), Limits::default());
         publish.send_replace(saying("{}", &[], &[]));
         assert_eq!(limits(&hello), Limits::default());
+    }
+
+    #[tokio::test]
+    async fn another_function_of_the_name_does_not_get_the_calls_of_the_first() {
+        let world = World::new().await;
+        let name = FunctionName::parse("hello").unwrap();
+        let mut function = Function::clone(snapshot().function(&name).unwrap());
+        function.created_ms = 1000;
+        let functions = [(name.clone(), Arc::new(function))].into_iter().collect();
+        world.publish.send_replace(Arc::new(Snapshot { functions, ..snapshot() }));
+        for (made, due, runs) in [
+            (Some("7"), Due::At(999), false),
+            (None, Due::At(999), false),
+            // Somebody had it run again since.
+            (Some("7"), Due::At(1001), true),
+            // The host's clock was set back.
+            (Some("1000"), Due::At(999), true),
+        ] {
+            let mut entry = Entry { due, ..called(None) };
+            entry.headers.extend(made.map(|made| (HeaderName::from_static("x-taper-made"), made.parse().unwrap())));
+            world.script.next.lock().unwrap().push(answer(200, call::empty()));
+            match world.later.run(&entry, 1, &Place::default()).await {
+                Ok(_) => {
+                    assert!(runs && !world.last().request.headers().contains_key("x-taper-made"), "{made:?} {due:?}");
+                }
+                Err(fault) => {
+                    assert!(!runs && (fault.stage, fault.cause) == (Stage::Route, Cause::NotFound), "{made:?} {due:?}");
+                }
+            }
+        }
+        // Nor are those hurried that wait for their time.
+        let dir = tempfile::tempdir().unwrap();
+        let limits = limits(world.later.snapshot.clone());
+        let queue = Journal::open(dir.path(), taper_queue::Config::default(), limits).unwrap();
+        let due = Due::After(Duration::from_secs(36_000));
+        let id = queue.push(Entry { due, ..called(None) }).await.unwrap().id;
+        let is_early = async || {
+            let due = queue.get(&id).await.unwrap().unwrap().invocation.due_ms;
+            due.is_some_and(|due| due <= clock::unix_ms())
+        };
+        hurry(&queue, &name, &world.later.snapshot).await.unwrap();
+        assert!(!is_early().await);
+        world.publish.send_replace(Arc::new(Snapshot::default()));
+        hurry(&queue, &name, &world.later.snapshot).await.unwrap();
+        assert!(is_early().await);
     }
 
     #[tokio::test]

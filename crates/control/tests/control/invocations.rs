@@ -224,6 +224,13 @@ async fn a_namespace_that_is_not_there_has_no_calls() {
     assert_eq!(house.json("GET", "/v1/namespaces/openfaas-fn/invocations", Value::Null).await.0, 200);
 }
 
+#[tokio::test]
+async fn what_the_queue_keeps_for_itself_is_no_header_of_the_call() {
+    let house = house().await;
+    let id = accepted(&house, json!({"headers": {"X-Taper-Made": "7", "X-Taper-Pin": "old", "X-Own": "a"}})).await;
+    assert_eq!(get(&house, &format!("/{id}")).await.1["request"]["headers"], json!(["x-own"]));
+}
+
 /// Whoever has the name next is somebody else.
 #[tokio::test]
 async fn what_is_kept_of_calls_goes_with_their_namespace() {

@@ -279,6 +279,39 @@ async fn an_answer_that_is_an_event_is_published() {
     assert_eq!((queue.stats().delivered, queue.stats().given_up), (2, 0));
 }
 
+/// Each of two ways counts for both: what follows would double with every call else.
+#[tokio::test]
+async fn an_answer_that_goes_two_ways_goes_half_as_far() {
+    let dir = tempfile::tempdir().unwrap();
+    let queue = open(&dir);
+    let reply = Some(Name::new("out").unwrap());
+    for hops in [3, MAX_HOPS - 1] {
+        let origin = Some(Origin { reply: reply.clone(), hops, ..Origin::default() });
+        queue.push(Entry { origin, ..conformance::entry("f", b"x") }).await.unwrap();
+    }
+    let topics = Arc::new(Published::default());
+    let run = each(|_, _| event(200, None));
+    let tools = Tools { topics: Arc::clone(&topics) as _, policy: policy(to_topic("told"), None), ..Tools::of(run) };
+    serve(Arc::clone(&queue) as _, tools, all_told(&queue)).await;
+    let published = std::mem::take(&mut *topics.0.lock().unwrap());
+    let mut went: Vec<_> = published.iter().map(|(_, topic, .., hops)| (topic.as_str(), *hops)).collect();
+    went.sort_unstable();
+    assert_eq!(went, [("out", 5), ("told", 5)]);
+    assert_eq!((queue.stats().delivered, queue.stats().cut), (2, 2));
+
+    // Where it is the topics that say that too many would follow, that is counted alike.
+    queue
+        .push(Entry { origin: Some(Origin { reply, ..Origin::default() }), ..conformance::entry("f", b"x") })
+        .await
+        .unwrap();
+    let mut many = Fault::new(Stage::Accept, Cause::Limited, "too many");
+    many.retry = Retry::Never;
+    topics.1.lock().unwrap().push(many);
+    let tools = Tools { topics: Arc::clone(&topics) as _, ..Tools::of(each(|_, _| event(200, None))) };
+    serve(Arc::clone(&queue) as _, tools, all_told(&queue)).await;
+    assert_eq!((queue.stats().delivered, queue.stats().cut), (2, 3));
+}
+
 /// Two functions whose records call one another.
 #[tokio::test]
 async fn a_circle_comes_to_an_end() {

@@ -110,6 +110,16 @@ impl Published {
                 wanted.push(push);
             }
         }
+        let hops = spread(hops, wanted.len());
+        if hops > MAX_HOPS {
+            counts.errors.fetch_add(1, Relaxed);
+            let text = format!(
+                "topic {topic}: calls have made one another, and more would follow than may; the event that would make {} is not published",
+                wanted.len()
+            );
+            outcome.failed = Some(never(Cause::Limited, text));
+            return outcome;
+        }
         // Beside each other: many calls share a commit.
         let pushed = wanted.into_iter().map(async |push| {
             let call = self.call(&push, topic, event, hops).await;
@@ -240,6 +250,13 @@ impl Topics for Published {
             Ok(())
         })
     }
+}
+
+/// How far along a chain those calls are that an event makes so many of; `hops` is for one alone. Each doubling is one more, so that what follows
+/// from one call is bounded in all, and not only in a row. What comes from outside begins a chain for each.
+fn spread(hops: u8, calls: usize) -> u8 {
+    let doublings = calls.next_power_of_two().ilog2().max(1);
+    if hops == 0 { 0 } else { hops.saturating_add(u8::try_from(doublings - 1).unwrap_or(u8::MAX)) }
 }
 
 /// A fault that would come again.

@@ -19,7 +19,10 @@ use taper_store::Snapshot;
 use tokio::sync::watch;
 use tower::ServiceExt;
 
-use super::message::{Mode, read, write};
+use super::{
+    message::{Mode, read, write},
+    spread,
+};
 use crate::{
     Clock, Config, Handle, Parts, Service,
     schedules::tests::{snapshot, trigger},
@@ -459,6 +462,38 @@ async fn a_full_queue_is_said_and_the_same_again_completes_it() {
     let (status, _, said) = world.send("default/events", &LEAST, "").await;
     assert_eq!((status, said["calls"].as_array().unwrap().len()), (StatusCode::ACCEPTED, 3));
     assert_eq!(world.calls().await.len(), 3);
+}
+
+/// However many triggers answer one another, what follows from one call is bounded.
+#[tokio::test]
+async fn what_calls_several_ends_sooner() {
+    let all = r#"{"events": {"topic": "loop"}}"#;
+    let few = r#"{"events": {"topic": "loop"}, "filters": [{"exact": {"type": "rare"}}]}"#;
+    let world = World::new(&[trigger("a", few), trigger("b", all), trigger("c", few)], QueueConfig::default());
+    let (topics, namespace, topic) = (world.handle.topics(), Name::default_namespace(), Name::new("loop").unwrap());
+    let publish = async |id: &str, kind: &str, hops: u8| {
+        let mut headers = headers(&LEAST);
+        headers.insert("ce-id", id.parse().unwrap());
+        headers.insert("ce-type", kind.parse().unwrap());
+        let published = topics.publish(&namespace, &topic, headers, Bytes::new(), hops).await;
+        let calls = world.calls().await;
+        let of = calls.iter().filter(|call| call.headers["ce-id"] == id);
+        published.map(|()| of.map(|call| call.origin.as_ref().unwrap().hops).collect::<Vec<_>>())
+    };
+    assert_eq!(publish("1", "rare", 1).await.unwrap(), [2; 3]);
+    assert_eq!(publish("2", "rare", MAX_HOPS - 1).await.unwrap(), [MAX_HOPS; 3]);
+    let fault = publish("3", "rare", MAX_HOPS).await.unwrap_err();
+    assert_eq!((fault.cause, fault.retry), (taper_model::Cause::Limited, Retry::Never));
+    assert!(fault.message.contains("that would make 3 is not published"), "{}", fault.message);
+    assert_eq!(world.calls().await.len(), 6, "none of them was made");
+    assert_eq!(publish("4", "other", MAX_HOPS).await.unwrap(), [MAX_HOPS], "one follows the other");
+    // From outside, each is the first of its chain.
+    let outside = [("ce-specversion", "1.0"), ("ce-id", "5"), ("ce-source", "/s"), ("ce-type", "rare")];
+    let (status, _, said) = world.send("default/events/loop", &outside, "").await;
+    assert_eq!((status, said["calls"].as_array().unwrap().len()), (StatusCode::ACCEPTED, 3));
+    let firsts = world.calls().await.into_iter().filter(|call| call.origin.as_ref().unwrap().hops == 0);
+    assert_eq!(firsts.count(), 3);
+    assert_eq!([spread(0, 1000), spread(1, 1), spread(1, 2), spread(1, 4), spread(3, 1000)], [0, 1, 1, 2, 12]);
 }
 
 #[tokio::test]

@@ -10,6 +10,9 @@ use serde_json::{Value, json};
 use taper_model::{CallId, Digest, Name, clock::rfc3339};
 use taper_queue::{Answer, Attempt, Details, Entry, Invocation, Parcel, State};
 
+/// What the gateway writes beside a caller's headers, and no function sees.
+const OURS: [&str; 2] = ["x-taper-made", "x-taper-pin"];
+
 /// Bytes above which a body's digest is made on a thread of its own.
 const LARGE: usize = 256 << 10;
 
@@ -158,7 +161,8 @@ fn tried(attempt: &Attempt) -> Tried<'_> {
 fn request(entry: &Entry, state: State) -> Request<'_> {
     let kept = !matches!(state, State::Done | State::Cancelled) || !entry.body.is_empty();
     let body = || json!({"bytes": entry.body.len(), "digest": Digest::of(&entry.body).to_string()});
-    let mut headers: Vec<&str> = entry.headers.keys().map(HeaderName::as_str).collect();
+    let names = entry.headers.keys().map(HeaderName::as_str);
+    let mut headers: Vec<&str> = names.filter(|name| !OURS.contains(name)).collect();
     headers.sort_unstable();
     Request {
         headers,
