@@ -53,7 +53,7 @@ pub(super) fn accept(bench: &Bench, report: &mut Report) -> Result<(), Error> {
     let journal = paused(bench, &format!("{SETTINGS}}}\n"))?;
     let server = report.skip(nats(bench));
     let stream = server.as_ref().and_then(|(_, url)| {
-        let settings = format!("{SETTINGS}, url: \"{url}\"}}\n");
+        let settings = format!("{SETTINGS}}}\nqueueUrl: \"{url}\"\n");
         report.skip(paused(bench, &settings))
     });
     let request =
