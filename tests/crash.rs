@@ -19,10 +19,10 @@ use crate::platform::{Platform, TAPER, now, root};
 const KILLS: u64 = 50;
 
 /// A small generator with a printed seed: the moments differ from run to run and can be had again.
-struct Dice(u64);
+pub(crate) struct Dice(pub(crate) u64);
 
 impl Dice {
-    fn roll(&mut self, below: u64) -> u64 {
+    pub(crate) fn roll(&mut self, below: u64) -> u64 {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % below
     }

@@ -17,7 +17,10 @@ use std::{
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use serde_json::Value;
 
-use crate::platform::{PATIENCE, Platform, now, skipped};
+use crate::{
+    crash::{Dice, pids},
+    platform::{PATIENCE, Platform, now, skipped},
+};
 
 /// Kills in CI, and by hand.
 const KILLS: u64 = 20;
@@ -37,16 +40,6 @@ enum Victim {
     Platform,
     Instance,
     Server,
-}
-
-/// A small generator with a printed seed: the moments differ from run to run and can be had again.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, below: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % below
-    }
 }
 
 /// A real `nats-server` with a folder and a port of its own, ended with the value.
@@ -214,7 +207,7 @@ fn calls(platform: &Platform, caller: u64, next: &AtomicU64, back: &str, stop: &
 
 /// Ends one instance of the function, if one is there.
 fn kill_an_instance(platform: &Platform, dice: &mut Dice) {
-    let pids = crate::crash::pids(platform);
+    let pids = pids(platform);
     if pids.is_empty() {
         return;
     }

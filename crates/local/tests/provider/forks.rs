@@ -9,10 +9,7 @@ use taper_model::call::Start;
 use taper_provider::{Progress, Provider};
 use tokio::time::{sleep, timeout};
 
-use crate::{
-    lifetime::parent,
-    world::{PATIENCE, Watch, World, kept, text},
-};
+use crate::world::{PATIENCE, Watch, World, kept, text};
 
 /// Answers with what tells forks from others, and what must be different in each of them.
 const PYTHON: &str = r#"
@@ -34,7 +31,7 @@ def handle(event, context):
 
 /// The zygotes of a platform: what its spawner has started with the runtime's own command.
 fn zygotes(world: &World) -> Vec<i32> {
-    let Some(spawner) = world.processes().into_iter().map(parent).min() else { return Vec::new() };
+    let Some(spawner) = world.spawner() else { return Vec::new() };
     let children = std::fs::read_to_string(format!("/proc/{spawner}/task/{spawner}/children")).unwrap();
     let children = children.split_whitespace().map(|pid| pid.parse::<i32>().unwrap());
     let runs = |pid: &i32| std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|words| words.starts_with(b"/usr/"));

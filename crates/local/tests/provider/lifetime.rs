@@ -128,7 +128,7 @@ async fn a_spawner_that_dies_takes_all_with_it_and_comes_back() {
     let revision = world.classic("cat", &["cat"]);
     let mut watch = Watch::open(&world.local).await;
     let instance = world.one(&revision).await;
-    let spawner = parent(world.processes()[0]);
+    let spawner = world.spawner().expect("it runs");
     rustix::process::kill_process(rustix::process::Pid::from_raw(spawner).unwrap(), rustix::process::Signal::KILL)
         .unwrap();
     assert!(watch.gone(&instance.id).await.is_some());
@@ -137,7 +137,7 @@ async fn a_spawner_that_dies_takes_all_with_it_and_comes_back() {
     let instance = watch.ready().await;
     assert_eq!(text(&instance, "back").await, "back");
     let (_, _) = (watch.ready().await, watch.ready().await);
-    let spawner = parent(world.processes()[0]);
+    let spawner = world.spawner().expect("it runs");
     world.apply(&revision, 6).await;
     rustix::process::kill_process(rustix::process::Pid::from_raw(spawner).unwrap(), rustix::process::Signal::KILL)
         .unwrap();
@@ -187,11 +187,6 @@ async fn a_dropped_provider_ends_everything() {
     };
     let again = taper_local::Local::start(config, supply).await.unwrap();
     again.stop().await;
-}
-
-pub(crate) fn parent(pid: i32) -> i32 {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    stat.rsplit_once(") ").unwrap().1.split(' ').nth(1).unwrap().parse().unwrap()
 }
 
 /// Says when it is asked to end, takes `SLOW` seconds for it, and says so.

@@ -142,6 +142,21 @@ impl World {
         all
     }
 
+    /// The process that makes its sandboxes: of all that an instance descends from, the one that this process started.
+    /// Nothing may be told from the order of process ids, which begin again at the lowest.
+    pub(crate) fn spawner(&self) -> Option<i32> {
+        let own = i32::try_from(std::process::id()).ok()?;
+        self.processes().into_iter().find_map(|mut pid| {
+            loop {
+                match parent(pid)? {
+                    0 => return None,
+                    up if up == own => return Some(pid),
+                    up => pid = up,
+                }
+            }
+        })
+    }
+
     /// A revision whose artifact has these files; those beginning with `#!` can be executed.
     pub(crate) fn revision(&self, name: &str, spec: FunctionSpec, files: &[(&str, &[u8])]) -> Arc<Revision> {
         let artifact = (!files.is_empty()).then(|| {
@@ -371,6 +386,12 @@ fn groups(mark: &Mark) -> Vec<PathBuf> {
     let bases = Cgroups::traces(mark);
     let all = bases.iter().flat_map(|base| fs::read_dir(base).into_iter().flatten().flatten());
     all.map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
+}
+
+/// The parent of a process, 0 where it has none in here. Nothing when the process has gone.
+fn parent(pid: i32) -> Option<i32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
 }
 
 fn processes(group: &Path) -> Vec<i32> {
