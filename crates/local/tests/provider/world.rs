@@ -2,7 +2,7 @@
 //! host.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fs,
     io::Write,
     path::{Path, PathBuf},
@@ -134,26 +134,26 @@ impl World {
         counter(self.dir.path())
     }
 
-    /// The processes of all instances.
+    /// The processes of all instances, in the order in which those began, and of each instance the first one first.
+    /// Process ids tell no order: they begin again at the lowest.
     pub(crate) fn processes(&self) -> Vec<i32> {
-        let mut all: Vec<i32> = groups(&self.mark()).iter().flat_map(|group| processes(group)).collect();
-        all.sort_unstable();
-        all.dedup();
-        all
+        let place =
+            |group: &Path| group.file_name().and_then(|name| name.to_str()?.strip_prefix('i')?.parse::<u64>().ok());
+        let of = |group: &PathBuf| {
+            let at = place(group);
+            processes(group).into_iter().map(move |pid| (at, ancestors(pid).len(), pid))
+        };
+        let all: BTreeSet<_> = groups(&self.mark()).iter().flat_map(of).collect();
+        all.into_iter().map(|(.., pid)| pid).collect()
     }
 
-    /// The process that makes its sandboxes: of all that an instance descends from, the one that this process started.
-    /// Nothing may be told from the order of process ids, which begin again at the lowest.
+    /// The process that makes its sandboxes: of all from which an instance descends, the one that this process started.
     pub(crate) fn spawner(&self) -> Option<i32> {
         let own = i32::try_from(std::process::id()).ok()?;
-        self.processes().into_iter().find_map(|mut pid| {
-            loop {
-                match parent(pid)? {
-                    0 => return None,
-                    up if up == own => return Some(pid),
-                    up => pid = up,
-                }
-            }
+        self.processes().into_iter().find_map(|pid| {
+            let above = ancestors(pid);
+            let at = above.iter().position(|pid| *pid == own)?;
+            above.get(at.checked_sub(1)?).copied()
         })
     }
 
@@ -388,10 +388,13 @@ fn groups(mark: &Mark) -> Vec<PathBuf> {
     all.map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
 }
 
-/// The parent of a process, 0 where it has none in here. Nothing when the process has gone.
-fn parent(pid: i32) -> Option<i32> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
+/// From which processes this one descends, the nearest first.
+fn ancestors(pid: i32) -> Vec<i32> {
+    let parent = |pid: &i32| -> Option<i32> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
+    };
+    std::iter::successors(parent(&pid), parent).collect()
 }
 
 fn processes(group: &Path) -> Vec<i32> {
