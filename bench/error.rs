@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 /// Why a figure could not be taken. The run goes on with the others.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Error {
+pub enum Error {
     /// Something that this machine does not have. The figure is skipped.
     #[error("{what} is not installed: {mend}")]
     Missing {

@@ -100,6 +100,15 @@ impl Request {
         Self { bytes: bytes.into_bytes(), framing: Framing::Http, expect: None }
     }
 
+    /// `POST` with these headers beside those of every request.
+    pub(crate) fn post(path: &str, headers: &[(&str, &str)], body: &str) -> Self {
+        let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+        let length = body.len();
+        let bytes =
+            format!("POST {path} HTTP/1.1\r\nHost: localhost\r\n{headers}Content-Length: {length}\r\n\r\n{body}");
+        Self { bytes: bytes.into_bytes(), framing: Framing::Http, expect: None }
+    }
+
     /// A frame of four bytes of length and the body, answered by the same.
     pub(crate) fn frame(body: &[u8]) -> Self {
         let mut bytes = (body.len() as u32).to_le_bytes().to_vec();
@@ -118,22 +127,16 @@ impl Request {
         }
     }
 
-    fn check(&self, answer: &Answer) -> Result<(), String> {
-        let Some(expect) = self.expect.as_ref().filter(|_| answer.status == 200) else {
-            if self.expect.is_none() && (200..300).contains(&answer.status) {
+    fn check(&self, status: u16, body: &[u8]) -> Result<(), String> {
+        let first = |most: usize| String::from_utf8_lossy(&body[..body.len().min(most)]);
+        let Some(expect) = self.expect.as_ref().filter(|_| status == 200) else {
+            if self.expect.is_none() && (200..300).contains(&status) {
                 return Ok(());
             }
-            return Err(format!(
-                "status {}: {}",
-                answer.status,
-                String::from_utf8_lossy(&answer.body[..answer.body.len().min(300)])
-            ));
+            return Err(format!("status {status}: {}", first(300)));
         };
-        if answer.body != *expect {
-            return Err(format!(
-                "wrong body: {:?}",
-                String::from_utf8_lossy(&answer.body[..answer.body.len().min(100)])
-            ));
+        if body != expect {
+            return Err(format!("wrong body: {:?}", first(100)));
         }
         Ok(())
     }
@@ -373,7 +376,7 @@ fn step(connection: &mut Connection, request: &Request, outcome: &mut Outcome) -
     };
     connection.got.extend_from_slice(&buffer[..n]);
     let Some(answer) = request.answer(&connection.got).map_err(io::Error::other)? else { return Ok(false) };
-    match request.check(&answer) {
+    match request.check(answer.status, &answer.body) {
         Ok(()) => {
             outcome.calls += 1;
             outcome.latencies.push(connection.sent.elapsed().as_secs_f64());
@@ -391,11 +394,18 @@ pub(crate) struct Once {
     pub(crate) first_byte: f64,
     /// To the answer's last byte, in seconds.
     pub(crate) whole: f64,
+    pub(crate) status: u16,
     pub(crate) body: Vec<u8>,
     head: String,
 }
 
 impl Once {
+    /// Itself, when it is what the request expects.
+    fn right(self, request: &Request) -> Result<Self, Error> {
+        request.check(self.status, &self.body).map_err(Error::Answer)?;
+        Ok(self)
+    }
+
     /// A header of the answer; empty when it has none of that name.
     pub(crate) fn header(&self, name: &str) -> &str {
         header(&self.head, name).unwrap_or("")
@@ -404,28 +414,44 @@ impl Once {
 
 /// One call on a connection of its own, made before the clock starts.
 pub(crate) fn once(target: &Target, request: &Request) -> Result<Once, Error> {
-    let mut stream = target.connect(true).map_err(Error::io(format!("connecting to {target:?}")))?;
-    let mut got = Vec::new();
-    let mut buffer = [0; 16 * 1024];
-    let begun = now();
-    stream.write_all(&request.bytes).map_err(Error::io("sending a request"))?;
-    let mut first_byte = None;
-    loop {
-        let n = match stream.read(&mut buffer) {
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                return Err(Error::Answer(format!("no answer within {} s", PATIENCE.as_secs())));
+    Line::open(target)?.ask(request)?.right(request)
+}
+
+/// A connection for one call after another.
+pub(crate) struct Line {
+    stream: File,
+    got: Vec<u8>,
+}
+
+impl Line {
+    pub(crate) fn open(target: &Target) -> Result<Self, Error> {
+        let stream = target.connect(true).map_err(Error::io(format!("connecting to {target:?}")))?;
+        Ok(Self { stream, got: Vec::new() })
+    }
+
+    /// Sends it and waits for the answer, whatever that says. After an error the connection is of no more use.
+    pub(crate) fn ask(&mut self, request: &Request) -> Result<Once, Error> {
+        self.got.clear();
+        let mut buffer = [0; 16 * 1024];
+        let begun = now();
+        self.stream.write_all(&request.bytes).map_err(Error::io("sending a request"))?;
+        let mut first_byte = None;
+        loop {
+            let n = match self.stream.read(&mut buffer) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    return Err(Error::Answer(format!("no answer within {} s", PATIENCE.as_secs())));
+                }
+                read => read.map_err(Error::io("waiting for an answer"))?,
+            };
+            let first_byte = *first_byte.get_or_insert_with(|| begun.elapsed().as_secs_f64());
+            self.got.extend_from_slice(&buffer[..n]);
+            if let Some(Answer { status, head, body }) = request.answer(&self.got).map_err(Error::Answer)? {
+                return Ok(Once { first_byte, whole: begun.elapsed().as_secs_f64(), status, body, head });
             }
-            read => read.map_err(Error::io("waiting for an answer"))?,
-        };
-        let first_byte = *first_byte.get_or_insert_with(|| begun.elapsed().as_secs_f64());
-        got.extend_from_slice(&buffer[..n]);
-        if let Some(answer) = request.answer(&got).map_err(Error::Answer)? {
-            request.check(&answer).map_err(Error::Answer)?;
-            let whole = begun.elapsed().as_secs_f64();
-            return Ok(Once { first_byte, whole, body: answer.body, head: answer.head });
-        }
-        if n == 0 {
-            return Err(Error::Answer(format!("the connection was closed after {:?}", String::from_utf8_lossy(&got))));
+            if n == 0 {
+                let got = String::from_utf8_lossy(&self.got);
+                return Err(Error::Answer(format!("the connection was closed after {got:?}")));
+            }
         }
     }
 }

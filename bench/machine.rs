@@ -12,6 +12,12 @@ pub(crate) fn now() -> Instant {
     Instant::now()
 }
 
+/// Nanoseconds of the clock that all processes of a machine have in common.
+pub(crate) fn monotonic_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec.cast_unsigned() * 1_000_000_000 + now.tv_nsec.cast_unsigned()
+}
+
 /// Processors on which something may run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Cpus(Vec<usize>);

@@ -29,7 +29,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) struct Platform {
     running: Running,
     taper: PathBuf,
-    config: PathBuf,
+    home: PathBuf,
     url: String,
     /// Where functions are called.
     pub(crate) target: Target,
@@ -51,26 +51,34 @@ impl Platform {
 
     /// Starts it over what a platform before it left in this folder, with a configuration file of this text.
     pub(crate) fn start_in(taper: &Path, home: &Path, settings: &str, cpus: &Cpus) -> Result<Self, Error> {
-        let (config, log, out, file) =
-            (home.join("config"), home.join("log"), home.join("out"), home.join("settings.yaml"));
-        fs::create_dir_all(&config)
-            .and_then(|()| fs::write(&file, settings))
-            .map_err(Error::io("making the platform's folder"))?;
-        let stdout = fs::File::create(&out).map_err(Error::io("making the platform's output file"))?;
-        let mut command = Command::new(taper);
-        command.args(["up", "--listen", "127.0.0.1:0", "--access-log", "off", "--config"]).arg(file);
-        command.arg("--data").arg(home.join("data"));
-        command.env("XDG_CONFIG_HOME", &config).env("TAPER_PASSWORD", PASSWORD).stdout(stdout);
         let begun = now();
-        let mut running = Running::start("taper up", &mut command, &log, cpus)?;
-        let line = running.wait("it was never ready", || {
-            let text = fs::read_to_string(&out).ok()?;
-            text.split_once('\n').and_then(|(line, _)| line.strip_prefix("listening on ").map(str::to_owned))
-        })?;
+        let mut running = launch(taper, home, settings, cpus)?;
+        let (url, target) = running.wait("it was never ready", || listening(home))?;
         let started = begun.elapsed().as_secs_f64();
-        let address = line.strip_prefix("http://").and_then(|address| address.parse().ok());
-        let address = address.ok_or_else(|| Error::Answer(format!("`listening on {line}` names no address")))?;
-        Ok(Self { running, taper: taper.to_owned(), config, url: line, target: Target::Tcp(address), started })
+        Ok(Self { running, taper: taper.to_owned(), home: home.to_owned(), url, target, started })
+    }
+
+    /// From now on this process is the platform, which the first one was replaced by.
+    pub(crate) fn succeeded_by(&mut self, pid: u32) {
+        self.running.succeeded_by(pid);
+        if let Some((url, target)) = listening(&self.home) {
+            (self.url, self.target) = (url, target);
+        }
+    }
+
+    /// `kill -9`. What it had running is left to the next one over the same folder.
+    pub(crate) fn kill(&mut self) -> Result<(), Error> {
+        self.running.kill()
+    }
+
+    /// Whether it has ended.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.running.has_ended()
+    }
+
+    /// The error that quotes what it said last.
+    pub(crate) fn failed(&self, what: &str) -> Error {
+        self.running.failed(what)
     }
 
     /// The process.
@@ -83,9 +91,14 @@ impl Platform {
         Tree::of(self.running.pid())
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    /// One of its commands.
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.taper);
-        command.args(["--url", &self.url]).args(arguments).env("XDG_CONFIG_HOME", &self.config).stderr(Stdio::piped());
+        command
+            .args(["--url", &self.url])
+            .args(arguments)
+            .env("XDG_CONFIG_HOME", config(&self.home))
+            .stderr(Stdio::piped());
         command
     }
 
@@ -152,4 +165,31 @@ impl Platform {
         }
         Ok(())
     }
+}
+
+fn config(home: &Path) -> PathBuf {
+    home.join("config")
+}
+
+/// Starts the process, and does not wait until it serves.
+pub(crate) fn launch(taper: &Path, home: &Path, settings: &str, cpus: &Cpus) -> Result<Running, Error> {
+    let (config, log, out, file) = (config(home), home.join("log"), home.join("out"), home.join("settings.yaml"));
+    fs::create_dir_all(&config)
+        .and_then(|()| fs::write(&file, settings))
+        .map_err(Error::io("making the platform's folder"))?;
+    let stdout = fs::File::create(&out).map_err(Error::io("making the platform's output file"))?;
+    let mut command = Command::new(taper);
+    command.args(["up", "--listen", "127.0.0.1:0", "--access-log", "off", "--config"]).arg(file);
+    command.arg("--data").arg(home.join("data"));
+    command.env("XDG_CONFIG_HOME", &config).env("TAPER_PASSWORD", PASSWORD).stdout(stdout);
+    Running::start("taper up", &mut command, &log, cpus)
+}
+
+/// Where the platform listens that was the last to say so.
+fn listening(home: &Path) -> Option<(String, Target)> {
+    let said = fs::read_to_string(home.join("out")).ok()?;
+    let whole = &said[..said.rfind('\n')?];
+    let url = whole.lines().rev().find_map(|line| line.strip_prefix("listening on "))?;
+    let address = url.strip_prefix("http://")?.parse().ok()?;
+    Some((url.to_owned(), Target::Tcp(address)))
 }

@@ -25,6 +25,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// A program that runs beside us. Dropping it ends it, and with it every process it left behind.
 pub(crate) struct Running {
     child: Child,
+    /// The process that the first one was replaced by.
+    successor: Option<u32>,
     name: String,
     log: PathBuf,
 }
@@ -33,14 +35,45 @@ impl Running {
     /// Starts a program on these processors. What it writes on standard error, and on standard output unless the caller has
     /// taken that, goes to `log`.
     pub(crate) fn start(name: &str, command: &mut Command, log: &Path, cpus: &Cpus) -> Result<Self, Error> {
-        let file = File::create(log).map_err(Error::io(format!("making {}", log.display())))?;
+        // Behind what another one, that this one follows, has said.
+        let file = File::options().create(true).append(true).open(log);
+        let file = file.map_err(Error::io(format!("making {}", log.display())))?;
         command.stdin(Stdio::null()).stderr(file);
         let child = cpus.run(|| command.spawn())?.map_err(Error::io(format!("starting {name}")))?;
-        Ok(Self { child, name: name.to_owned(), log: log.to_owned() })
+        Ok(Self { child, successor: None, name: name.to_owned(), log: log.to_owned() })
     }
 
     pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
+        self.successor.unwrap_or_else(|| self.child.id())
+    }
+
+    /// From now on this process is the program.
+    pub(crate) fn succeeded_by(&mut self, pid: u32) {
+        self.successor = Some(pid).filter(|pid| *pid != self.child.id());
+    }
+
+    /// `kill -9`, and waits for its end. What it had started is left to whoever comes after it.
+    pub(crate) fn kill(&mut self) -> Result<(), Error> {
+        kill(self.pid());
+        self.ended("it does not end although it was killed")
+    }
+
+    /// Whether it has ended.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        // The first one is waited for whoever came after it.
+        let first = !matches!(self.child.try_wait(), Ok(None));
+        self.successor.map_or(first, |pid| Process::read(pid).is_none())
+    }
+
+    fn ended(&mut self, not: &str) -> Result<(), Error> {
+        let begun = now();
+        while !self.has_ended() {
+            if begun.elapsed() > PATIENCE {
+                return Err(self.failed(not));
+            }
+            sleep(Duration::from_millis(1));
+        }
+        Ok(())
     }
 
     /// Waits until `ready` gives something.
@@ -50,8 +83,7 @@ impl Running {
             if let Some(value) = ready() {
                 return Ok(value);
             }
-            let ended = self.child.try_wait().map_err(Error::io("waiting for a process"))?;
-            if ended.is_some() || begun.elapsed() > PATIENCE {
+            if self.has_ended() || begun.elapsed() > PATIENCE {
                 return Err(self.failed(what));
             }
             sleep(Duration::from_millis(5));
@@ -69,26 +101,43 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
+        if self.has_ended() {
+            return;
+        }
         let tree = Tree::of(self.pid());
-        let _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
-        let begun = now();
-        while matches!(self.child.try_wait(), Ok(None)) {
-            if begun.elapsed() > PATIENCE {
-                eprintln!("{} did not end within {} s of SIGTERM and is killed", self.name, PATIENCE.as_secs());
-                let _ = self.child.kill();
-                let _ = self.child.wait();
-                break;
-            }
-            sleep(Duration::from_millis(5));
+        signal(self.pid(), Signal::TERM);
+        if self.ended("").is_err() {
+            eprintln!("{} did not end within {} s of SIGTERM and is killed", self.name, PATIENCE.as_secs());
+            let _ = self.kill();
         }
         // A process that outlives the one that started it is a defect worth a line; either way it does not outlive us.
         for process in tree.others_still_there() {
             eprintln!("{} left process {} ({}) behind; it is killed", self.name, process.pid, process.name);
-            if let Some(pid) = Pid::from_raw(process.pid as i32) {
-                let _ = kill_process(pid, Signal::KILL);
-            }
+            kill(process.pid);
         }
         tree.others_still_there();
+    }
+}
+
+/// Every process of this machine, with the words that it was started with.
+pub(crate) fn commands() -> Vec<(u32, Vec<String>)> {
+    let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = pids.filter_map(|entry| entry.file_name().to_str().and_then(|name| name.parse().ok()));
+    let words = |pid: u32| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect()
+    };
+    pids.map(|pid| (pid, words(pid))).collect()
+}
+
+/// `kill -9` of a process, which may have ended by itself.
+pub(crate) fn kill(pid: u32) {
+    signal(pid, Signal::KILL);
+}
+
+fn signal(pid: u32, signal: Signal) {
+    if let Some(pid) = Pid::from_raw(pid.cast_signed()) {
+        let _ = kill_process(pid, signal);
     }
 }
 

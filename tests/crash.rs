@@ -19,10 +19,10 @@ use crate::platform::{Platform, TAPER, now, root};
 const KILLS: u64 = 50;
 
 /// A small generator with a printed seed: the moments differ from run to run and can be had again.
-pub(crate) struct Dice(pub(crate) u64);
+struct Dice(u64);
 
 impl Dice {
-    pub(crate) fn roll(&mut self, below: u64) -> u64 {
+    fn roll(&mut self, below: u64) -> u64 {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % below
     }
@@ -226,7 +226,7 @@ fn answer(platform: &Platform, name: &str) -> String {
 }
 
 /// The first processes of the instances that serve, as control groups tell them; none where there are none.
-pub(crate) fn pids(platform: &Platform) -> Vec<String> {
+fn pids(platform: &Platform) -> Vec<String> {
     let mut found = Vec::new();
     for base in traces_of(platform).split(", ").filter_map(|trace| trace.strip_prefix("control group ")) {
         for group in fs::read_dir(base).into_iter().flatten().flatten() {
@@ -286,7 +286,9 @@ fn a_call_that_went_with_the_platform_holds_its_slot_until_it_has_ended() {
     platform.ok(&["deploy", &file, "--concurrency", "2", "--max", "1"]);
     let mark = answer(&platform, "handler");
     let url = format!("{}/function/handler", platform.url);
-    let cut = std::thread::spawn(move || ureq::post(&url).send("3").is_err());
+    // Much longer than a platform takes to start, on a busy machine as well.
+    let busy = Duration::from_secs(15);
+    let cut = std::thread::spawn(move || ureq::post(&url).send(busy.as_secs().to_string()).is_err());
     let started = r#"gateway_function_invocation_started{function_name="handler.openfaas-fn"} 2"#;
     platform.until("the call runs", || platform.request("GET", "/metrics", &[], b"").text().contains(started));
     let begun = now();
@@ -297,7 +299,7 @@ fn a_call_that_went_with_the_platform_holds_its_slot_until_it_has_ended() {
     for _ in 0..3 {
         assert_eq!(answer(&platform, "handler"), mark);
     }
-    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < busy, "{:?}", begun.elapsed());
     platform.until("both are free", || {
         std::thread::scope(|scope| {
             let both = [(); 2].map(|()| scope.spawn(|| platform.call("handler", b"0.2").text()));

@@ -85,6 +85,7 @@ fn a_call_is_handed_over_found_shown_and_answered() {
         "Result     200, 3 bytes",
         "ATTEMPT",
         "HEY",
+        "LINES of attempt 1, which ended with 200",
     ] {
         assert!(page.contains(part), "no `{part}` in {page}");
     }
@@ -178,6 +179,13 @@ fn calls_are_cancelled_while_they_wait_and_while_they_run() {
             assert!(said.contains(&format!("call {id} is cancelled")), "{said}");
         }
     }
+    let attempts = |id| shown(&platform, id)["attempts"].clone();
+    let cut_off = attempts(&running);
+    assert_eq!(attempts(&waiting), json!([]), "it was not begun");
+    assert_eq!((cut_off[0]["stage"].as_str(), cut_off[0]["status"].as_u64()), (Some("invoke"), None), "{cut_off:#}");
+    assert!(cut_off[0]["instance"].is_string() && cut_off[0]["revision"] == "s-00001", "{cut_off:#}");
+    let out = platform.ok(&["invocations", "show", &running]);
+    assert!(out.contains("- (invoke)") && out.contains("cancelled by an administrator"), "{out}");
     platform.until("its request has ended", || {
         let metrics = platform.request("GET", "/metrics", &[], b"").text();
         metrics.lines().any(|line| line == "taper_async_running 0")
@@ -198,7 +206,11 @@ fn dead_letters_run_again_once_the_function_is_mended() {
     deploy(&platform, "job", SHOUT, 1);
     assert_eq!(platform.ok(&["invocations", "retry", &ids[0]]), format!("{} runs again\n", ids[0]));
     assert_eq!(shown(&platform, &ids[0])["result"]["body"], "A");
-    assert_eq!(platform.ok(&["invocations", "redrive", "--function", "other"]), "0 calls run again\n");
+    assert!(
+        platform.fails(&["invocations", "redrive", "--function", "other"]).contains("other.default does not exist")
+    );
+    let none = ["invocations", "redrive", "--function", "job", "--before", "1h"];
+    assert_eq!(platform.ok(&none), "0 calls run again\n");
     assert_eq!(platform.ok(&["invocations", "redrive", "--function", "job", "--since", "1h"]), "2 calls run again\n");
     for (id, word) in ids.iter().zip(["A", "B", "C"]) {
         let call = shown(&platform, id);
@@ -210,6 +222,9 @@ fn dead_letters_run_again_once_the_function_is_mended() {
     }
     let page = platform.ok(&["invocations", "show", &ids[1]]);
     assert!(page.contains("500") && page.contains("200") && page.contains("job-00002-"), "{page}");
+    let note = text(&platform.taper(&["invocations", "list", "--limit", "2"]).stderr);
+    let mark = note.split("--after ").nth(1).and_then(|rest| rest.split(' ').next()).expect(&note);
+    assert_eq!(listed(&platform, &["--limit", "2", "--after", mark]), [ids[0].as_str()]);
     assert_eq!(platform.ok(&["invocations", "purge", "--function", "job", "--status", "dead"]), "0 calls forgotten\n");
     assert_eq!(platform.ok(&["invocations", "purge", "--all"]), "3 calls forgotten\n");
     assert!(platform.fails(&["invocations", "show", &ids[0]]).contains("there is no call"));
@@ -235,7 +250,12 @@ fn what_is_asked_wrongly_has_a_clear_answer_and_changes_nothing() {
         (&["purge", "--status", "waiting", "--all"], 2, "cancelled"),
         (&["list", "--status", "ded"], 2, "dead"),
         (&["list", "--limit", "0"], 2, "1..=1000"),
-        (&["list", "--since", "soon"], 1, "--since soon"),
+        (&["list", "--since", "soon"], 1, "--since: `soon` is not a duration"),
+        (&["list", "--before", "999999999h"], 1, "--before: `999999999h` is too long"),
+        (&["list", "--after", "x"], 1, "--after x: it is no mark"),
+        (&["list", "--trigger", "nope"], 1, "trigger nope.default does not exist"),
+        (&["redrive", "--trigger", "nope"], 1, "trigger nope.default does not exist"),
+        (&["purge", "--function", "shuot"], 1, "function shuot.default does not exist"),
         (&["list", "--function", "Shout"], 1, "try `shout`"),
         (&["list", "--function", "shuot"], 1, "function shuot.default does not exist"),
         (&["list", "-n", "typo"], 1, "there is no namespace `typo`"),
@@ -276,6 +296,39 @@ fn what_is_asked_wrongly_has_a_clear_answer_and_changes_nothing() {
         assert!(said(&answer)["message"].is_string());
     }
     assert_eq!(listed(&platform, &[]), before);
+}
+
+#[test]
+fn what_is_cut_what_is_owed_and_what_comes_first_is_said() {
+    let platform = Platform::start_configured("queue: {resultBody: 4, privateCallbacks: true}\n");
+    deploy(&platform, "shout", SHOUT, 1);
+    deploy(&platform, "job", FAILS, 1);
+    let long = hand_over(&platform, &["shout", "-d", "hello"]);
+    shown(&platform, &long);
+    let out = platform.taper(&["invocations", "show", &long, "--result"]);
+    let (kept, note) = (text(&out.stdout), text(&out.stderr));
+    assert!(out.status.code() == Some(1) && kept == "HELL" && note.contains("its first 4 bytes"), "{kept}: {note}");
+    let later = hand_over(&platform, &["shout", "-d", "x", "-H", "X-Taper-Delay: 1d"]);
+    let note = platform.fails(&["invocations", "show", &later, "--result"]);
+    assert!(note.contains("is waiting and has no result yet; --wait 30s waits for it"), "{note}");
+
+    let failed = hand_over(&platform, &["job", "-d", "x", "-H", "X-Taper-Order-Key: user-7"]);
+    assert_eq!(shown(&platform, &failed)["status"], "dead");
+    let expect = format!("{failed} runs again, after those before it with the order key `user-7`\n");
+    assert_eq!(platform.ok(&["invocations", "retry", &failed]), expect);
+    assert_eq!(platform.ok(&["invocations", "retry", &later]), format!("{later} runs now\n"));
+
+    // Nobody answers there.
+    let receiver = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let callback = format!("X-Callback-Url: http://{}/", receiver.local_addr().unwrap());
+    let owing = hand_over(&platform, &["shout", "-d", "x", "-H", &callback]);
+    for id in [&owing, &later] {
+        assert_eq!(shown(&platform, id)["status"], "done");
+    }
+    let out = platform.taper(&["invocations", "purge", "--function", "shout"]);
+    assert_eq!((out.status.success(), text(&out.stdout).as_str()), (true, "2 calls forgotten\n"));
+    assert!(text(&out.stderr).contains("1 call that ended stays, for its callback or record"), "{}", text(&out.stderr));
+    assert_eq!(listed(&platform, &["--function", "shout"]), [owing]);
 }
 
 #[test]
@@ -323,7 +376,7 @@ fn whoever_watches_sees_every_change_over_an_upgrade() {
             .unwrap();
         let waits = scope.spawn(move || waits.wait_with_output().unwrap());
         platform.upgrade();
-        assert_eq!(platform.ok(&["invocations", "retry", &later]), format!("{later} runs again\n"));
+        assert_eq!(platform.ok(&["invocations", "retry", &later]), format!("{later} runs now\n"));
         waits.join().unwrap()
     });
     let call: Value = serde_json::from_slice(&waits.stdout).unwrap();

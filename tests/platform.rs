@@ -168,6 +168,11 @@ impl Platform {
         self.successor = Some(pid);
     }
 
+    /// Whether its process is there.
+    pub(crate) fn is_there(&self) -> bool {
+        std::fs::read_link(format!("/proc/{}/exe", self.pid())).is_ok()
+    }
+
     /// Sends a signal to the platform.
     pub(crate) fn signal(&self, signal: rustix::process::Signal) {
         let pid = rustix::process::Pid::from_raw(self.pid().cast_signed()).expect("a pid");

@@ -81,7 +81,7 @@ fn one_file_has_functions_and_the_routes_to_them() {
     assert_eq!(platform.ok(&["list", "-o", "json"]).trim(), "[]");
     assert_ne!(call(&platform, "GET", "front.example.com", "/only/y").status, 200);
     let said = platform.fails(&["delete", "-f", &file]);
-    assert!(said.lines().count() == 3 && said.contains("`shop`") && said.contains("front"), "{said}");
+    assert!(said.lines().count() == 3 && said.contains("route shop.default") && said.contains("front"), "{said}");
 }
 
 #[test]

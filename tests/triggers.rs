@@ -273,7 +273,7 @@ fn events_in_each_mode_reach_those_who_want_them() {
             vec![batched],
             r#"[{"specversion":"1.0","id":"1","source":"s","type":"t"},{}]"#,
             400,
-            "event 1",
+            "event 2 of 2",
         ),
         ("events/No", binary.to_vec(), "", 400, "topic"),
     ] {

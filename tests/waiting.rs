@@ -365,6 +365,65 @@ fn a_python_handler_whose_call_is_cancelled_works_on_until_its_time_is_up() {
     assert!(begun.elapsed() >= Duration::from_secs(3), "it was stopped after {:?}", begun.elapsed());
 }
 
+#[test]
+fn a_python_handler_that_works_on_keeps_nobody_waiting_where_another_instance_may_start() {
+    let platform = Platform::start();
+    let code = "import time\n\ndef handle(req):\n    print('begun', flush=True)\n    time.sleep(0 if req else 3600)\n    return 'here'\n";
+    let file = platform.file("naps.py", code);
+    platform.ok(&["deploy", &file, "--timeout", "20s", "--max", "2"]);
+    let id = later(&platform, "naps");
+    platform.until("it runs", || platform.ok(&["logs", "naps"]).contains("begun"));
+    cancel(&platform, &id);
+    let answer = platform.call("naps", b"x");
+    assert_eq!((answer.status, answer.text().as_str()), (200, "here"), "{}", platform.said());
+    assert_ne!(answer.header("x-taper-start"), "warm", "the instance that works on has no place for it");
+}
+
+/// The instance that had the call outlives the platform, and is still at it.
+#[test]
+fn a_call_whose_platform_was_killed_does_not_wait_behind_itself() {
+    let mut platform = Platform::start();
+    platform.file("naps.py", "import time\n\ndef handle(req):\n    print('begun', flush=True)\n    time.sleep(2)\n");
+    let manifest = "apiVersion: taper.dev/v1alpha1\nkind: Function\nmetadata: {name: naps}\nspec:\n  source: ./naps.py\n  \
+                    timeout: 3s\n  scale: {max: 1}\n  async: {retry: {attempts: 1}}\n";
+    let file = platform.file("naps.yaml", manifest);
+    platform.ok(&["deploy", "-f", &file]);
+    let id = later(&platform, "naps");
+    platform.until("it runs", || platform.ok(&["logs", "naps"]).contains("begun"));
+    platform.kill();
+    platform.up();
+    let shown = platform.ok(&["invocations", "show", &id, "--wait", "30s", "-o", "json"]);
+    let call: Value = serde_json::from_str(&shown).expect("JSON");
+    assert_eq!((call["status"].as_str(), call["tries"].as_u64()), (Some("done"), Some(1)), "{call}");
+}
+
+/// The ids of such calls can be told from that of the call that made them, which its caller has.
+#[test]
+fn a_call_that_another_made_is_cancelled_with_the_password_only() {
+    let platform = Platform::start();
+    let manifest = |name: &str, asynchronous: &str| {
+        format!(
+            "apiVersion: taper.dev/v1alpha1\nkind: Function\nmetadata: {{name: {name}}}\nspec:\n  mode: classic\n  command: [cat]\n  async: {asynchronous}\n"
+        )
+    };
+    for (name, asynchronous) in [("audit", "{concurrency: 0}"), ("made", "{onSuccess: {function: audit}}")] {
+        let file = platform.file(&format!("{name}.yaml"), &manifest(name, asynchronous));
+        platform.ok(&["deploy", "-f", &file]);
+    }
+    later(&platform, "made");
+    let waiting = || -> Value {
+        let all = platform.ok(&["invocations", "list", "--function", "audit", "-o", "json"]);
+        serde_json::from_str(&all).expect("JSON")
+    };
+    platform.until("its record waits", || waiting()[0]["status"] == "waiting");
+    let id = waiting()[0]["id"].as_str().expect("an id").to_owned();
+    let answer = platform.request("DELETE", &format!("/async-function/{id}"), &[], b"");
+    assert_eq!(answer.status, 404, "{}", answer.text());
+    assert_eq!(waiting()[0]["status"], "waiting");
+    platform.ok(&["invocations", "cancel", &id]);
+    assert_eq!(waiting()[0]["status"], "cancelled");
+}
+
 const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
 #[test]
@@ -442,4 +501,22 @@ fn a_backlog_does_not_cut_its_own_calls() {
     for call in listed().as_array().expect("a list") {
         assert_eq!((call["status"].as_str(), call["tries"].as_u64()), (Some("done"), Some(1)), "{call}");
     }
+}
+
+/// What a call waits for an instance is not its attempt's time.
+#[test]
+fn an_attempt_begins_when_an_instance_has_it() {
+    let platform = Platform::start();
+    let file = platform.file("nap.py", "import time\ndef handle(text):\n    time.sleep(1)\n");
+    platform.ok(&["deploy", &file, "--concurrency", "1", "--max", "1"]);
+    let ids: Vec<_> = (0..3).map(|_| later(&platform, "nap")).collect();
+    let took = |id: &String| {
+        let shown = platform.ok(&["invocations", "show", id, "--wait", "60s", "-o", "json"]);
+        let call: Value = serde_json::from_str(&shown).expect("JSON");
+        call["attempts"][0]["tookMs"].as_u64().unwrap_or_else(|| panic!("{call}"))
+    };
+    let took: Vec<u64> = ids.iter().map(took).collect();
+    assert!(took.iter().all(|took| *took >= 1000), "{took:?}");
+    // One behind another they end after 1, 2 and 3 seconds.
+    assert!(took.iter().sum::<u64>() < 5000, "{took:?}");
 }

@@ -1,23 +1,14 @@
 //! Calls whose callers do not wait: what accepting one costs beside the least that a disk asks for, and how soon an accepted one runs.
 
-use std::{
-    fs::File,
-    io::Write,
-    net::{TcpListener, TcpStream},
-    path::Path,
-    process::Command,
-    sync::mpsc,
-    thread,
-    time::Duration,
-};
+use std::{fs::File, io::Write, path::Path, sync::mpsc, thread, time::Duration};
 
 use super::Bench;
 use crate::{
     error::Error,
     load::{Request, once, paced, run},
-    machine::now,
+    machine::{monotonic_ns, now},
+    nats::Nats,
     platform::{AUTHORIZATION, Platform},
-    process::Running,
     report::{Report, Unit},
     stats::{Series, percentile},
 };
@@ -32,28 +23,13 @@ const SAMPLES: usize = 40;
 /// Calls that are pushed to see how fast they are worked off.
 const BURST: usize = 3_000;
 /// Bounds that no round reaches, and nothing that has to be thrown away meanwhile.
-const SETTINGS: &str =
-    "queue: {calls: 20000000, functionCalls: 20000000, bytes: 60Gi, results: 20000000, resultsBytes: 60Gi";
-
-/// `nats-server` with a folder of its own on the disk that all use.
-fn nats(bench: &Bench) -> Result<(Running, String), Error> {
-    let dir = bench.dir.join("nats");
-    std::fs::create_dir_all(&dir).map_err(Error::io("making a folder"))?;
-    let listener = TcpListener::bind("127.0.0.1:0").map_err(Error::io("looking for a port"))?;
-    let port = listener.local_addr().map_err(Error::io("looking for a port"))?.port();
-    drop(listener);
-    let mut command = Command::new("nats-server");
-    command.args(["-js", "-a", "127.0.0.1", "-p", &port.to_string(), "-sd"]).arg(dir.join("store"));
-    let mut running = Running::start("nats-server", &mut command, &dir.join("log"), &bench.server)?;
-    running.wait("it does not listen", || TcpStream::connect(("127.0.0.1", port)).ok())?;
-    Ok((running, format!("nats://127.0.0.1:{port}")))
-}
+const SETTINGS: &str = "queue: {calls: 20000000, namespaceCalls: 20000000, functionCalls: 20000000, bytes: 60Gi, namespaceBytes: 60Gi, results: 20000000, resultsBytes: 60Gi";
 
 pub(super) fn accept(bench: &Bench, report: &mut Report) -> Result<(), Error> {
     let journal = paused(bench, &format!("{SETTINGS}}}\n"))?;
-    let server = report.skip(nats(bench));
-    let stream = server.as_ref().and_then(|(_, url)| {
-        let settings = format!("{SETTINGS}}}\nqueueUrl: \"{url}\"\n");
+    let server = report.skip(Nats::start(&bench.dir.join("nats"), &bench.server));
+    let stream = server.as_ref().and_then(|server| {
+        let settings = format!("{SETTINGS}}}\nqueueUrl: \"{}\"\n", server.url());
         report.skip(paused(bench, &settings))
     });
     let request =
@@ -219,10 +195,4 @@ fn floor(path: &Path, producers: usize, duration: Duration) -> Result<f64, Error
         writer.join().expect("no panic").map_err(Error::io("writing a plain file")).map(|()| total)
     })?;
     Ok(total as f64 / begun.elapsed().as_secs_f64())
-}
-
-/// The clock that a function reads, too.
-fn monotonic_ns() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    now.tv_sec.cast_unsigned() * 1_000_000_000 + now.tv_nsec.cast_unsigned()
 }

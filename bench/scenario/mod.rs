@@ -8,6 +8,7 @@ mod flood;
 mod floors;
 mod handler;
 mod http;
+mod kills;
 mod later;
 mod many;
 mod memory;
@@ -133,6 +134,12 @@ pub(crate) const ALL: &[Scenario] = &[
         "the stand-alone watchdog, beside the function alone, the spawn ceiling and OpenFaaS's",
         watchdog::run,
     ),
+    Scenario {
+        name: "kills",
+        what: "calls whose callers do not wait under a hundred kills, on either queue: what is lost, and what runs again",
+        run: kills::kills,
+        long: true,
+    },
     Scenario { name: "soak", what: "cold starts beside warm traffic, for --minutes", run: soak::soak, long: true },
 ];
 

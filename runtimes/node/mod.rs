@@ -9,8 +9,8 @@ use crate::{Candidate, Error, Recipe};
 /// The names an interpreter is looked for by; Debian's package once had the second.
 pub const INTERPRETERS: &[&str] = &["node", "nodejs"];
 
-/// The text of the shim.
-pub const SHIM: &str = include_str!("shim.cjs");
+/// The text of the shim: one file of its parts.
+pub const SHIM: &str = concat!(include_str!("log.cjs"), "\n", include_str!("shim.cjs"));
 
 /// Files that a folder's function is looked for in, the best first, after `main` of its `package.json`.
 pub(crate) const ENTRIES: &[&str] = &[

@@ -1,8 +1,6 @@
-// Taper's Node runtime: loads one function of the user's and serves the call protocol on an inherited socket.
-//
-// Owns the handler conventions. Never here: HTTP, deadlines' policy, anything of the sandbox. One event loop serves any
-// number of connections; docs/runtime-contract.md is the contract. Runs on Node 18 and later.
-'use strict';
+// Second part of Taper's Node runtime, in one file with the first where it runs: the call protocol and the handler conventions.
+// Never here: HTTP, deadlines' policy, anything of the sandbox. One event loop serves any number of connections;
+// docs/runtime-contract.md is the contract. Runs on Node 18 and later.
 
 const fs = require('node:fs');
 const net = require('node:net');
@@ -311,7 +309,13 @@ class FunctionEvent extends Event {
 class FunctionContext extends Context {
   #status = 200;
   #headers = {};
+  #call;
   reply = null; // the first answer that was given by hand
+
+  constructor(call, ends) {
+    super(call, ends);
+    this.#call = call;
+  }
 
   status(code) {
     if (code === undefined) return this.#status;
@@ -329,7 +333,7 @@ class FunctionContext extends Context {
 
   fail(error) {
     if (this.#status === 200) this.#status = 500;
-    log(typeof error === 'string' ? error : stackOf(error), this.callId);
+    log(typeof error === 'string' ? error : stackOf(error), this.#call);
     this.reply ??= this.replyOf(error instanceof Error ? String(error) : error);
   }
 
@@ -431,16 +435,12 @@ function stackOf(error) {
   return lines.join('\n');
 }
 
-function log(text, id) {
-  const prefix = id ? `[${id}] ` : '';
-  process.stderr.write(text.trimEnd().split('\n').map((line) => `${prefix}${line}\n`).join(''));
-}
-
 /** One call. It is over once, by its reply, a failure, or its caller. */
 class Call {
   #abort = null;
   over = false;
   stored = undefined;
+  begun = null; // streams of the log in which its line has no end yet
 
   constructor(connection, head) {
     this.connection = connection;
@@ -457,9 +457,21 @@ class Call {
     return this.#abort.signal;
   }
 
+  /** Runs the function. */
+  begin(invoke, body) {
+    if (writers.follows) writers.follow(this, invoke, body);
+    else this.run(invoke, body);
+  }
+
   async run(invoke, body) {
     try {
-      let value = invoke(this, body);
+      let value;
+      writers.own = this; // as `within` does, for less
+      try {
+        value = invoke(this, body);
+      } finally {
+        writers.own = null;
+      }
       if (typeof value?.then === 'function') value = await value;
       if (this.over) return;
       const { status, headers, body: content } = opened(value === undefined ? this.stored : value);
@@ -473,7 +485,7 @@ class Call {
       }
     } catch (error) {
       if (this.over) return;
-      log(stackOf(error), this.head.id);
+      log(stackOf(error), this);
       this.fail('exception', describe(error), stackOf(error));
     }
   }
@@ -482,7 +494,7 @@ class Call {
     let begun = false;
     this.signal().addEventListener('abort', () => Promise.resolve(items.return?.()).catch(() => {}), { once: true });
     for (;;) {
-      const { value, done } = await items.next();
+      const { value, done } = await writers.within(this, () => items.next());
       if (this.over) return;
       if (done) break;
       let [data, contentType] = encode(value);
@@ -505,7 +517,7 @@ class Call {
   cancel(why) {
     if (this.over) return;
     this.fail('cancelled', why);
-    this.#abort?.abort(new Error(why));
+    writers.within(this, () => this.#abort?.abort(new Error(why)));
   }
 
   finish(frames) {
@@ -513,6 +525,8 @@ class Call {
     this.over = true;
     clearTimeout(this.timer);
     this.connection.write(frames);
+    if (this.begun !== null) endLines(this);
+    if (writers.follows) writers.ended();
     this.connection.settle(this);
   }
 }
@@ -549,13 +563,13 @@ class Connection {
       this.call = new Call(this, head);
       this.runtime.begun();
       if (kind === HEAD) this.body = [head.body];
-      else this.call.run(this.runtime.invoke, head.body);
+      else this.call.begin(this.runtime.invoke, head.body);
     } else if (kind === DATA && !whole) {
       if (!this.refused) this.body.push(payload);
     } else if (kind === END && !whole) {
       const body = this.body.length === 1 ? this.body[0] : Buffer.concat(this.body);
       this.body = null;
-      if (!this.refused) this.call.run(this.runtime.invoke, body);
+      if (!this.refused) this.call.begin(this.runtime.invoke, body);
     } else if (kind === CANCEL) {
       this.body = null;
       this.call?.cancel('the caller left'); // none: it crossed the end of the call that it was meant for
@@ -614,6 +628,8 @@ class Runtime {
   }
 
   begun() { this.calls++; }
+
+  running() { return [...this.connections].map(({ call }) => call).filter((call) => call !== null); }
 
   ended() {
     this.calls--;
@@ -685,7 +701,8 @@ async function main() {
 
   // A promise that nobody waits for fails alone; it must not take the calls of others with it.
   process.on('unhandledRejection', (error) => log(`unhandled rejection: ${stackOf(error)}`));
-  let invoke;
+  let invoke, runtime = null;
+  labelAll(() => runtime?.running());
   try {
     const { file, name } = locate(spec);
     process.argv[1] = file;
@@ -700,7 +717,7 @@ async function main() {
     say({ failed: { what: missing ? 'missing' : 'exception', message: missing ? error.message : stackOf(error) } });
     process.exit(1);
   }
-  const runtime = new Runtime(invoke);
+  runtime = new Runtime(invoke);
   process.on('SIGTERM', () => runtime.stop());
   await runtime.listen(listen);
   say({ ready: true });

@@ -111,7 +111,7 @@ def as_openfaas(takes, function):
             event = Event(call, body)
             event.path = _unquote(event.path.replace("+", "%2B"))
             value = function(event, call)
-        return flask_like(event_loop().run_until_complete(value) if hasattr(value, "__await__") else value)
+        return flask_like(awaited(value) if hasattr(value, "__await__") else value)
 
     return invoke
 
@@ -184,6 +184,15 @@ def event_loop():
     return _loop
 
 
+def awaited(value):
+    """What comes of something that is to be awaited. The tasks that it makes know whose they are, for as long as they live."""
+    token = CALL.set(running)
+    try:
+        return event_loop().run_until_complete(value)
+    finally:
+        CALL.reset(token)
+
+
 def encode(value):
     """A body and its content type."""
     if isinstance(value, str):
@@ -202,16 +211,16 @@ def encode(value):
 
 def pulled(items):
     """An async generator's items, one turn of the event loop each."""
-    steps, loop = items.__aiter__(), event_loop()
+    steps = items.__aiter__()
     try:
         while True:
             try:
-                yield loop.run_until_complete(steps.__anext__())
+                yield awaited(steps.__anext__())
             except StopAsyncIteration:
                 return
     finally:
         if hasattr(steps, "aclose"):
-            loop.run_until_complete(steps.aclose())
+            awaited(steps.aclose())
 
 
 def opened(value):
@@ -265,7 +274,7 @@ def respond(wire, value):
         status, text, data = 200, SIMPLE[TEXT], value.encode("utf-8", "surrogateescape")
     else:
         if hasattr(value, "__await__"):
-            value = event_loop().run_until_complete(value)
+            value = awaited(value)
         status, headers, body = opened(value)
         if hasattr(body, "__aiter__"):
             body = pulled(body)

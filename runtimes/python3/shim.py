@@ -15,6 +15,7 @@ import builtins
 import gc
 import posix
 import sys
+from _contextvars import ContextVar
 from _struct import Struct
 from time import monotonic, sleep, time
 

@@ -93,8 +93,13 @@ pub(crate) fn text(value: &Value, pointer: &str) -> String {
 
 /// `12s`, `3m`, `5h`, `9d` since a time given in RFC 3339.
 pub(crate) fn age(rfc3339: &str) -> String {
-    let Ok(then) = rfc3339.parse::<jiff::Timestamp>() else { return "-".into() };
-    seconds(taper_model::clock::unix().as_secs().saturating_sub(then.as_second().unsigned_abs()))
+    past(rfc3339).map_or_else(|| "-".into(), seconds)
+}
+
+/// The seconds since a time given in RFC 3339.
+pub(crate) fn past(rfc3339: &str) -> Option<u64> {
+    let then = rfc3339.parse::<jiff::Timestamp>().ok()?;
+    Some(taper_model::clock::unix().as_secs().saturating_sub(then.as_second().unsigned_abs()))
 }
 
 /// So many seconds in one word.

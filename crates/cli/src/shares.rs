@@ -1,10 +1,11 @@
 //! How a function's calls are spread, as the platform shows it: words for tables, and pictures. Asks for nothing.
 
 use serde_json::Value;
+use taper_model::quantity::Span;
 
 use crate::{
     chart,
-    output::{age, harmless, text},
+    output::{age, harmless, past, seconds, text},
 };
 
 /// The width of the label that a line of `taper describe` or `taper traffic` begins with.
@@ -88,12 +89,23 @@ pub(crate) fn lines(function: &Value, all: bool) -> Vec<(&'static str, String)> 
 fn rollout(function: &Value) -> Option<(&'static str, String)> {
     let rollout = function.pointer("/status/rollout").filter(|rollout| rollout.is_object())?;
     let part = rollout["percent"].as_f64().unwrap_or_default();
-    let (from, to, since) = (text(rollout, "/from"), text(rollout, "/to"), age(&text(rollout, "/since")));
+    let (from, to) = (text(rollout, "/from"), text(rollout, "/to"));
     let bar = chart::bar(part, 100.0);
     let rest = "░".repeat(chart::WIDTH.saturating_sub(bar.chars().count()));
-    let whole = text(function, "/spec/rollout/duration");
+    let time = elapsed(past(&text(rollout, "/since")), &text(function, "/spec/rollout/duration"));
     let waits = rollout["waits"].as_str().map(|why| format!("; {}", harmless(why))).unwrap_or_default();
-    Some(("Rollout", format!("{from} → {to}  {:>6}  {bar}{rest}  for {since} of {whole}{waits}", percent(part))))
+    Some(("Rollout", format!("{from} → {to}  {:>6}  {bar}{rest}  {time}{waits}", percent(part))))
+}
+
+/// How much of its time a rollout has had. Time in which it could not go on, or nobody was there to do it, is not made up for: so it may take
+/// longer than it was given, and is overdue then.
+fn elapsed(past: Option<u64>, duration: &str) -> String {
+    let whole = duration.parse::<Span>().map_or(u64::MAX, |whole| whole.0.as_secs());
+    match past {
+        Some(past) if past > whole => format!("for {duration}, and {} more", seconds(past - whole)),
+        Some(past) => format!("for {} of {duration}", seconds(past)),
+        None => format!("for - of {duration}"),
+    }
 }
 
 /// A line as it is printed. A label that says nothing leaves its room.
@@ -151,6 +163,15 @@ mod tests {
             ]
         );
         assert_eq!(of_function(&function), "12.5/87.5");
+    }
+
+    #[test]
+    fn a_rollout_is_never_longer_under_way_than_it_is_given() {
+        assert_eq!(elapsed(Some(7), "20s"), "for 7s of 20s");
+        assert_eq!(elapsed(Some(20), "20s"), "for 20s of 20s");
+        assert_eq!(elapsed(Some(43), "20s"), "for 20s, and 23s more");
+        assert_eq!(elapsed(Some(7290), "1m30s"), "for 1m30s, and 2h more");
+        assert_eq!((elapsed(None, "1m"), elapsed(Some(9), "?")), ("for - of 1m".into(), "for 9s of ?".into()));
     }
 
     #[test]

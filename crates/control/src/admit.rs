@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use taper_model::{
     FunctionName, FunctionSpec, Mode, Name,
     function::{Network, Source},
+    invocation::Retries,
     traffic,
 };
 use taper_store::Deploy;
@@ -16,6 +17,7 @@ use crate::{Config, Error, Parts, policy};
 ///
 /// # Errors
 /// The first thing that is wrong, with the field's path, the value and the mend.
+// long because: it is one check after another, in their order
 pub(crate) async fn admit(
     config: &Config,
     parts: &Parts,
@@ -78,6 +80,9 @@ pub(crate) async fn admit(
             "spec.secrets: there is no secret `{missing}` in namespace `{}`; create it with `taper secret create {missing}`",
             function.namespace
         ));
+    }
+    for why in Retries::of_annotations(&annotations).1 {
+        tracing::warn!(%function, %why, "an annotation has no effect");
     }
     (spec.runtime, spec.mode) = (Some(spec.runtime()), Some(spec.mode()));
     Ok(Deploy { function, spec, artifact, labels, annotations, routing, by })

@@ -143,11 +143,11 @@ impl From<Fault> for Error {
             (Cause::Malformed | Cause::Method, _) => Self::Invalid(text),
             (Cause::Limited, Retry::After(wait)) => Self::Busy(text, wait),
             (cause, Retry::After(wait)) => {
-                tracing::warn!(source = ?fault.source, "{text}");
+                tracing::warn!(source = fault.source.as_ref().map(tracing::field::display), "{text}");
                 if cause == Cause::DiskFull { Self::DiskFull(text, wait) } else { Self::Away(text, wait) }
             }
             _ => {
-                tracing::error!(source = ?fault.source, "{text}");
+                tracing::error!(source = fault.source.as_ref().map(tracing::field::display), "{text}");
                 Self::Queue(text)
             }
         }

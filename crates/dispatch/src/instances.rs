@@ -76,10 +76,12 @@ impl Instances {
     }
 
     /// Adds a ready instance. One that is known already stays as it is, in service or not, with its running calls, but is back in
-    /// service when it was paused.
-    pub(crate) fn add(&mut self, instance: Instance, born: u64) {
+    /// service when it was paused. Gives the slots of a new one on which calls [linger](taper_model::Invoke::lingers): those of
+    /// another platform, from which it came.
+    pub(crate) fn add(&mut self, instance: Instance, born: u64) -> Vec<Slot> {
         if let Some(key) = self.keys.get(&instance.id) {
-            return self.resume(*key);
+            self.resume(*key);
+            return Vec::new();
         }
         let key = self.vacant.pop().unwrap_or_else(|| {
             self.entries.push(None);
@@ -89,10 +91,13 @@ impl Instances {
         let (instance, service) = (Arc::new(instance), Service::Serving);
         self.wide += u32::from(instance.slots.get() > 1);
         self.uses += 1;
+        let running = instance.run.lingers().min(instance.slots.get());
+        let lent = (0..running).map(|_| Slot { key, instance: instance.clone() }).collect();
         self.entries[key as usize] =
-            Some(Entry { instance, service, running: 0, born, used: self.uses, before: NONE, after: NONE });
+            Some(Entry { instance, service, running, born, used: self.uses, before: NONE, after: NONE });
         self.ready += 1;
         self.link(key);
+        lent
     }
 
     /// Takes a slot of the instance with the fewest calls; among those, of the one used last.

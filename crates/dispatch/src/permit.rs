@@ -76,6 +76,38 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
+        let Some(slot) = self.slot.take() else { return };
+        if slot.instance.run.lingers() == 0 {
+            self.share.release(slot, self.generation);
+        } else {
+            Lent::new(self.share.clone(), slot, self.generation).keep();
+        }
+    }
+}
+
+/// A slot whose call is over while the function still works on it: it is given back when that has ended, too.
+pub(crate) struct Lent {
+    share: Arc<Share>,
+    slot: Option<Slot>,
+    generation: u64,
+}
+
+impl Lent {
+    pub(crate) fn new(share: Arc<Share>, slot: Slot, generation: u64) -> Self {
+        Self { share, slot: Some(slot), generation }
+    }
+
+    /// Leaves it with its instance. Not under a lock: it may be over by now.
+    pub(crate) fn keep(self) {
+        let instance = self.slot.as_ref().map(|slot| slot.instance.clone());
+        if let Some(instance) = instance {
+            instance.run.keep(Box::new(self));
+        }
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
         if let Some(slot) = self.slot.take() {
             self.share.release(slot, self.generation);
         }

@@ -21,7 +21,8 @@ use crate::{
     Permit, Stats,
     instances::{Instances, Service, Taken},
     meter::Meter,
-    share::{Idle, LANES, Share, Slot, Ticket},
+    permit::Lent,
+    share::{Idle, LANES, Share, Slot, Ticket, lane},
     signals::Signals,
 };
 
@@ -236,8 +237,13 @@ impl Pool {
         if state.forgotten {
             return Err(instances);
         }
+        let mut lent = Vec::new();
         for instance in instances {
-            state.instances.add(instance, state.tickets);
+            for slot in state.instances.add(instance, state.tickets) {
+                let share = self.share(lane());
+                share.begin(now);
+                lent.push(Lent::new(share.clone(), slot, state.generation));
+            }
         }
         if !state.instances.alike() {
             self.recall(state);
@@ -246,6 +252,7 @@ impl Pool {
         let grants: Grants = std::iter::from_fn(|| self.next(state, now)).collect();
         let knock = state.must_knock();
         drop(guard);
+        lent.into_iter().for_each(Lent::keep);
         grants.into_iter().for_each(deliver);
         self.knock(knock);
         Ok(())

@@ -9,7 +9,7 @@ use std::{
     os::fd::AsFd,
     pin::Pin,
     sync::{
-        Arc, LazyLock, Mutex,
+        Arc, LazyLock, Mutex, MutexGuard,
         atomic::{
             AtomicBool, AtomicU8, AtomicU32, AtomicU64,
             Ordering::{AcqRel, Acquire, Relaxed, Release},
@@ -31,7 +31,12 @@ use tokio::{
 };
 use tokio_rustls::server::TlsStream;
 
-use crate::{config::Config, headers, serve::Entrance, timeout::Limit};
+use crate::{
+    config::Config,
+    headers,
+    serve::{Entrance, room},
+    timeout::Limit,
+};
 
 /// How long a refused client may go on sending before its connection is closed. Without it, the close would overtake
 /// our answer: a socket that is closed with unread bytes is reset.
@@ -44,6 +49,8 @@ const LOOK: Duration = Duration::from_secs(1);
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// A word that nearly no head has but those of chunked bodies: it is looked for in every one.
 static CHUNKED: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finder::new(b"hunked"));
+/// What a head ends with, and mostly its first bytes that come.
+static END: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finder::new(b"\r\n\r\n"));
 /// What is read at first: mostly a whole head.
 const FIRST: usize = 1024;
 
@@ -80,6 +87,9 @@ struct State {
     receiving: AtomicU32,
     /// The head that was read last says twice how long its body is.
     framed_twice: AtomicBool,
+    /// A head comes in pieces, and these are there of it.
+    in_pieces: AtomicBool,
+    pieces: Mutex<BytesMut>,
     /// No reply is in flight and all that was written has left: what is written now is the parser's own.
     settled: AtomicBool,
     /// When the first byte came of the head that is now being read; before the first one, when the connection was made.
@@ -164,6 +174,8 @@ impl Link {
             replying: AtomicU32::new(0),
             receiving: AtomicU32::new(0),
             framed_twice: AtomicBool::new(false),
+            in_pieces: AtomicBool::new(false),
+            pieces: Mutex::default(),
             settled: AtomicBool::new(true),
             head_since: Moment::default(),
             looked: Moment::default(),
@@ -206,6 +218,10 @@ impl Link {
         state.http2.store(http2, Relaxed);
         let since = state.head_since.get(state.made);
         state.head_since.clear();
+        if state.in_pieces.load(Relaxed) {
+            state.in_pieces.store(false, Relaxed);
+            state.framed_twice.store(is_framed_twice(&std::mem::take(&mut *state.pieces())), Relaxed);
+        }
         let arrived = since.filter(|_| !http2).unwrap_or_else(Instant::now);
         (Replying { link: self.clone(), ended: None }, arrived)
     }
@@ -296,18 +312,29 @@ impl Link {
         self.state.http2.store(http2, Relaxed);
     }
 
-    /// Bytes of a head are there.
+    /// The first bytes of a head are there. The parser serves a request that says twice how long its body is by its chunks, takes the length
+    /// away before anybody can see it, and reads nothing after it; so it is looked for here. One that was asked before the one in front of it
+    /// was answered is not seen, and is served so.
     fn heads(&self, bytes: &[u8]) {
         let state = &self.state;
         state.head_since.set(state.made, Instant::now());
-        self.frames(bytes);
+        // Empty lines may stand in front of a head.
+        if bytes.starts_with(b"\r") || bytes.starts_with(b"\n") || END.find(bytes).is_none() {
+            state.in_pieces.store(true, Relaxed);
+            *state.pieces() = bytes.into();
+        } else if CHUNKED.find(bytes).is_some() {
+            state.framed_twice.store(is_framed_twice(bytes), Relaxed);
+        }
     }
 
-    /// Remembers whether a head says twice how long its body is. The parser serves such a request by its chunks and takes the length away
-    /// before anybody can see it. A head that comes in pieces may not be noticed, and is served so: safe, too, as nothing is read after it.
-    fn frames(&self, bytes: &[u8]) {
-        if CHUNKED.find(bytes).is_some() {
-            self.state.framed_twice.store(is_framed_twice(bytes), Relaxed);
+    /// More came of a head, if it comes in pieces. They are kept until it is complete, and only as many as the parser may take for one.
+    fn goes_on(&self, bytes: &[u8]) {
+        let state = &self.state;
+        if state.in_pieces.load(Relaxed) && !state.http2.load(Relaxed) && !state.upgraded.load(Relaxed) {
+            let mut pieces = state.pieces();
+            if pieces.len() < room(&self.context) {
+                pieces.extend_from_slice(bytes);
+            }
         }
     }
 
@@ -325,7 +352,7 @@ impl Link {
         if state.head_since.is_none() {
             self.heads(bytes);
         } else {
-            self.frames(bytes);
+            self.goes_on(bytes);
         }
     }
 
@@ -347,17 +374,23 @@ impl Link {
     }
 }
 
-/// Whether both ways to say how long a body is are among the lines of the first head.
+/// Whether both ways to say how long a body is are among the lines of the first head. Lines may end without a carriage return.
 fn is_framed_twice(bytes: &[u8]) -> bool {
-    let head = memmem::find(bytes, b"\r\n\r\n").map_or(bytes, |end| &bytes[..end]);
-    let has = |name: &[u8]| {
-        let mut lines = head.split(|b| *b == b'\n');
-        lines.any(|line| line.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name)))
-    };
-    has(b"content-length:") && has(b"transfer-encoding:")
+    let (mut length, mut coding) = (false, false);
+    let lines = bytes.split(|b| *b == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
+    for line in lines.skip_while(|line| line.is_empty()).take_while(|line| !line.is_empty()) {
+        let is = |name: &[u8]| line.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name));
+        length |= is(b"content-length:");
+        coding |= is(b"transfer-encoding:");
+    }
+    length && coding
 }
 
 impl State {
+    fn pieces(&self) -> MutexGuard<'_, BytesMut> {
+        self.pieces.lock().expect("nothing panics while it holds a piece of a head")
+    }
+
     /// When the reply in flight is over, as things stand.
     fn due(&self) -> Option<Instant> {
         match self.limit.load(Relaxed) {
@@ -528,6 +561,8 @@ impl Socket {
             }
             if self.ahead.is_empty() {
                 self.link.heads(buf.filled());
+            } else {
+                self.link.goes_on(buf.filled());
             }
             self.ahead.extend_from_slice(buf.filled());
         }

@@ -13,12 +13,46 @@ use crate::{
 /// How long a browser may remember a preflight, in seconds, where the rule does not say.
 const MAX_AGE: u64 = 600;
 
-/// The method that a preflight asks for, if the request is one.
+/// What the protocol says in answers, preflights' and others'.
+const SAID: [HeaderName; 6] = [
+    header::ACCESS_CONTROL_ALLOW_ORIGIN,
+    header::ACCESS_CONTROL_ALLOW_CREDENTIALS,
+    header::ACCESS_CONTROL_ALLOW_METHODS,
+    header::ACCESS_CONTROL_ALLOW_HEADERS,
+    header::ACCESS_CONTROL_EXPOSE_HEADERS,
+    header::ACCESS_CONTROL_MAX_AGE,
+];
+
+/// The method that a preflight asks for, if the request is one: it has one origin, and asks for one method, in its own case. Anything else
+/// is an `OPTIONS` as any other.
 pub(crate) fn preflight<'a>(method: &Method, headers: &'a HeaderMap) -> Option<&'a str> {
-    if method != Method::OPTIONS || !headers.contains_key(header::ORIGIN) {
+    if method != Method::OPTIONS {
         return None;
     }
-    headers.get(header::ACCESS_CONTROL_REQUEST_METHOD)?.to_str().ok()
+    origin(headers)?;
+    let asked = only(headers, &header::ACCESS_CONTROL_REQUEST_METHOD)?.to_str().ok()?;
+    Method::from_bytes(asked.as_bytes()).is_ok().then_some(asked)
+}
+
+/// Whose page asks. Two origins are none.
+pub(crate) fn origin(headers: &HeaderMap) -> Option<&HeaderValue> {
+    only(headers, &header::ORIGIN)
+}
+
+/// A header that is no list, where it is there once.
+fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a HeaderValue> {
+    let mut all = headers.get_all(name).iter();
+    all.next().filter(|_| all.next().is_none())
+}
+
+/// The request headers that a preflight asks for, of all its lines. None where there are none, or one of them cannot be one.
+fn wanted(headers: &HeaderMap) -> Option<HeaderValue> {
+    let names = headers::tokens(headers, &header::ACCESS_CONTROL_REQUEST_HEADERS).filter(|name| !name.is_empty());
+    let names: Vec<&str> = names.collect();
+    if names.is_empty() || names.iter().any(|name| HeaderName::from_bytes(name.as_bytes()).is_err()) {
+        return None;
+    }
+    HeaderValue::try_from(names.join(", ")).ok()
 }
 
 /// Answers a request where its rule says how, or gives it back.
@@ -29,12 +63,13 @@ pub(crate) fn first(rule: &Bound, request: Request) -> Result<Request, Box<Respo
         return Err(Box::new(reply::elsewhere(request.into_body().record, location)));
     }
     match &rule.cors {
-        Some(cors) if preflight(request.method(), request.headers()).is_some() => {
+        Some(cors) => {
+            let Some(asked) = preflight(request.method(), request.headers()) else { return Ok(request) };
             let mut headers = HeaderMap::new();
-            answer(rule, cors, request.headers(), &mut headers);
+            answer(rule, cors, asked, request.headers(), &mut headers);
             Err(Box::new(reply::nothing(request.into_body().record, headers)))
         }
-        _ => Ok(request),
+        None => Ok(request),
     }
 }
 
@@ -52,23 +87,21 @@ fn relayed(headers: &HeaderMap) -> bool {
     headers.get("x-forwarded-proto").is_some_and(|proto| proto.as_bytes().eq_ignore_ascii_case(b"https"))
 }
 
-/// The headers of the answer to a preflight. An origin that is not let in hears nothing.
-fn answer(rule: &Bound, cors: &Cors, request: &HeaderMap, response: &mut HeaderMap) {
+/// The headers of the answer to a preflight for a method. An origin that is not let in hears nothing.
+fn answer(rule: &Bound, cors: &Cors, asked: &str, request: &HeaderMap, response: &mut HeaderMap) {
     response.insert(
         header::VARY,
         HeaderValue::from_static("Origin, Access-Control-Request-Method, Access-Control-Request-Headers"),
     );
-    if !admit(cors, request.get(header::ORIGIN), response) {
+    if !admit(cors, origin(request), response) {
         return;
     }
     let listed = |list: &[String]| HeaderValue::try_from(list.join(", ")).ok();
-    let asked = |name: HeaderName| request.get(name).cloned();
     let methods = match (&cors.methods[..], &rule.methods[..]) {
-        ([], []) => asked(header::ACCESS_CONTROL_REQUEST_METHOD),
+        ([], []) => HeaderValue::from_str(asked).ok(),
         ([], list) | (list, _) => listed(list),
     };
-    let allowed =
-        if cors.headers.is_empty() { asked(header::ACCESS_CONTROL_REQUEST_HEADERS) } else { listed(&cors.headers) };
+    let allowed = if cors.headers.is_empty() { wanted(request) } else { listed(&cors.headers) };
     for (name, value) in
         [(header::ACCESS_CONTROL_ALLOW_METHODS, methods), (header::ACCESS_CONTROL_ALLOW_HEADERS, allowed)]
     {
@@ -82,11 +115,7 @@ fn answer(rule: &Bound, cors: &Cors, request: &HeaderMap, response: &mut HeaderM
 
 /// Puts the rule's word in the place of the function's.
 pub(crate) fn mark(cors: &Cors, origin: Option<&HeaderValue>, headers: &mut HeaderMap) {
-    for gone in [
-        header::ACCESS_CONTROL_ALLOW_ORIGIN,
-        header::ACCESS_CONTROL_ALLOW_CREDENTIALS,
-        header::ACCESS_CONTROL_EXPOSE_HEADERS,
-    ] {
+    for gone in &SAID {
         headers.remove(gone);
     }
     if !is_open(cors) && !headers::tokens(headers, &header::VARY).any(|t| t == "*" || t.eq_ignore_ascii_case("origin"))

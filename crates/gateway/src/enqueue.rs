@@ -174,7 +174,9 @@ fn entry(mut head: request::Parts, found: &Found, record: &Record) -> Result<Ent
 }
 
 /// What the headers say to the queue.
-fn read(found: &Found, head: request::Parts, target: impl Into<String>) -> Result<Entry, Fault> {
+fn read(found: &Found, mut head: request::Parts, target: impl Into<String>) -> Result<Entry, Fault> {
+    // Trailers are not kept, so none are announced.
+    head.headers.remove(header::TRAILER);
     let mut entry = Entry::read(found.function.name.clone(), head.method, target, head.headers, Bytes::new())
         .map_err(|invalid| Fault::new(Stage::Accept, Cause::Malformed, invalid.to_string()))?;
     entry.headers.insert(headers::MADE, found.function.created_ms.into());
@@ -210,14 +212,20 @@ async fn collect<'a>(
     Ok((whole, held))
 }
 
-/// Cancels the call that a path names by its id.
+/// Cancels the call that a path names by its id, for whoever knows that: it is random where a caller made the call. One that another
+/// call or a trigger made has an id that can be told from theirs, and is cancelled through the API.
 async fn cancel(queue: &dyn Queue, path: &str) -> Result<(), Fault> {
     let id = path.strip_prefix("/async-function/").filter(|id| !id.contains('/')).and_then(|id| CallId::given(id).ok());
     let Some(id) = id else {
         let text = "a call is cancelled with DELETE /async-function/CALL-ID";
         return Err(Fault::new(Stage::Route, Cause::NotFound, text));
     };
-    queue.cancel(&id).await.map_err(taper_queue::Error::fault)
+    let cancelled = match queue.get(&id).await {
+        Ok(Some(call)) if call.entry.origin.is_none() => queue.cancel(&id, "a caller").await,
+        Ok(_) => Err(taper_queue::Error::NotFound(id)),
+        Err(error) => Err(error),
+    };
+    cancelled.map_err(taper_queue::Error::fault)
 }
 
 /// What one body holds of the bytes that all may hold together.

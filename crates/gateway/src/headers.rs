@@ -13,6 +13,8 @@ use taper_model::{Name, clock};
 
 use crate::{record::Record, trace};
 
+pub(crate) use taper_queue::MADE;
+
 /// The call's identity, in both directions.
 pub(crate) const CALL_ID: HeaderName = HeaderName::from_static("x-call-id");
 /// When the call came, in nanoseconds since the Unix epoch; in both directions.
@@ -39,8 +41,6 @@ pub(crate) const DEFAULT_ROUTE: HeaderName = HeaderName::from_static("knative-se
 pub(crate) const MIRROR: HeaderName = HeaderName::from_static("x-taper-mirror");
 /// Of calls in the queue: the tag that the call's address named.
 pub(crate) const PIN: HeaderName = HeaderName::from_static("x-taper-pin");
-/// Of calls in the queue: when the function was made that they are for, in milliseconds since the Unix epoch. Another of its name is another one.
-pub(crate) const MADE: HeaderName = HeaderName::from_static("x-taper-made");
 /// How often the call was sent to an instance, where that was more than once.
 pub(crate) const ATTEMPTS: HeaderName = HeaderName::from_static("x-taper-attempts");
 /// OpenFaaS's mark on errors of its own parts.
@@ -94,6 +94,7 @@ fn is_ours_inward(name: &HeaderName) -> bool {
             | "x-taper-made"
             | "x-taper-trigger"
             | "x-taper-tick"
+            | "x-taper-delivery"
             | "knative-serving-default-route"
     ) || name.starts_with(PARAMETER)
 }

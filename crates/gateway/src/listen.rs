@@ -12,7 +12,6 @@ use std::{
 };
 
 use futures_util::future::Either;
-use http::header;
 use taper_model::{Cause, Fault, Stage, route::Bound};
 use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
@@ -240,7 +239,7 @@ async fn by_rule(found: Arc<Found>, request: Request) -> Result<Response, Infall
         Ok(request) => request,
         Err(response) => return Ok(*response),
     };
-    let origin = request.headers().get(header::ORIGIN).cloned();
+    let origin = cors::origin(request.headers()).cloned();
     let mut response = through(request).await?;
     if let Some(cors) = &rule.cors {
         cors::mark(cors, origin.as_ref(), response.headers_mut());

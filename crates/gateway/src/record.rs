@@ -3,7 +3,7 @@
 
 use std::{future::poll_fn, net::SocketAddr, sync::Arc, task::Poll, time::Duration};
 
-use http::{HeaderValue, Method, StatusCode, Uri, Version, header, request, response};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version, header, request, response};
 use taper_model::{CallId, Cause, Fault, Stage, call::Served};
 use tokio::time::{Instant, sleep_until};
 
@@ -66,11 +66,11 @@ impl Record {
     pub(crate) fn open(context: &Arc<Context>, link: &Arc<Link>, head: &request::Parts) -> Self {
         let (replying, arrived) = link.begin(head.version);
         let seen = Seen::among(&head.headers);
-        let given = seen.id.then(|| head.headers.get(headers::CALL_ID)).flatten().and_then(|v| v.to_str().ok());
+        let given = if seen.id { given(&head.headers) } else { None };
         let now = Instant::now();
         context.metrics.stage(Stage::Accept, now - arrived);
         Self(Box::new(Facts {
-            id: given.and_then(|id| CallId::given(id).ok()).unwrap_or_else(CallId::random),
+            id: given.unwrap_or_else(CallId::random),
             method: head.method.clone(),
             uri: head.uri.clone(),
             version: head.version,
@@ -293,6 +293,13 @@ impl Record {
             tracing::debug!(call = %self.0.id, path = self.path(), "the reply broke off: {}", reply::code(cause));
         }
     }
+}
+
+/// The caller's own name for the call. One that is not sane, or is there twice, is nobody's name for anything.
+fn given(headers: &HeaderMap) -> Option<CallId> {
+    let mut all = headers.get_all(headers::CALL_ID).iter();
+    let only = all.next().filter(|_| all.next().is_none())?;
+    CallId::given(only.to_str().ok()?).ok()
 }
 
 /// Where the call's time went, and for one that waited for a start, where the start's did.

@@ -316,7 +316,7 @@ impl<F: Future<Output: Send> + Send + 'static> Executor<F> for Tracked {
 }
 
 /// What the parsers may hold of a head: those up to the limit are judged in `accept`; the parsers' own bounds lie a little above.
-fn room(context: &Context) -> usize {
+pub(crate) fn room(context: &Context) -> usize {
     context.config.max_headers + (64 << 10)
 }
 

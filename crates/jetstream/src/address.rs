@@ -6,10 +6,13 @@ use taper_model::Invalid;
 
 /// Longest name of a stream.
 const LONGEST: usize = 64;
+/// What addresses elsewhere name files of NATS's own keys by.
+const KEYS: [&str; 5] = ["creds", "credentials", "nkey", "jwt", "seed"];
 /// The port that NATS servers listen on when nothing else is said.
 const PORT: u16 = 4222;
 
-/// `nats://[user:password@ | token@]host[:port][,host[:port]…][/][?stream=NAME&replicas=N&ca=FILE]`, or the same with `tls://`.
+/// `nats://[user:password@ | token@]host[:port][,host[:port]…][/][?stream=NAME&replicas=N&ca=FILE&cert=FILE&key=FILE]`, or the same
+/// with `tls://`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Address {
     /// `host:port` of each server.
@@ -19,6 +22,8 @@ pub struct Address {
     pub(crate) tls: bool,
     /// A PEM file with certificates that are trusted, besides the system's.
     pub(crate) ca: Option<PathBuf>,
+    /// PEM files with our own certificate and its key, for servers that know who we are by it.
+    pub(crate) own: Option<(PathBuf, PathBuf)>,
     /// The stream's name.
     pub(crate) stream: String,
     /// On how many servers each message is; none leaves a stream that is there as it is.
@@ -40,7 +45,7 @@ impl FromStr for Address {
         // Nothing of the text is repeated before the password was taken from it.
         let shape = || {
             Invalid::new(
-                "the queue is at nats://[user:password@]host[:port][,host[:port]…][?stream=NAME&replicas=N&ca=FILE], or tls://…",
+                "the queue is at nats://[user:password@]host[:port][,host[:port]…][?stream=NAME&replicas=N&ca=FILE&cert=FILE&key=FILE], or tls://…",
             )
         };
         let (scheme, rest) = text.split_once("://").ok_or_else(shape)?;
@@ -74,11 +79,24 @@ impl FromStr for Address {
             Ok(n @ (1 | 3 | 5)) => Ok(n),
             _ => Err(Invalid(format!("replicas={n}: the queue's stream has 1, 3 or 5"))),
         });
-        let ca = said.remove("ca").map(PathBuf::from);
-        if let Some(name) = said.keys().next() {
-            return Err(Invalid(format!("the queue's address says {name}; known are stream, replicas and ca")));
+        let mut file = |name| said.remove(name).map(PathBuf::from);
+        let ca = file("ca");
+        let own = match (file("cert"), file("key")) {
+            (Some(cert), Some(key)) => Some((cert, key)),
+            (None, None) => None,
+            _ => return Err(Invalid::new("the queue's address has to say both cert and key, or neither")),
+        };
+        if let Some(name) = said.keys().find(|name| KEYS.contains(name)) {
+            return Err(Invalid(format!(
+                "the queue's address says {name}: NATS keys cannot be used to log in; give the platform a user and password, a token, or a certificate (cert=FILE&key=FILE)"
+            )));
         }
-        Ok(Self { servers, login, tls: tls || ca.is_some(), ca, stream, replicas: replicas.transpose()? })
+        if let Some(name) = said.keys().next() {
+            let text = format!("the queue's address says {name}; known are stream, replicas, ca, cert and key");
+            return Err(Invalid(text));
+        }
+        let tls = tls || ca.is_some() || own.is_some();
+        Ok(Self { servers, login, tls, ca, own, stream, replicas: replicas.transpose()? })
     }
 }
 
@@ -144,6 +162,8 @@ mod tests {
         assert_eq!((all.stream.as_str(), all.replicas), ("PROD-2", Some(3)));
         assert!(read("tls://t0ken@h?ca=/etc/ca.pem").login == Login::Token("t0ken".into()));
         assert!(read("nats://h?ca=/etc/ca.pem").tls, "a certificate is for checking");
+        let own = read("nats://h?cert=/etc/c%20d.pem&key=/etc/k.pem");
+        assert!(own.tls && own.own == Some(("/etc/c d.pem".into(), "/etc/k.pem".into())));
         // Who reads a log is not to read a password.
         let shown = format!("{} {:?}", read("nats://me:secret@a,b"), read("nats://me:secret@a"));
         assert_eq!(shown, "nats://a:4222,b:4222 nats://a:4222/TAPER");
@@ -165,6 +185,9 @@ mod tests {
             "nats://a?stream=",
             "nats://a?replicas=2",
             "nats://a?colour=red",
+            "nats://a?cert=c.pem",
+            "nats://a?key=k.pem",
+            "nats://a?creds=u:secret",
             "nats://a?stream=A&stream=B",
             "nats://u:secret%zz@a",
             "nats://u:secret@",

@@ -1,7 +1,11 @@
 //! What is asked of JetStream, and how: requests in JSON over a plain connection, as its API is documented. Only what servers from
 //! version 2.9 on can do is used. Never decides what an answer means for a call.
 
-use std::{fmt, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use async_nats::{Client, HeaderMap, Message, Request, client::RequestErrorKind, connection::State as Connection};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
@@ -20,6 +24,16 @@ pub(crate) const WRONG_LAST: u32 = 10071;
 const NO_STREAM: u32 = 10059;
 /// JetStream's own number for "there is no such message".
 const NO_MESSAGE: u32 = 10037;
+/// JetStream's own numbers for "no room": of the account, of the server, of what was reserved for others.
+const NO_ROOM: [u32; 3] = [10002, 10023, 10047];
+/// JetStream's own number for "it could not be stored", and its words where that is for want of room.
+const NOT_STORED: u32 = 10077;
+const FULL: [&str; 3] = ["maximum bytes", "maximum messages", "no space left"];
+/// Our own number for what the server does not allow.
+const DENIED: u32 = u32::MAX;
+/// What a cluster answers while nobody leads it, or somebody else has just begun to and knows of no others; without a number where nobody
+/// does any more.
+const PASSING: [u32; 4] = [0, 10005, 10008, 10009];
 
 /// How servers say that a message which is to be removed is not there.
 const GONE: [&str; 3] = ["not found", "no message found", "deleted message"];
@@ -32,7 +46,7 @@ pub(crate) const EXPECT: &str = "Nats-Expected-Last-Sequence";
 /// Why JetStream did not answer, or answered no.
 #[derive(Debug, Clone)]
 pub(crate) enum Trouble {
-    /// Nobody answered.
+    /// Nobody answered, or nobody who could.
     Away(String),
     /// It said no.
     No {
@@ -60,6 +74,16 @@ pub(crate) struct Stored {
 pub(crate) struct Stream {
     pub(crate) config: Value,
     pub(crate) state: Reached,
+    /// Of a server that is one of several.
+    #[serde(default)]
+    cluster: Cluster,
+}
+
+/// Who answers for something.
+#[derive(Debug, Default, Deserialize)]
+pub(crate) struct Cluster {
+    /// The server that leads it.
+    pub(crate) leader: Option<String>,
 }
 
 /// See [`Stream`].
@@ -93,8 +117,12 @@ pub(crate) struct Link {
     pub(crate) stream: String,
     /// The servers, for people.
     pub(crate) servers: String,
+    /// They are one, as far as the stream is concerned: each message is on some of them.
+    pub(crate) several: bool,
     /// How often the connection has broken.
     pub(crate) broke: watch::Receiver<u64>,
+    /// What the server has not allowed: it says so beside the answers, of which there is none then.
+    pub(crate) denied: Arc<Mutex<Option<String>>>,
 }
 
 impl Trouble {
@@ -107,15 +135,41 @@ impl Trouble {
         matches!(self, Self::No { code: WRONG_LAST, .. })
     }
 
+    /// There is no room for what was to be written.
+    pub(crate) fn is_full(&self) -> bool {
+        match self {
+            Self::No { code: NOT_STORED, said } => FULL.iter().any(|words| said.contains(words)),
+            Self::No { code, .. } => NO_ROOM.contains(code),
+            Self::Away(_) => false,
+        }
+    }
+
+    /// The login is not allowed to do what was tried.
+    pub(crate) fn is_denied(&self) -> bool {
+        matches!(self, Self::No { code: DENIED, .. })
+    }
+
+    /// Somebody may answer in a while.
+    pub(crate) fn is_passing(&self) -> bool {
+        matches!(self, Self::Away(_))
+    }
+
     fn is_no_message(&self) -> bool {
         matches!(self, Self::No { code: NO_MESSAGE, .. })
+    }
+}
+
+impl Stream {
+    /// Who answers for the stream; nobody in particular where there is one server.
+    pub(crate) fn leader(&self) -> Option<&str> {
+        self.cluster.leader.as_deref()
     }
 }
 
 impl fmt::Display for Trouble {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Away(why) => f.write_str(why),
+            Self::Away(why) | Self::No { code: DENIED, said: why } => f.write_str(why),
             Self::No { said, code } => write!(f, "{said} ({code})"),
         }
     }
@@ -178,6 +232,13 @@ impl Link {
             Ok(_) => {}
             Err(trouble) => tracing::trace!(%trouble, "the leader is asked instead"),
         }
+        if let Some(found) = self.get(&of).await? {
+            return Ok(Some(found));
+        }
+        // Who has just begun to lead may not have come to it yet.
+        if self.look().await?.state.last_seq < seq {
+            return Err(Trouble::Away(format!("the stream {} is not there as far as it was written yet", self.stream)));
+        }
         self.get(&of).await
     }
 
@@ -222,7 +283,8 @@ impl Link {
         }))
     }
 
-    /// Removes one message. Erased, it is overwritten on the server's disk; else a server that is killed soon after may have it again.
+    /// Removes one message. Erased, it is overwritten on the server's disk, which the server waits for; else a server that is killed soon
+    /// after may have it again.
     pub(crate) async fn delete(&self, seq: u64, erase: bool) -> Result<(), Trouble> {
         let of = json!({ "seq": seq, "no_erase": !erase });
         match self.ask::<Value>(&format!("STREAM.MSG.DELETE.{}", self.stream), &of).await {
@@ -286,8 +348,12 @@ impl Link {
         Trouble::Away(format!("the NATS server {} is not connected", self.servers))
     }
 
-    fn silent(&self) -> Trouble {
-        Trouble::Away(format!("the NATS server {} does not answer", self.servers))
+    pub(crate) fn silent(&self) -> Trouble {
+        let denied = self.denied.lock().unwrap_or_else(PoisonError::into_inner).take();
+        denied.map_or_else(
+            || Trouble::Away(format!("the NATS server {} does not answer", self.servers)),
+            |said| Trouble::No { code: DENIED, said },
+        )
     }
 }
 
@@ -311,7 +377,7 @@ fn json_bytes(of: &impl Serialize) -> Bytes {
 }
 
 impl From<No> for Trouble {
-    fn from(no: No) -> Self {
-        Self::No { code: no.err_code, said: no.description }
+    fn from(No { err_code: code, description: said }: No) -> Self {
+        if PASSING.contains(&code) { Self::Away(said) } else { Self::No { code, said } }
     }
 }

@@ -1,6 +1,6 @@
 //! Calls as messages: how one is written in as many as it takes, and read again. See [`record`](crate::record) for where what is.
 
-use std::{path::PathBuf, time::Duration};
+use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::future::join_all;
@@ -44,8 +44,21 @@ impl From<Broken> for Unread {
 impl Inner {
     /// The call is changed by nobody else while this is held.
     pub(crate) async fn stripe(&self, seq: taper_queue::Seq) -> OwnedMutexGuard<()> {
-        let at = usize::try_from(seq.cast_unsigned() % self.stripes.len() as u64).unwrap_or(0);
-        self.stripes[at].clone().lock_owned().await
+        self.stripes[self.stripe_of(seq)].clone().lock_owned().await
+    }
+
+    /// Many calls are changed by nobody else while these are held. In one order, so that two who ask never wait for each other.
+    pub(crate) async fn stripes(&self, of: &[taper_queue::Seq]) -> Vec<OwnedMutexGuard<()>> {
+        let stripes: BTreeSet<usize> = of.iter().map(|seq| self.stripe_of(*seq)).collect();
+        let mut held = Vec::with_capacity(stripes.len());
+        for at in stripes {
+            held.push(self.stripes[at].clone().lock_owned().await);
+        }
+        held
+    }
+
+    fn stripe_of(&self, seq: taper_queue::Seq) -> usize {
+        usize::try_from(seq.cast_unsigned() % self.stripes.len() as u64).unwrap_or(0)
     }
 
     /// The subject of a call's message.
@@ -145,7 +158,7 @@ impl Inner {
 
     fn read<T>(&self, read: Result<T, Unread>) -> Result<T, Error> {
         read.map_err(|unread| match unread {
-            Unread::Away(trouble) => self.writing.standing.lost().unwrap_or_else(|| crate::writer::away(&trouble)),
+            Unread::Away(trouble) => self.writing.standing.lost().unwrap_or_else(|| crate::standing::away(&trouble)),
             Unread::Broken(broken) => self.damaged(broken),
         })
     }
@@ -201,6 +214,19 @@ impl Inner {
         if closed {
             self.sweep(before.seq.cast_unsigned(), before.parts);
         }
+    }
+
+    /// All that is there of a call that has ended.
+    pub(crate) fn messages_of(call: &Call) -> Vec<u64> {
+        // What was asked is most often gone.
+        let asked = call.seq.cast_unsigned();
+        let parts = |(at, parts): (u64, u32)| at.saturating_sub(parts.into())..=at;
+        let (first, then) = match call.closed_at() {
+            Some(at) => (asked..=asked, Some((at, call.parts))),
+            None => (parts((asked, call.parts)), call.told_at()),
+        };
+        let owes = call.rest.as_deref().and_then(|rest| rest.owes);
+        first.chain(then.into_iter().flat_map(parts)).chain(owes).collect()
     }
 
     /// Removes the parts before a message.

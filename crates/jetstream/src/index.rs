@@ -246,6 +246,7 @@ impl Call {
             && filter.function.as_ref().is_none_or(|f| *f == self.function)
             && filter.trigger.as_ref().is_none_or(|t| rest.is_some_and(|r| r.trigger.as_ref() == Some(t)))
             && filter.since_ms.is_none_or(|since| self.accepted >= since)
+            && filter.before_ms.is_none_or(|before| self.accepted < before)
     }
 }
 
@@ -407,6 +408,19 @@ impl Index {
             }
         }
         gone
+    }
+
+    /// The oldest calls that are done or cancelled and owe nothing: at most so many, and little more than so many bytes.
+    pub(crate) fn oldest(&self, most: usize, bytes: u64) -> Vec<Seq> {
+        let inner = self.lock();
+        let calls = inner.ended[0].calls.iter().filter_map(|(_, seq)| inner.calls.get(seq));
+        let mut weighs = 0;
+        let light = |call: &&Call| {
+            let before = weighs;
+            weighs += call.rest.as_deref().map_or(0, |rest| rest.kept);
+            before < bytes
+        };
+        calls.filter(|call| call.owed().is_empty()).take(most).take_while(light).map(|call| call.seq).collect()
     }
 
     /// Every call, in the order of acceptance. For the start.

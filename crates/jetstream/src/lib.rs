@@ -9,46 +9,47 @@
 mod address;
 mod api;
 mod call;
+mod connect;
 mod index;
 mod load;
 mod owner;
 mod queue;
 mod record;
+mod reserve;
+mod settle;
+mod standing;
 mod sweep;
 mod writer;
 
 use std::{
     fmt,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex as Plain, PoisonError},
     time::Duration,
 };
 
-use async_nats::{ConnectErrorKind, ConnectOptions, Event};
 use serde_json::{Value, json};
 use taper_medium::{Lock, lock, make_private_dir};
 use taper_queue::{Book, Config, LimitsOf, State};
-use taper_trust::Trust;
 use tokio::{
-    sync::{Mutex, watch},
-    time::sleep,
+    sync::Mutex,
+    time::{Instant, sleep},
 };
 use tokio_util::sync::CancellationToken;
 
 pub use address::Address;
 
 use self::{
-    address::Login,
-    api::{Link, Trouble},
+    api::{Link, Stream, Trouble},
+    connect::connect,
     index::Index,
+    load::Rest,
+    reserve::Reserve,
+    standing::Writing,
     sweep::{Sweep, Sweeper},
-    writer::{Writer, Writing},
+    writer::Writer,
 };
 
-/// How often the server is asked whether it is there; twice in vain and it is not.
-const PING: Duration = Duration::from_secs(5);
-/// Longest wait for a connection.
-const CONNECT: Duration = Duration::from_secs(5);
 /// What a message must be able to hold.
 const LEAST_PAYLOAD: usize = 64 << 10;
 /// Most bytes of one message's payload, however many the server takes.
@@ -57,8 +58,14 @@ const MOST_PART: usize = 1 << 20;
 const STRIPES: usize = 1024;
 /// How often is looked for what is not kept any longer.
 const EXPIRE: Duration = Duration::from_secs(5);
-/// Calls that are forgotten at once.
+/// Calls that are forgotten at once; and bytes of their answers, to make room.
 const EXPIRED: usize = 512;
+const ROOM: u64 = 8 << 20;
+/// The first of the versions 2.10 that keeps the oldest messages of a stream which is too large after it was killed.
+const KEEPS_OLD: i64 = 6;
+/// Longest wait at the start for servers that have nobody who leads them.
+const ELECTION: Duration = Duration::from_secs(30);
+const ELECTING: Duration = Duration::from_millis(250);
 /// Times that a stream is read at the start when it breaks off.
 const LOADS: usize = 3;
 
@@ -75,11 +82,13 @@ pub enum Error {
     },
     /// The server does not know who we are.
     #[error(
-        "the queue's NATS server {servers} refuses the login; give the right one in the address: nats://user:password@host"
+        "the queue's NATS server {servers} refuses {what}; give the right login in the address: nats://user:password@host, nats://token@host, or ?cert=FILE&key=FILE"
     )]
     Login {
         /// The servers.
         servers: String,
+        /// What it was told.
+        what: &'static str,
     },
     /// The server has no JetStream.
     #[error(
@@ -131,6 +140,16 @@ pub enum Error {
     /// The certificates that the server is to be believed by cannot be had.
     #[error("the queue's ca: {0}")]
     Trust(Arc<taper_trust::Error>),
+    /// Our own certificate, or its key, cannot be used.
+    #[error("the queue's {what}, {}: {why}", file.display())]
+    Own {
+        /// `cert`, or `key`.
+        what: &'static str,
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it, and the mend.
+        why: String,
+    },
     /// It went while it was being opened.
     #[error(transparent)]
     Queue(#[from] taper_queue::Error),
@@ -174,9 +193,10 @@ impl JetStream {
         make_private_dir(dir)?;
         let lock = lock(dir)?;
         let mine = owner::identity(dir)?;
-        let link = connect(address).await?;
+        let mut link = connect(address).await?;
         let part = check(&link)?;
-        prepare(&link, address).await?;
+        let stream = prepare(&link, address).await?;
+        link.several = stream.leader().is_some();
         let claimed = owner::claim(&link, &mine).await?;
         let stop = CancellationToken::new();
         let guard = stop.clone().drop_guard();
@@ -185,7 +205,9 @@ impl JetStream {
         let (mut writer, writing) = writer.map_err(|trouble| Error::answer(&link, &trouble))?;
         // Whatever the one before us had under way has landed or never will: what is read now is all there is.
         writer.settle_down("it was just opened").await?;
-        let (index, sweeps) = load(&link).await?;
+        let (index, found) = load(&link).await?;
+        let (reserve, more) = Reserve::new(&stream.config, part, found.reserve);
+        drop(writing.standing.reserve.set(reserve));
         let book = Book::new(config, limits, index.latest());
         index.each(|call| {
             if call.state == State::Waiting {
@@ -195,7 +217,7 @@ impl JetStream {
         });
         let stats = book.stats();
         tracing::debug!(stream = link.stream, servers = link.servers, waiting = stats.depth, "queue opened");
-        sweeps.into_iter().for_each(|sweep| sweeper.sweep(sweep));
+        found.sweeps.into_iter().chain(more.into_iter().map(Sweep::Message)).for_each(|sweep| sweeper.sweep(sweep));
         tokio::spawn(writer.run(Arc::clone(&book)));
         let stripes = (0..STRIPES).map(|_| Arc::default()).collect();
         let inner = Arc::new(Inner { link, book, index, writing, sweeper, stripes, part });
@@ -236,38 +258,6 @@ impl Drop for JetStream {
     }
 }
 
-async fn connect(address: &Address) -> Result<Link, Error> {
-    let (breaks, broke) = watch::channel(0_u64);
-    let mut options = ConnectOptions::new()
-        .name("taper")
-        .connection_timeout(CONNECT)
-        .ping_interval(PING)
-        .require_tls(address.tls)
-        .event_callback(move |event| {
-            if event == Event::Disconnected {
-                breaks.send_modify(|count| *count += 1);
-            }
-            std::future::ready(())
-        });
-    options = match &address.login {
-        Login::Nobody => options,
-        Login::Token(token) => options.token(token.clone()),
-        Login::User(user, password) => options.user_and_password(user.clone(), password.clone()),
-    };
-    if address.tls {
-        let trust = Trust::read(address.ca.as_deref()).and_then(|trust| trust.client(&[]));
-        options = options.tls_client_config((*trust.map_err(|e| Error::Trust(Arc::new(e)))?).clone());
-    }
-    let servers = address.to_string();
-    let client = options.connect(&address.servers[..]).await.map_err(|error| match error.kind() {
-        ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => {
-            Error::Login { servers: servers.clone() }
-        }
-        _ => Error::Unreachable { servers: servers.clone(), why: error.to_string() },
-    })?;
-    Ok(Link { client, stream: address.stream.clone(), servers, broke })
-}
-
 /// What a message may hold here.
 fn check(link: &Link) -> Result<usize, Error> {
     let info = link.client.server_info();
@@ -296,12 +286,20 @@ fn config(address: &Address) -> Value {
     })
 }
 
-async fn prepare(link: &Link, address: &Address) -> Result<(), Error> {
+async fn prepare(link: &Link, address: &Address) -> Result<Stream, Error> {
     let wanted = config(address);
     let answer = |trouble: Trouble| Error::answer(link, &trouble);
-    let stream = match link.look().await {
-        Err(trouble) if trouble.is_no_stream() => link.make("CREATE", &wanted).await.map_err(answer)?,
-        stream => stream.map_err(answer)?,
+    let begun = Instant::now();
+    let mut stream = loop {
+        let stream = match link.look().await {
+            Err(trouble) if trouble.is_no_stream() => link.make("CREATE", &wanted).await,
+            stream => stream,
+        };
+        match stream {
+            // Servers of a cluster agree first on who leads them.
+            Err(trouble) if trouble.is_passing() && begun.elapsed() < ELECTION => sleep(ELECTING).await,
+            stream => break stream.map_err(answer)?,
+        }
     };
     for name in ["subjects", "retention", "storage", "discard", "max_msgs", "max_age", "allow_rollup_hdrs"] {
         let (is, should) = (&stream.config[name], &wanted[name]);
@@ -313,22 +311,30 @@ async fn prepare(link: &Link, address: &Address) -> Result<(), Error> {
     // A stream that keeps one message of each subject would be told by its server which one counts: see `record`.
     let mut changed = vec!["max_msgs_per_subject"];
     changed.extend(address.replicas.map(|_| "num_replicas"));
-    let mut config = stream.config;
+    let mut config = stream.config.clone();
     changed.retain(|name| config[name] != wanted[name]);
     changed.iter().for_each(|name| config[name] = wanted[name].clone());
+    let bound = config["max_bytes"].as_i64().filter(|most| *most > 0);
+    if let (Some(most), false) = (bound, link.client.is_server_compatible(2, 10, KEEPS_OLD)) {
+        tracing::warn!(
+            stream = link.stream,
+            max_bytes = most,
+            "when this version of nats-server is killed and the queue's stream is full, it forgets calls to keep to max_bytes; bound it by the account's max_file or the server's max_file_store instead"
+        );
+    }
     if !changed.is_empty() {
         tracing::info!(stream = link.stream, ?changed, "the queue's stream is made as it has to be");
-        link.make("UPDATE", &config).await.map_err(answer)?;
+        stream = link.make("UPDATE", &config).await.map_err(answer)?;
     }
-    Ok(())
+    Ok(stream)
 }
 
-async fn load(link: &Link) -> Result<(Arc<Index>, Vec<Sweep>), Error> {
+async fn load(link: &Link) -> Result<(Arc<Index>, Rest), Error> {
     let mut tries = 0;
     loop {
         let index = Index::new();
         match load::load(link, &index).await {
-            Ok(sweeps) => return Ok((index, sweeps)),
+            Ok(rest) => return Ok((index, rest)),
             Err(trouble) if tries < LOADS => {
                 tries += 1;
                 tracing::warn!(%trouble, "the queue's stream is read anew");
@@ -339,17 +345,23 @@ async fn load(link: &Link) -> Result<(Arc<Index>, Vec<Sweep>), Error> {
     }
 }
 
-/// Forgets what is not kept any longer, a little at a time.
+/// Forgets what is not kept any longer, a little at a time; and where there is no room, before its time, the oldest results.
 async fn expire(inner: Arc<Inner>) {
+    let standing = &inner.writing.standing;
     loop {
-        let now = inner.book.now_ms();
-        let gone = inner.index.expired(inner.book.config(), now, EXPIRED);
-        let all = gone.len() == EXPIRED;
-        if let Err(error) = inner.forget(gone).await {
+        let mut gone = inner.index.expired(inner.book.config(), inner.book.now_ms(), EXPIRED);
+        if gone.is_empty() && standing.is_pressed() {
+            gone = inner.index.oldest(EXPIRED, ROOM);
+        }
+        let more = gone.len() == EXPIRED && !standing.is_pressed();
+        if let Err(error) = Arc::clone(&inner).forget(gone).await {
             tracing::debug!(%error, "what is not kept any longer could not be removed from the queue");
-            sleep(EXPIRE).await;
-        } else if !all {
-            sleep(EXPIRE).await;
+        } else if more {
+            continue;
+        }
+        tokio::select! {
+            () = sleep(EXPIRE) => {}
+            () = standing.pressed.notified() => {}
         }
     }
 }
@@ -358,7 +370,20 @@ impl Error {
     fn answer(link: &Link, trouble: &Trouble) -> Self {
         let servers = link.servers.clone();
         match trouble {
+            // In its own words.
+            Trouble::Away(why) if why.contains("no suitable peers") => {
+                let what =
+                    format!("{why}: fewer servers of its cluster with JetStream are up than the address says replicas");
+                Self::Server { servers, what }
+            }
             Trouble::Away(why) => Self::Unreachable { servers, why: why.clone() },
+            trouble if trouble.is_denied() => {
+                let stream = &link.stream;
+                let what = format!(
+                    "it says {trouble}; allow the login to publish to {stream}.> and $JS.API.>, and to subscribe to _INBOX.>"
+                );
+                Self::Server { servers, what }
+            }
             Trouble::No { said, .. } => {
                 let what =
                     format!("it refuses what the queue's stream {} needs: {said}; see docs/async.md", link.stream);

@@ -2,7 +2,7 @@
 //! writes that came half way. For a stream that nobody writes to meanwhile.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     ops::Range,
     time::Duration,
 };
@@ -15,16 +15,18 @@ use serde_json::json;
 use tokio::time::timeout;
 
 use crate::{
-    api::{Link, Stored, Trouble},
+    api::{Cluster, Link, Stored, Trouble},
     index::{Call, Index},
     record::{Meta, Owing, Progress, unhex},
-    sweep::Sweep,
+    sweep::{Forgotten, Sweep},
 };
 
 /// Messages that are asked for at once.
 const BATCH: u64 = 8192;
 /// Questions for single messages that are asked at once.
 const AT_ONCE: usize = 64;
+/// How often a reader is made before it is where it should be: of three servers that is one in three.
+const READERS: usize = 50;
 /// Longest wait for the next one.
 const NEXT: Duration = Duration::from_secs(10);
 
@@ -46,13 +48,26 @@ struct Pass {
     calls: HashMap<u128, Found>,
     cursors: HashMap<String, (Option<u64>, u64)>,
     owner: Option<u64>,
+    fence: Option<u64>,
+    /// Calls that are not there any more, by their places, and the messages that say so.
+    forgotten: HashSet<u64>,
+    words: Vec<u64>,
+    reserve: Vec<u64>,
     sweeps: Vec<Sweep>,
     /// The numbers that came, as ranges without their ends.
     seen: Vec<Range<u64>>,
 }
 
-/// Fills the index, and says what nobody needs.
-pub(crate) async fn load(link: &Link, index: &Index) -> Result<Vec<Sweep>, Trouble> {
+/// What was found beside the calls.
+pub(crate) struct Rest {
+    /// What nobody needs.
+    pub(crate) sweeps: Vec<Sweep>,
+    /// The pieces of the reserve.
+    pub(crate) reserve: Vec<u64>,
+}
+
+/// Fills the index.
+pub(crate) async fn load(link: &Link, index: &Index) -> Result<Rest, Trouble> {
     let mut pass = Pass::default();
     each(link, &BTreeMap::new(), |stored| pass.add(&link.stream, &stored)).await?;
     let state = link.look().await?.state;
@@ -72,16 +87,31 @@ pub(crate) async fn load(link: &Link, index: &Index) -> Result<Vec<Sweep>, Troub
             each(link, &over, |stored| pass.add(&link.stream, &stored)).await?;
         }
     }
-    let Pass { calls, cursors, mut sweeps, .. } = pass;
+    let Pass { calls, cursors, forgotten, words, reserve, mut sweeps, .. } = pass;
     for (name, (value, at)) in cursors {
         index.set_cursor(&name, value, at);
     }
+    let mut messages = Vec::new();
     for (_, found) in calls {
-        if let Some(call) = take(found, &mut sweeps) {
+        if found.call.as_ref().is_some_and(|call| forgotten.contains(&call.seq.cast_unsigned())) {
+            messages.extend(found.messages());
+        } else if let Some(call) = take(found, &mut sweeps) {
             index.put(call);
         }
     }
-    Ok(sweeps)
+    if !words.is_empty() {
+        sweeps.push(Sweep::Forgotten(Forgotten { messages, words, times: 0 }));
+    }
+    Ok(Rest { sweeps, reserve })
+}
+
+impl Found {
+    /// All that is there of it.
+    fn messages(self) -> impl Iterator<Item = u64> {
+        let call = self.call.map(|call| call.closed_at().unwrap_or(call.seq.cast_unsigned()));
+        let (told, owes) = (self.told.map(|(_, seq)| seq), self.owes.map(|(_, seq)| seq));
+        [call, told, owes].into_iter().flatten().chain(self.asked).chain(self.answered)
+    }
 }
 
 impl Pass {
@@ -96,7 +126,12 @@ impl Pass {
         let (kind, id, what) = (words.next(), words.next().and_then(unhex), words.next());
         let before = match (kind, id, what, stored.meta()) {
             (Some("owner"), ..) => self.owner.replace(seq).map(Sweep::Message),
-            (Some("fence"), ..) => None,
+            (Some("fence"), ..) => self.fence.replace(seq).map(Sweep::Message),
+            (Some("reserve"), ..) => return self.reserve.push(seq),
+            (Some("forgotten"), _, None, Some(Meta::Forgotten(calls))) => {
+                self.forgotten.extend(calls);
+                return self.words.push(seq);
+            }
             (Some("cursor"), _, None, Some(Meta::Cursor { name, value })) => {
                 self.cursors.insert(name, (value, seq)).map(|(_, before)| Sweep::Message(before))
             }
@@ -151,7 +186,7 @@ async fn passed_over(link: &Link, seen: &[Range<u64>], of: Range<u64>) -> Result
 
 /// What was said of a call before it was said otherwise.
 fn replaced(before: &Call) -> Sweep {
-    before.closed_at().map_or(Sweep::Erase(before.seq.cast_unsigned()), Sweep::Message)
+    Sweep::Message(before.closed_at().unwrap_or(before.seq.cast_unsigned()))
 }
 
 /// Puts a call together; the rest of what was found is not needed.
@@ -199,12 +234,9 @@ fn keep(needed: bool, seq: u64, sweeps: &mut Vec<Sweep>) -> bool {
 
 /// Every message of the stream, without its payload, in their order; among them those that are known to be passed over.
 async fn each(link: &Link, over: &BTreeMap<u64, Stored>, mut look: impl FnMut(Stored)) -> Result<(), Trouble> {
-    #[derive(Deserialize)]
-    struct Made {
-        name: String,
-    }
     // It is ours, and there for that reason. What is still to come is not counted on: servers count it wrong where messages are gone.
-    let end = link.look().await?.state.last_seq;
+    let stream = link.look().await?;
+    let (end, leader) = (stream.state.last_seq, stream.leader());
     let config = json!({
         "stream_name": link.stream,
         "config": {
@@ -212,11 +244,11 @@ async fn each(link: &Link, over: &BTreeMap<u64, Stored>, mut look: impl FnMut(St
             "max_deliver": -1, "num_replicas": 1, "mem_storage": true, "inactive_threshold": 60_000_000_000_u64,
         },
     });
-    let made: Made = link.ask(&format!("CONSUMER.CREATE.{}", link.stream), &config).await?;
+    let name = reader(link, &config, leader).await?;
     let inbox = link.client.new_inbox();
     let broken = |e: &dyn std::fmt::Display| Trouble::Away(e.to_string());
     let mut messages = link.client.subscribe(inbox.clone()).await.map_err(|e| broken(&e))?;
-    let next = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", link.stream, made.name);
+    let next = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", link.stream, name);
     let (mut reached, mut asked, mut seen) = (0, 0_u64, 0_u64);
     while reached < end {
         // Asked for ahead, so that the stream never waits for us.
@@ -244,12 +276,37 @@ async fn each(link: &Link, over: &BTreeMap<u64, Stored>, mut look: impl FnMut(St
             return Err(Trouble::Away("messages were lost on the way".into()));
         }
         let subject = message.subject.to_string();
-        over.range(before..seq).for_each(|(_, stored)| look(stored.clone()));
+        // Another server may well have what the one before passed over.
+        over.range((before + 1).min(seq)..seq).for_each(|(_, stored)| look(stored.clone()));
         look(Stored::of(message, seq, subject));
     }
     // It would go by itself, in a while.
-    drop(link.ask::<serde_json::Value>(&format!("CONSUMER.DELETE.{}.{}", link.stream, made.name), &json!({})).await);
+    drop(link.ask::<serde_json::Value>(&format!("CONSUMER.DELETE.{}.{name}", link.stream), &json!({})).await);
+    if link.look().await?.leader() != leader {
+        return Err(Trouble::Away("another server leads the stream now".into()));
+    }
     Ok(())
+}
+
+/// Somebody who reads the stream where it is led: others may have come less far, and pass over what they do not have yet.
+async fn reader(link: &Link, config: &serde_json::Value, leader: Option<&str>) -> Result<String, Trouble> {
+    #[derive(Deserialize)]
+    struct Made {
+        name: String,
+        #[serde(default)]
+        cluster: Cluster,
+    }
+    for _ in 0..READERS {
+        let made: Made = link.ask(&format!("CONSUMER.CREATE.{}", link.stream), config).await?;
+        if made.cluster.leader.as_deref() == leader {
+            return Ok(made.name);
+        }
+        // Which server it is on is left to chance.
+        drop(
+            link.ask::<serde_json::Value>(&format!("CONSUMER.DELETE.{}.{}", link.stream, made.name), &json!({})).await,
+        );
+    }
+    Err(Trouble::Away("it cannot be read where it is led".into()))
 }
 
 /// A message's number in the stream, and among those that were delivered: its reply subject says so.

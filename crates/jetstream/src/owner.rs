@@ -5,12 +5,13 @@
 use std::{fs, io::Write as _, path::Path, time::Duration};
 
 use taper_model::{CallId, clock};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use crate::{
-    Error,
+    ELECTION, Error,
     api::{Link, Stored, Trouble},
     record::{Meta, Owner},
+    reserve,
 };
 
 /// How often an owner says that it is there.
@@ -42,8 +43,19 @@ pub(crate) fn identity(dir: &Path) -> Result<Owner, Error> {
 pub(crate) async fn claim(link: &Link, mine: &Owner) -> Result<u64, Error> {
     let subject = link.subject("owner");
     let mut waited = None;
-    for _ in 0..TRIES {
-        let (last, found) = whose(link).await.map_err(|trouble| Error::answer(link, &trouble))?;
+    let begun = Instant::now();
+    // A cluster may just choose who leads it.
+    let passing = |trouble: &Trouble| trouble.is_passing() && begun.elapsed() < ELECTION;
+    let mut tries = 0;
+    while tries < TRIES {
+        let (last, found) = match whose(link).await {
+            Err(trouble) if passing(&trouble) => {
+                sleep(PAUSE).await;
+                continue;
+            }
+            whose => whose.map_err(|trouble| Error::answer(link, &trouble))?,
+        };
+        tries += 1;
         if let Some(theirs) = found.as_ref().and_then(|stored| other(stored, mine)) {
             let seq = found.as_ref().map_or(0, |stored| stored.seq);
             let until = theirs.at.saturating_add(u64::try_from(LEASE.as_millis()).unwrap_or(u64::MAX));
@@ -67,7 +79,12 @@ pub(crate) async fn claim(link: &Link, mine: &Owner) -> Result<u64, Error> {
         match link.write(&subject, &Meta::Owner(mine.clone()), last).await {
             Ok(seq) => return Ok(seq),
             // Somebody was faster, or it was ourselves and only the answer was lost.
-            Err(trouble) if trouble.is_wrong_last() => sleep(PAUSE).await,
+            Err(trouble) if trouble.is_wrong_last() || passing(&trouble) => sleep(PAUSE).await,
+            // What the one before us has kept for hard times.
+            Err(trouble) if trouble.is_full() => match reserve::any(link).await {
+                Some(piece) => link.delete(piece, false).await.map_err(|trouble| Error::answer(link, &trouble))?,
+                None => return Err(Error::answer(link, &trouble)),
+            },
             Err(trouble) => return Err(Error::answer(link, &trouble)),
         }
     }

@@ -2,13 +2,12 @@
 
 use std::{sync::Arc, time::Duration};
 
-use futures_util::future::join_all;
 use taper_model::{BoxFuture, CallId, FunctionName};
 use taper_queue::{
     Accepted, Answer, Backlog, Delivery, Details, Due, Entry, Error, Filter, Held, Invocation, Lease, Listed, Page,
     Queue, Room, Seq, Settled, State, Stats, Verdict,
 };
-use tokio::sync::broadcast;
+use tokio::{sync::broadcast, time::timeout};
 
 use crate::{
     Inner, JetStream,
@@ -17,7 +16,8 @@ use crate::{
     record::{
         AnswerHead, Ask, Broken, Head, MOST_META, Meta, Owes, Owing, Tale, brief, digest, hex, key, number, pack,
     },
-    sweep::Sweep,
+    standing::away,
+    sweep::{Forgotten, Sweep},
     writer::Message,
 };
 
@@ -180,7 +180,7 @@ impl Inner {
         });
         // How it ends counts more than how it came to that.
         let mut tale = self.told_in_time(&call).await?.0;
-        let (now, status) = (book.now_ms(), Some(attempt.status));
+        let (now, status) = (book.now_ms(), attempt.status);
         (tale.head, tale.answer) = (None, None);
         tale.add(attempt);
         let mut told = call.progress();
@@ -277,7 +277,7 @@ impl Inner {
         let inner = Arc::clone(self);
         let after = move |at: u64| {
             inner.leave(&call, true);
-            inner.sweeper.sweep(Sweep::Erase(call.seq.cast_unsigned()));
+            inner.sweeper.sweep(Sweep::Message(call.seq.cast_unsigned()));
             inner.put(Call::closed(closed, at, call.number));
             then(&inner);
             drop(guard);
@@ -285,7 +285,7 @@ impl Inner {
         self.writing.write(messages, None, after).await
     }
 
-    async fn cancel(self: Arc<Self>, id: &CallId) -> Result<(), Error> {
+    async fn cancel(self: Arc<Self>, id: &CallId, by: &str) -> Result<(), Error> {
         self.writing.is_well()?;
         let (call, guard) = self.hold(id).await?;
         if call.state != State::Waiting {
@@ -294,7 +294,14 @@ impl Inner {
         let mut tale = self.told_in_time(&call).await?.0;
         let entry = self.asked_in_time(&call).await?;
         tale.head = entry.ok().map(|entry| Head::of(&entry));
-        let closed = call.close(State::Cancelled, self.book.now_ms(), call.attempts, call.status, 0);
+        let now = self.book.now_ms();
+        let cut_off = self.book.cut_off(call.seq, by, now);
+        let (attempts, status) = match &cut_off {
+            Some(attempt) => (call.attempts.saturating_add(1), attempt.status),
+            None => (call.attempts, call.status),
+        };
+        cut_off.into_iter().for_each(|attempt| tale.add(attempt));
+        let closed = call.close(State::Cancelled, now, attempts, status, 0);
         let (function, at) = (call.function.clone(), (call.due, call.seq));
         self.close_call(call, closed, tale, None, move |inner| inner.book.cancelled(&function, at), guard).await
     }
@@ -351,54 +358,40 @@ impl Inner {
         if matches!(filter.state, Some(State::Waiting | State::Running)) {
             return Ok(0);
         }
-        self.writing.is_well()?;
         let (mut total, mut before) = (0, Seq::MAX);
         loop {
+            self.writing.is_there()?;
             let gone = self.index.ended(&filter, before, PURGED);
             let Some(last) = gone.last() else { return Ok(total) };
             before = *last;
-            total += self.forget(gone).await?;
+            let forgotten = timeout(PATIENCE, Arc::clone(&self).forget(gone)).await;
+            total += forgotten.unwrap_or_else(|_| self.writing.is_well().and(Err(away(&"it is too slow"))))?;
         }
     }
 
-    /// Forgets calls that have ended and owe nothing; says how many those were.
-    pub(crate) async fn forget(self: &Arc<Self>, gone: Vec<Seq>) -> Result<u64, Error> {
-        let mut count = 0;
-        for some in gone.chunks(64) {
-            for forgotten in join_all(some.iter().map(|seq| self.forget_one(*seq))).await {
-                count += u64::from(forgotten?);
-            }
-        }
-        Ok(count)
-    }
-
-    async fn forget_one(self: &Arc<Self>, seq: Seq) -> Result<bool, Error> {
-        let guard = self.stripe(seq).await;
-        let call = self.index.get(seq).filter(|call| call.state != State::Waiting && call.owed().is_empty());
-        let Some(call) = call else { return Ok(false) };
-        if let Some(at) = call.closed_at() {
-            // Messages which will never be others: also when they are removed twice, or late. What was asked goes first, though it is
-            // most often gone: without the word that it has ended it would run again.
-            self.link.delete(call.seq.cast_unsigned(), true).await.map_err(|trouble| crate::writer::away(&trouble))?;
-            self.link.delete(at, false).await.map_err(|trouble| crate::writer::away(&trouble))?;
-            self.sweep(at, call.parts);
-            self.index.remove(seq);
-            return Ok(true);
-        }
-        let messages = Self::bare(self.at(call.number, ""), &Meta::Gone);
-        let inner = Arc::clone(self);
-        let after = move |at: u64| {
-            inner.leave(&call, true);
-            inner.sweeper.sweep(Sweep::Gone { asked: Some(call.seq.cast_unsigned()), gone: at });
-            inner.index.remove(seq);
-            drop(guard);
+    /// Forgets calls that have ended and owe nothing; says how many those were. That they are is written down first, so that they stay so
+    /// whatever a server that is killed has of them afterwards; then they are removed, which nobody waits for.
+    pub(crate) async fn forget(self: Arc<Self>, gone: Vec<Seq>) -> Result<u64, Error> {
+        let guards = self.stripes(&gone).await;
+        let mut calls: Vec<Call> = gone.into_iter().filter_map(|seq| self.index.get(seq)).collect();
+        calls.retain(|call| call.state != State::Waiting && call.owed().is_empty());
+        let Some(first) = calls.first() else { return Ok(0) };
+        let subject = self.link.subject(format_args!("forgotten.{}", first.seq));
+        let word = Meta::Forgotten(calls.iter().map(|call| call.seq.cast_unsigned()).collect());
+        let inner = Arc::clone(&self);
+        let after = move |word: u64| {
+            calls.iter().for_each(|call| inner.index.remove(call.seq));
+            let messages = calls.iter().flat_map(Self::messages_of).collect();
+            inner.sweeper.sweep(Sweep::Forgotten(Forgotten { messages, words: vec![word], times: 0 }));
+            drop(guards);
+            calls.len() as u64
         };
-        self.writing.write(messages, None, after).await.map(|()| true)
+        self.writing.make_room(Self::bare(subject, &word), after).await
     }
 
     async fn next_delivery(self: Arc<Self>) -> Result<Delivery, Error> {
         loop {
-            let owed = self.book.owed().await?;
+            let mut owed = self.book.owed().await?;
             let (seq, number) = (owed.seq(), owed.number());
             let call = self.index.get(seq);
             let owing = call.as_ref().and_then(|call| call.owed().iter().find(|owing| owing.number == number).cloned());
@@ -425,12 +418,11 @@ impl Inner {
         }
     }
 
-    async fn end_delivery(self: Arc<Self>, delivery: Delivery, again: Option<Duration>) -> Result<(), Error> {
-        let Delivery { owed, number, .. } = delivery;
+    async fn end_delivery(self: Arc<Self>, owed: &mut taper_queue::Owed, again: Option<Duration>) -> Result<(), Error> {
         if !owed.is_of(&self.book) {
             return Ok(());
         }
-        let seq = owed.seq();
+        let (seq, number) = (owed.seq(), owed.number());
         let Some(after) = again else {
             self.owe_no_more(seq, number).await?;
             owed.over();
@@ -546,8 +538,8 @@ impl Queue for JetStream {
         Box::pin(async move { self.inner.index.list(&filter, &page, &self.inner.book).await })
     }
 
-    fn cancel<'a>(&'a self, id: &'a CallId) -> BoxFuture<'a, Result<(), Error>> {
-        Box::pin(Arc::clone(&self.inner).cancel(id))
+    fn cancel<'a>(&'a self, id: &'a CallId, by: &'a str) -> BoxFuture<'a, Result<(), Error>> {
+        Box::pin(Arc::clone(&self.inner).cancel(id, by))
     }
 
     fn retry<'a>(&'a self, id: &'a CallId) -> BoxFuture<'a, Result<(), Error>> {
@@ -562,8 +554,12 @@ impl Queue for JetStream {
         Box::pin(Arc::clone(&self.inner).next_delivery())
     }
 
-    fn delivered(&self, delivery: Delivery, again: Option<Duration>) -> BoxFuture<'_, Result<(), Error>> {
-        Box::pin(Arc::clone(&self.inner).end_delivery(delivery, again))
+    fn delivered<'a>(
+        &'a self,
+        delivery: &'a mut Delivery,
+        again: Option<Duration>,
+    ) -> BoxFuture<'a, Result<(), Error>> {
+        Box::pin(Arc::clone(&self.inner).end_delivery(&mut delivery.owed, again))
     }
 
     fn changes(&self) -> broadcast::Receiver<Arc<Invocation>> {

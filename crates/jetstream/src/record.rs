@@ -8,7 +8,9 @@
 //! STREAM.body.ID.N           the first parts of what was asked, where one message cannot hold it
 //! STREAM.answer.ID.N         the same of what was answered
 //! STREAM.cursor.NAME         a value that is kept under a name
-//! STREAM.fence               nothing; see `writer`
+//! STREAM.forgotten.N         calls that are not to be found any more, whatever of them is; see `queue`
+//! STREAM.reserve.N           nothing, of some size; see `reserve`
+//! STREAM.fence               nothing; see `settle`
 //! ```
 //!
 //! Of a subject's messages the last one counts, so that a call's end takes the place of what was asked in one write; those before it are
@@ -51,6 +53,10 @@ pub(crate) enum Meta {
     Gone,
     /// A value under a name.
     Cursor { name: String, value: Option<u64> },
+    /// These calls, by their places, are not there any more, whatever a server that was killed still has of them.
+    Forgotten(Vec<u64>),
+    /// Nothing: its room can be given up for something.
+    Reserve,
     /// Whose the stream is.
     Owner(Owner),
     /// Nothing: its number is used up.
@@ -366,8 +372,9 @@ mod tests {
         let mut tale = Tale::default();
         for status in 0..60 {
             let (stage, message, start, revision, instance) = Default::default();
+            let status = Some(status);
             tale.add(Attempt { started_ms: 1, took_ms: 1, status, stage, message, start, revision, instance });
         }
-        assert_eq!((tale.attempts.len(), tale.attempts[0].status), (50, 10));
+        assert_eq!((tale.attempts.len(), tale.attempts[0].status), (50, Some(10)));
     }
 }

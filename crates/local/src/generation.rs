@@ -336,9 +336,14 @@ fn turn_in(data: &Path, patience: Duration) -> Option<OwnedFd> {
 /// spawner, which still holds its lock. Gives whether there is nothing left to do.
 ///
 /// It waits for neither: whoever has his turn may be waiting for this spawner to end, and takes the platform's lock to know that it
-/// is dead; were it held here meanwhile, a dead life would look like one that goes on.
+/// is dead; were it held here meanwhile, a dead life would look like one that goes on. Where the data directory itself is gone there is
+/// nobody to wait for, and nobody else who would ever do it.
 pub(crate) fn bury(folder: &Path, more: impl FnOnce()) -> bool {
     let Some(data) = folder.parent().and_then(Path::parent) else { return true };
+    if fs::symlink_metadata(data).is_err_and(|why| why.kind() == io::ErrorKind::NotFound) {
+        more();
+        return true;
+    }
     let locks = locked(data, FlockOperation::NonBlockingLockExclusive)
         .and_then(|turn| Ok((locked(folder, FlockOperation::NonBlockingLockExclusive)?, turn)));
     match locks {
@@ -522,6 +527,8 @@ mod tests {
         assert!(bury(&path, || buried = true) && buried);
         assert_eq!(names(data.path()), Vec::<String>::new());
         assert!(bury(&path, || panic!("there is nothing any more")), "nobody would ever end otherwise");
+        let (gone, mut buried) = (data.path().join("gone/run/g1"), false);
+        assert!(bury(&gone, || buried = true) && buried, "with its directory");
     }
 
     #[test]

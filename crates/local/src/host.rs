@@ -85,26 +85,29 @@ impl Host {
     /// When nothing can be isolated here, or the folder cannot be used.
     // long because: the order in which things are opened is the content
     pub(crate) async fn start(config: Config, supply: Arc<dyn Supply>) -> Result<(Self, Vec<Heir>), crate::Error> {
-        let blocking = config.clone();
-        let (generation, estate, languages, logs, code, dependencies) = tokio::task::spawn_blocking(move || {
-            let dir = &blocking.dir;
-            fs::create_dir_all(dir)
-                .map_err(|source| Error::Host { what: format!("make the folder {}", dir.display()), source })?;
+        let named = config.dir.clone();
+        let opened = tokio::task::spawn_blocking(move || {
+            let make = |source| Error::Host { what: format!("make the folder {}", config.dir.display()), source };
+            fs::create_dir_all(&config.dir).map_err(make)?;
+            // What is bound into a sandbox is so by a path without symbolic links.
+            let dir = fs::canonicalize(&config.dir).map_err(make)?;
+            let (config, dir) = (Config { dir: dir.clone(), ..config }, &dir);
             let failed = |why| Error::Host { what: "begin".to_owned(), source: io::Error::other(why) };
             let turn = Turn::take(dir).map_err(failed)?;
-            let languages = Languages::find(&dir.join("runtime"), &blocking.search)?;
-            let identity = identity(&blocking, &languages);
+            let languages = Languages::find(&dir.join("runtime"), &config.search)?;
+            let identity = identity(&config, &languages);
             let (generation, estate) = turn.begin(Some(&identity)).map_err(failed)?;
             generation.alone(|| languages.remove_others());
-            let logs = Logs::start(&dir.join("logs"), blocking.logs.clone())?;
-            let code = Cache::open(&dir.join("code"), blocking.code_cache.0, false, &generation)?;
-            let dependencies = Cache::open(&dir.join("deps"), blocking.dependency_cache.0, true, &generation)?;
-            Ok::<_, Error>((generation, estate, languages, logs, code, dependencies))
-        })
-        .await
-        .map_err(io::Error::other)
-        .and_then(|opened| opened.map_err(io::Error::other))
-        .map_err(|source| crate::Error::File { path: config.dir.clone(), source })?;
+            let logs = Logs::start(&dir.join("logs"), config.logs.clone())?;
+            let code = Cache::open(&dir.join("code"), config.code_cache.0, false, &generation)?;
+            let dependencies = Cache::open(&dir.join("deps"), config.dependency_cache.0, true, &generation)?;
+            Ok::<_, Error>((config, generation, estate, languages, logs, code, dependencies))
+        });
+        let (config, generation, estate, languages, logs, code, dependencies) = opened
+            .await
+            .map_err(io::Error::other)
+            .and_then(|opened| opened.map_err(io::Error::other))
+            .map_err(|source| crate::Error::File { path: named, source })?;
         let (spawner, heirs) = match estate {
             Some(estate) => Spawner::adopt(&wanted(&config, &languages, &generation), &generation, estate).await?,
             None => (launch(&config, &languages, &generation).await?, Vec::new()),

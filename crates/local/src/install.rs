@@ -144,7 +144,7 @@ pub(crate) async fn run(host: &Host, function: &FunctionName, job: Job<'_>, prog
         Box::pin(async move { Ok(UnixStream::connect(&listener).await?.into_std()?.into()) })
     });
     let way = Way::Framed(Framed::new(connect, fate, host.runtime.clone()));
-    let run = Run { way, slots: Arc::new(Semaphore::new(1)), calls: None };
+    let run = Run { way, slots: Arc::new(Semaphore::new(1)) };
     let call = Call {
         terms: Default::default(),
         id: CallId::given(ID).map_err(failed)?,

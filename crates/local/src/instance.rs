@@ -39,7 +39,7 @@ use crate::{
     call::{Connect, End, Fate, Processes, Run, Way, framed::Framed, http::Http},
     claim,
     host::{Host, Prepared},
-    logs::{Calls, Collector, Source},
+    logs::{Collector, Source},
     network::Lease,
     pool::Sandbox,
     sandbox::{Binding, Exit, Life, Parked, Secret},
@@ -117,7 +117,6 @@ struct Made {
     channel: Arc<Channel>,
     /// A connection that is open already, in mode `http`.
     first: Option<OwnedFd>,
-    calls: Arc<Calls>,
     collector: Collector,
     lease: Lease,
     prepared: Prepared,
@@ -199,9 +198,8 @@ pub(crate) async fn start(
     let mut binding = Binding { code, dependencies, secrets, pids: Some(limits.pids), ..Binding::default() };
     lease.bind(&mut binding);
 
-    let calls = Arc::new(Calls::default());
     let mode = revision.spec.mode();
-    let source = Source { instance: id.clone(), revision: revision.id.name(), mode, calls: calls.clone() };
+    let source = Source { instance: id.clone(), revision: revision.id.name(), mode };
     let channel = Arc::new(Channel::new(control).map_err(Failure::internal)?);
     let descriptors = binding.into_descriptors()?;
     let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
@@ -232,28 +230,13 @@ pub(crate) async fn start(
     let secrets = versions;
     Ok(assemble(
         host,
-        Made {
-            id,
-            revision,
-            start,
-            phases,
-            secrets,
-            life,
-            listener,
-            channel,
-            first,
-            calls,
-            collector,
-            lease,
-            prepared,
-            held,
-        },
+        Made { id, revision, start, phases, secrets, life, listener, channel, first, collector, lease, prepared, held },
     ))
 }
 
 /// Makes, of an instance whose function is ready, one that takes calls.
 fn assemble(host: &Arc<Host>, made: Made) -> (Arc<Instance>, Keeper) {
-    let Made { id, revision, start, phases, secrets, life, listener, channel, first, calls, .. } = made;
+    let Made { id, revision, start, phases, secrets, life, listener, channel, first, .. } = made;
     let (life, mode) = (Arc::new(life), revision.spec.mode());
     let (witness, before) = (life.clone(), life.memory_kills());
     let kills = move || witness.memory_kills().saturating_sub(before);
@@ -276,9 +259,7 @@ fn assemble(host: &Arc<Host>, made: Made) -> (Arc<Instance>, Keeper) {
             Way::Framed(Framed::new(connect, fate.clone(), host.runtime.clone()))
         }
     };
-    // Only a runtime of ours writes lines of its calls among those of the function.
-    let calls = (mode == Mode::Handler).then_some(calls);
-    let run = Arc::new(Run { way, slots: Arc::new(Semaphore::new(slots as usize)), calls });
+    let run = Arc::new(Run { way, slots: Arc::new(Semaphore::new(slots as usize)) });
     let (stop, rests, kills) = (CancellationToken::new(), AtomicBool::new(false), before);
     let instance = Instance { id, revision, start, phases, run, life, kills, slots, secrets, rests, stop };
     let (instance, host) = (Arc::new(instance), host.clone());

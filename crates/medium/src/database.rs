@@ -67,6 +67,18 @@ pub fn migrate<Step, E: From<Error>>(
     Ok(())
 }
 
+/// Brings the log of a database into it; false when somebody still reads what would be overwritten. For whoever is the only one who writes.
+///
+/// After a kill this is more than tidiness. What was written into the log and could not be synced may be in the system's memory only, which
+/// takes it for written from then on: nothing that is acknowledged later may stand behind it. In the database it is written anew.
+///
+/// # Errors
+/// What the database says; nothing is lost by it.
+pub fn fold(db: &Connection, path: &Path) -> Result<bool, Error> {
+    let busy = db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", (), |row| row.get::<_, bool>(0));
+    busy.map(|busy| !busy).map_err(Error::sql(path))
+}
+
 /// The version of a database that is ours, 0 for an empty one.
 ///
 /// # Errors

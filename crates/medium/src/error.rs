@@ -50,6 +50,14 @@ pub enum Error {
         /// What is wrong with it.
         detail: String,
     },
+    /// The log beside a database is gone, although nobody has closed the database.
+    #[error("{} is gone, and whoever used the database last was killed: what was written last may have been in that file alone; put it back, or remove {} to go on with what is left, also when another program has opened the database since, for that has brought the log into it", .log.display(), .mark.display())]
+    LogGone {
+        /// The log.
+        log: PathBuf,
+        /// What says that it was not closed.
+        mark: PathBuf,
+    },
     /// The system refused something else.
     #[error("cannot {doing} {}: {why}", .path.display())]
     Io {

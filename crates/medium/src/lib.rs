@@ -11,6 +11,6 @@ mod database;
 mod dir;
 mod error;
 
-pub use database::{connect, connect_to_read, migrate, version};
+pub use database::{connect, connect_to_read, fold, migrate, version};
 pub use dir::{Lock, lock, make_private_dir, private_file, sync_dir};
 pub use error::Error;

@@ -35,6 +35,17 @@ pub trait Invoke: Send + Sync {
     /// # Cancel safety
     /// Dropping the future frees the slot and tells the instance that the caller left. Dropping the reply's body does the same.
     fn invoke(&self, call: Call) -> BoxFuture<'_, Result<Reply, Fault>>;
+
+    /// How many calls still run although they are over, because their caller left or their deadline passed, and have no
+    /// [place](Self::keep) yet. Each takes a slot until it has come to rest.
+    fn lingers(&self) -> u32 {
+        0
+    }
+
+    /// Keeps the place of a call that [lingers](Self::lingers) until one has come to rest. Drops it where each has its place.
+    fn keep(&self, place: Box<dyn Send>) {
+        drop(place);
+    }
 }
 
 /// One call on its way to a function.
@@ -203,6 +214,7 @@ struct Placed {
     revision: Option<RevisionId>,
     time: Option<Duration>,
     instance: Option<InstanceId>,
+    since: Option<Instant>,
     deadline: Option<Instant>,
 }
 
@@ -217,7 +229,7 @@ impl Place {
     /// It is in the hands of this instance from now on. Says by when it is to have ended, where it was said how long it may take.
     pub fn given(&self, instance: &InstanceId, now: Instant) -> Option<Instant> {
         let mut place = self.place();
-        place.instance = Some(instance.clone());
+        (place.instance, place.since) = (Some(instance.clone()), Some(now));
         place.deadline = place.time.map(|time| now + time);
         place.deadline
     }
@@ -226,6 +238,11 @@ impl Place {
     pub fn get(&self) -> (Option<RevisionId>, Option<InstanceId>) {
         let place = self.place();
         (place.revision.clone(), place.instance.clone())
+    }
+
+    /// Since when it is in the hands of that instance.
+    pub fn since(&self) -> Option<Instant> {
+        self.place().since
     }
 
     /// By when it is to have ended; none while it has no instance.

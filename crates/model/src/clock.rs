@@ -1,6 +1,11 @@
 //! The one door to wall-clock time. Durations and deadlines use `tokio::time::Instant`, which tests can pause.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    sync::{Mutex, PoisonError},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use tokio::time::Instant;
 
 /// Time since the Unix epoch, in UTC. Never goes through time zones; may step when the host's clock is set.
 #[allow(clippy::disallowed_methods, reason = "this is the clock module that the ban points to")]
@@ -11,6 +16,51 @@ pub fn unix() -> Duration {
 /// Milliseconds since the Unix epoch.
 pub fn unix_ms() -> u64 {
     u64::try_from(unix().as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Wall time made steady: between two looks at least as much of it passes as on the monotonic clock, whatever is done to the host's
+/// clock. One that is set forward is followed, so that what is for a time of day comes at that time; one that is set back is not,
+/// so that nothing waits an hour longer than it was told, or comes twice.
+#[derive(Debug)]
+pub struct Steady {
+    wall: fn() -> u64,
+    /// A clock set back by more milliseconds than that is followed all the same: it was wrong before.
+    gives_in: u64,
+    /// A moment, and the time then.
+    anchor: Mutex<(Instant, u64)>,
+}
+
+impl Steady {
+    /// Over a clock that gives milliseconds since the Unix epoch. It never says less than `latest`.
+    pub fn new(wall: fn() -> u64, latest: u64) -> Self {
+        let at = latest.max(wall());
+        Self { wall, gives_in: u64::MAX, anchor: Mutex::new((Instant::now(), at)) }
+    }
+
+    /// It follows a clock that is set back by more milliseconds than this.
+    #[must_use]
+    pub fn gives_in(self, by: u64) -> Self {
+        Self { gives_in: by, ..self }
+    }
+
+    /// Milliseconds since the Unix epoch.
+    pub fn now_ms(&self) -> u64 {
+        let mut anchor = self.anchor.lock().unwrap_or_else(PoisonError::into_inner);
+        // In this order: who is kept from running between the two is behind, until the next look, and not ahead for good.
+        let (wall, now) = ((self.wall)(), Instant::now());
+        let passed = u64::try_from(now.saturating_duration_since(anchor.0).as_millis()).unwrap_or(u64::MAX);
+        let steady = anchor.1.saturating_add(passed);
+        if wall > steady || steady - wall > self.gives_in {
+            *anchor = (now, wall);
+            return wall;
+        }
+        steady
+    }
+
+    /// When that time comes, if nobody sets the clock.
+    pub fn instant(&self, at_ms: u64) -> Instant {
+        Instant::now() + Duration::from_millis(at_ms.saturating_sub(self.now_ms()))
+    }
 }
 
 /// `2026-01-02T03:04:05.678Z` for a time given in milliseconds since the Unix epoch (RFC 3339, UTC).
@@ -35,7 +85,31 @@ fn civil(days: u64) -> (u64, u64, u64) {
 
 #[cfg(test)]
 mod tests {
-    use super::rfc3339;
+    use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+    use super::*;
+
+    static WALL: AtomicU64 = AtomicU64::new(1_000_000);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_set_back_is_not_followed_and_one_set_forward_is() {
+        let wall = || WALL.load(Relaxed);
+        let clock = Steady::new(wall, 0);
+        let giving_in = Steady::new(wall, 0).gives_in(600_000);
+        assert_eq!((clock.now_ms(), giving_in.now_ms()), (1_000_000, 1_000_000));
+        WALL.store(900_000, Relaxed);
+        tokio::time::advance(Duration::from_millis(500)).await;
+        assert_eq!((clock.now_ms(), giving_in.now_ms()), (1_000_500, 1_000_500), "set back a little");
+        WALL.store(1_000_100, Relaxed);
+        assert_eq!((clock.now_ms(), giving_in.now_ms()), (1_000_500, 1_000_500), "it has not caught up");
+        WALL.store(5_000_000, Relaxed);
+        assert_eq!((clock.now_ms(), giving_in.now_ms()), (5_000_000, 5_000_000), "set forward");
+        WALL.store(1_000_600, Relaxed);
+        tokio::time::advance(Duration::from_millis(7)).await;
+        assert_eq!((clock.now_ms(), giving_in.now_ms()), (5_000_007, 1_000_600), "set back by much");
+        assert_eq!(clock.instant(5_000_010), Instant::now() + Duration::from_millis(3));
+        assert_eq!(Steady::new(|| 5, 77).now_ms(), 77, "somebody has seen later");
+    }
 
     #[test]
     fn known_dates() {

@@ -83,7 +83,7 @@ word!(Network { None = "none", Public = "public", Open = "open", Host = "host" }
 
 /// Where the code is. In a stored revision always [`Source::Digest`], or nothing for a bare command.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected a path, or an artifact such as `digest: sha256:…`")]
 pub enum Source {
     /// A file, directory or archive, relative to the manifest; the CLI packs it.
     Path(String),

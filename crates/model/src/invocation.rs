@@ -19,6 +19,8 @@ pub use statuses::Statuses;
 
 /// Longest chain of calls that made one another, by destinations and by events: the next one is refused. What calls itself would go on for ever.
 pub const MAX_HOPS: u8 = 16;
+/// Most calls of which each but the first was made by another of them: each hands on what is left in equal parts to those that it makes.
+pub const MAX_CALLS: u32 = 10_000;
 
 /// The `async` of a function's manifest.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

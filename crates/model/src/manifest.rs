@@ -236,7 +236,23 @@ struct Named(String);
 
 impl MessageFormatter for Named {
     fn format_message<'a>(&self, e: &'a serde_saphyr::Error) -> Cow<'a, str> {
-        format!("{}: {}", self.0, DefaultMessageFormatter.format_message(e)).into()
+        format!("{}: {}", self.0, plain(e)).into()
+    }
+}
+
+/// What is wrong, in words for people who write manifests rather than readers of YAML.
+fn plain(e: &serde_saphyr::Error) -> Cow<'_, str> {
+    let said = DefaultMessageFormatter.format_message(e);
+    match &*said {
+        "expected mapping start" => "expected fields, as in `{name: value}`".into(),
+        "expected sequence start" => "expected a list, as in `[one, two]`, or each on its line after `- `".into(),
+        "expected string scalar" => "expected one text; write a list or fields as one, in quotes".into(),
+        "invalid u8" => "expected a whole number, 0 to 255".into(),
+        "invalid u16" => "expected a whole number, 0 to 65535".into(),
+        "invalid u32" => "expected a whole number, 0 to 4294967295".into(),
+        "invalid u64" => "expected a whole number, 0 or more".into(),
+        "invalid f64" => "expected a number".into(),
+        _ => said,
     }
 }
 
@@ -247,7 +263,7 @@ fn late<S: DeserializeOwned, E: Error>(spec: &Spanned<serde_json::Value>) -> Res
     serde_saphyr::from_str(&text).map_err(|e| {
         let path = e.location().and_then(|here| place::path_at(&text, &here));
         let path = path.map_or_else(|| "spec".into(), |path| format!("spec.{path}"));
-        let (what, line) = (DefaultMessageFormatter.format_message(e.without_snippet()), spec.referenced.line());
+        let (what, line) = (plain(e.without_snippet()), spec.referenced.line());
         E::custom(format_args!("{path}: {what}, in the spec that begins in line {line}"))
     })
 }
@@ -497,6 +513,20 @@ spec:
             ("attempts: 5", "attemps: 5", ": spec.retry: unknown field `attemps`", 37),
             ("methods: [GET]", "methods: [[GET]]", ": spec.rules[0].methods[0]: ", 23),
             ("memory: 128Mi", "memory: lots", ": spec.resources.memory: ", 14),
+            ("concurrency: 10", "concurrency: -1", ": spec.concurrency: expected a whole number, 0 to ", 10),
+            (
+                "timeout: 30s",
+                "async: {onFailure: echo}",
+                ": spec.async.onFailure: expected fields, as in `{name: value}`",
+                9,
+            ),
+            ("timeout: 30s", "async: {retry: {statuses: [500]}}", ": spec.async.retry.statuses: expected one text", 9),
+            (
+                "onFailure: {topic: failures}",
+                "filters: {exact: {type: a}}",
+                ": spec.filters: expected a list, as in",
+                38,
+            ),
         ] {
             assert!(file.contains(from), "{from}");
             let text = Resource::parse_all(&file.replace(from, to)).unwrap_err().to_string();

@@ -14,7 +14,8 @@ pub struct Memory(pub u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Cpu(pub u32);
 
-/// A span of time; reads Go's durations (`300ms`, `30s`, `1m30s`, `2h`) and plain numbers of seconds.
+/// A span of time; reads Go's durations (`300ms`, `30s`, `1m30s`, `2h`), days of 24 hours (`7d`) and plain numbers of seconds. None is longer than
+/// [`Span::MOST`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Span(pub Duration);
 
@@ -97,16 +98,24 @@ impl fmt::Display for Cpu {
     }
 }
 
+impl Span {
+    /// Longest one that can be said: what fits into a number of nanoseconds, in whole days.
+    pub const MOST: Self = Self(Duration::from_secs(213_503 * 86_400));
+}
+
 impl FromStr for Span {
     type Err = Invalid;
     fn from_str(text: &str) -> Result<Self, Invalid> {
-        let refuse = || Invalid(format!("`{text}` is not a duration; write `300ms`, `30s`, `1m30s` or `2h`"));
+        let refuse = || Invalid(format!("`{text}` is not a duration; write `300ms`, `30s`, `1m30s`, `2h` or `7d`"));
+        let long =
+            || Invalid(format!("`{text}` is too long: no duration is above {}d", Self::MOST.0.as_secs() / 86_400));
+        let fits = |total: &Duration| *total <= Self::MOST.0;
         let mut rest = text.trim();
-        if rest.bytes().all(|b| b.is_ascii_digit()) {
-            return rest.parse().map(|s| Self(Duration::from_secs(s))).map_err(|_| refuse());
+        if !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_digit()) {
+            return rest.parse().ok().map(Duration::from_secs).filter(fits).map(Self).ok_or_else(long);
         }
         let mut total = Duration::ZERO;
-        while !rest.is_empty() {
+        loop {
             let at = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(refuse)?;
             let (number, tail) = rest.split_at(at);
             let end = tail.find(|c: char| c.is_ascii_digit()).unwrap_or(tail.len());
@@ -118,13 +127,20 @@ impl FromStr for Span {
                 "s" => 1_000_000_000,
                 "m" => 60_000_000_000,
                 "h" => 3_600_000_000_000,
+                "d" => 86_400_000_000_000,
                 _ => return Err(refuse()),
             };
-            let piece = scaled(number, nanos).map(Duration::from_nanos).ok_or_else(refuse)?;
-            total = total.checked_add(piece).ok_or_else(refuse)?;
+            let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
+            if whole.is_empty() || fraction.is_empty() || fraction.contains('.') || fraction.len() > 18 {
+                return Err(refuse());
+            }
+            let piece = scaled(number, nanos).map(Duration::from_nanos).ok_or_else(long)?;
+            total = total.checked_add(piece).filter(fits).ok_or_else(long)?;
             rest = tail;
+            if rest.is_empty() {
+                return Ok(Self(total));
+            }
         }
-        Ok(Self(total))
     }
 }
 
@@ -200,6 +216,9 @@ mod tests {
         assert_eq!("1m30s".parse(), Ok(Span(Duration::from_secs(90))));
         assert_eq!("300ms".parse(), Ok(Span(Duration::from_millis(300))));
         assert_eq!("2".parse(), Ok(Span(Duration::from_secs(2))));
+        for (text, hours) in [("7d", 168), ("1.5d", 36), ("1d12h", 36), ("366d", 8784), ("213503d", 5_124_072)] {
+            assert_eq!(text.parse(), Ok(Span(Duration::from_secs(hours * 3600))), "{text}");
+        }
         for bad in [
             "",
             "Mi",
@@ -223,8 +242,17 @@ mod tests {
         for bad in ["", "0", "m", "-1", "1.2.3", "9999999999", "1e10", "0m"] {
             assert!(bad.parse::<Cpu>().is_err(), "{bad}");
         }
-        for bad in ["s", "1x", "1.s", "-3s", "1s2", "99999999999999999999h"] {
-            assert!(bad.parse::<Span>().is_err(), "{bad}");
+        // What is none, and what is one that is too long, hear which of the two they are.
+        for (bad, why) in ["", "s", "1x", "1.s", ".5s", "1.2.3s", "-3s", "1s2", "1D", "soon", "3 h"]
+            .map(|bad| (bad, "is not a duration; write"))
+            .into_iter()
+            .chain(
+                ["213503d1s", "999999999h", "18446744073709551615", "99999999999999999999", "99999999999999999999h"]
+                    .map(|bad| (bad, "is too long: no duration is above 213503d")),
+            )
+        {
+            let said = bad.parse::<Span>().unwrap_err().0;
+            assert_eq!(said.strip_prefix(&format!("`{bad}` ")).map(|said| said.starts_with(why)), Some(true), "{said}");
         }
     }
 

@@ -138,9 +138,12 @@ pub struct Trigger {
 pub struct TriggerStatus {
     /// Whether it makes calls.
     pub state: TriggerState,
-    /// The last tick that was worked off, or when the last event came that it matched, in milliseconds since the Unix epoch. It is shown as RFC 3339.
+    /// The last tick that was worked off, in milliseconds since the Unix epoch. It is shown as RFC 3339.
     #[serde(rename = "lastTick", serialize_with = "stamp", skip_serializing_if = "Option::is_none")]
     pub last_tick_ms: Option<u64>,
+    /// When the last event came that its filters matched, since the platform started. In the same form.
+    #[serde(rename = "lastEvent", serialize_with = "stamp", skip_serializing_if = "Option::is_none")]
+    pub last_event_ms: Option<u64>,
     /// The next tick of a schedule, its jitter in it. In the same form; none while it is suspended or broken.
     #[serde(rename = "nextTick", serialize_with = "stamp", skip_serializing_if = "Option::is_none")]
     pub next_tick_ms: Option<u64>,
@@ -159,7 +162,7 @@ pub struct TriggerStatus {
     /// Of events: how many of those its filters matched.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub matched: Option<u64>,
-    /// Why it is broken, or why its last call could not be made.
+    /// Why it is broken, or what went wrong since its last call was made: why the next one could not be, or how a filter's expression ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }

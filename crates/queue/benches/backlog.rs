@@ -59,14 +59,22 @@ impl Topics for NoTopics {
         _topic: &'a Name,
         _headers: HeaderMap,
         _body: bytes::Bytes,
-        _hops: u8,
+        _chain: taper_queue::Chain,
     ) -> BoxFuture<'a, Result<(), Fault>> {
         Box::pin(async { Ok(()) })
     }
 }
 
 fn config(calls: u64) -> Config {
-    Config { calls: calls + 1, function_calls: calls + 1, bytes: 64 << 30, results: 1_000, ..Config::default() }
+    Config {
+        calls: calls + 1,
+        namespace_calls: Some(calls + 1),
+        function_calls: calls + 1,
+        bytes: 64 << 30,
+        namespace_bytes: Some(64 << 30),
+        results: 1_000,
+        ..Config::default()
+    }
 }
 
 fn open(dir: &Path, calls: u64) -> Arc<Journal> {
@@ -130,8 +138,9 @@ async fn million(calls: u64) {
     let before = memory();
     let journal = open(&path, calls);
     let begun = Instant::now();
-    // One of a hundred is of another function.
-    fill(&journal, calls, |n| if n % 100 == 0 { "rare".into() } else { "busy".into() }).await;
+    // One of a hundred is of another function, and under all of them lies one of a third.
+    journal.push(entry("oldest", &BODY)).await.expect("accepted");
+    fill(&journal, calls - 1, |n| if n % 100 == 0 { "rare".into() } else { "busy".into() }).await;
     let took = begun.elapsed();
     println!("{calls} calls of 1 KB, accepted in {took:.1?} ({:.0}/s)", calls as f64 / took.as_secs_f64());
     let held = memory().saturating_sub(before);
@@ -139,6 +148,12 @@ async fn million(calls: u64) {
     let named = |name: &str| FunctionName::parse(name).expect("a name");
     looks(&journal, "all", Filter::default()).await;
     looks(&journal, "the rare function's", Filter { function: Some(named("rare")), ..Filter::default() }).await;
+    looks(
+        &journal,
+        "a function's whose call is the oldest",
+        Filter { function: Some(named("oldest")), ..Filter::default() },
+    )
+    .await;
     looks(&journal, "those that wait", Filter { state: Some(State::Waiting), ..Filter::default() }).await;
     looks(&journal, "dead letters, of which there are none", Filter { state: Some(State::Dead), ..Filter::default() })
         .await;

@@ -10,7 +10,11 @@ use std::{
     time::Duration,
 };
 
-use taper_model::FunctionName;
+use taper_model::{
+    FunctionName, Stage,
+    call::Place,
+    clock::{self, Steady},
+};
 use tokio::{
     sync::{Notify, broadcast},
     time::{Instant, sleep_until},
@@ -18,14 +22,15 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Backlog, Config, Error, Invocation, State, Stats, Verdict,
-    clock::Clock,
+    Attempt, Backlog, Config, Error, Invocation, State, Stats, Verdict,
     outbox::{Outbox, Told},
     schedule::{Bounds, Key, Next, Passed, Schedule, Seq, Ticket},
 };
 
 /// When whoever was refused because of a bound may try again.
 const RETRY: Duration = Duration::from_secs(5);
+/// A medium that has seen a time by more milliseconds later than the host's is told of: one of the two clocks was wrong.
+const AHEAD: u64 = 3 * 3600 * 1000;
 /// Changes that a reader may be behind before it misses some.
 const FEED: usize = 1024;
 
@@ -46,7 +51,7 @@ pub type LimitsOf = Arc<dyn Fn(&FunctionName) -> Limits + Send + Sync>;
 /// What waits and what runs. Shared by whoever reads and writes the medium.
 pub struct Book {
     config: Config,
-    clock: Clock,
+    clock: Steady,
     limits: LimitsOf,
     schedule: Mutex<Schedule>,
     /// Told whenever there may be something to lease.
@@ -82,6 +87,7 @@ pub struct Room {
 pub struct Held {
     book: Arc<Book>,
     ticket: Ticket,
+    place: Place,
     /// What is told of it when it is given back.
     shown: Option<Box<Invocation>>,
 }
@@ -95,12 +101,22 @@ pub struct Settling {
 impl Book {
     /// An empty book. `latest_ms` is the latest time that the medium has seen; the book's time begins there, or now.
     pub fn new(config: Config, limits: LimitsOf, latest_ms: u64) -> Arc<Self> {
-        Self::at(config, limits, latest_ms, taper_model::clock::unix_ms)
+        Self::at(config, limits, latest_ms, clock::unix_ms)
     }
 
     pub(crate) fn at(config: Config, limits: LimitsOf, latest_ms: u64, wall: fn() -> u64) -> Arc<Self> {
+        let ahead = latest_ms.saturating_sub(wall());
+        if ahead > AHEAD {
+            let (hours, latest) = (ahead / 3_600_000, clock::rfc3339(latest_ms));
+            tracing::warn!(
+                "the queue has seen {latest}, {hours} h later than this host's clock says, and goes on from there: delays and ages are right, \
+                 and calls for a time of day come early until then. If it was that clock that was wrong, nothing is to be done."
+            );
+        }
         let bounds = Bounds {
             function_calls: config.function_calls,
+            namespace_calls: config.namespace_calls(),
+            namespace_bytes: config.namespace_bytes(),
             calls: config.calls,
             bytes: config.bytes,
             function_workers: config.function_workers,
@@ -109,7 +125,7 @@ impl Book {
         };
         Arc::new(Self {
             config,
-            clock: Clock::new(wall, latest_ms),
+            clock: Steady::new(wall, latest_ms),
             limits,
             schedule: Mutex::new(Schedule::new(bounds)),
             changed: Notify::new(),
@@ -151,12 +167,35 @@ impl Book {
         let passed = self.schedule().reserve(&function, size, &limits);
         let Err(passed) = passed else { return Ok(Room { book: Arc::clone(self), function, size, taken: true }) };
         self.counts.refused.fetch_add(1, Relaxed);
-        let (what, bound) = match passed {
-            Passed::FunctionCalls(bound) => (format!("the queue of function {function}"), format!("{bound} calls")),
-            Passed::Calls => ("the queue".into(), format!("{} calls", self.config.calls)),
-            Passed::Bytes => ("the queue".into(), format!("{} bytes", self.config.bytes)),
+        let (of_function, of_namespace) =
+            (format!("the queue of function {function}"), format!("the queue of namespace {}", function.namespace));
+        let calls = |bound: u64| format!("{bound} calls");
+        let bytes = |bound: u64| format!("{bound} bytes");
+        let (what, bound, raise) = match passed {
+            Passed::FunctionCalls(bound) if bound < self.config.function_calls => {
+                (of_function, calls(bound), "spec.async.queue in the function's manifest")
+            }
+            Passed::FunctionCalls(bound) => {
+                (of_function, calls(bound), "queue.functionCalls in the platform's configuration")
+            }
+            Passed::NamespaceCalls => (
+                of_namespace,
+                calls(self.config.namespace_calls()),
+                "queue.namespaceCalls in the platform's configuration",
+            ),
+            Passed::NamespaceBytes => (
+                of_namespace,
+                bytes(self.config.namespace_bytes()),
+                "queue.namespaceBytes in the platform's configuration",
+            ),
+            Passed::Calls => {
+                ("the queue".into(), calls(self.config.calls), "queue.calls in the platform's configuration")
+            }
+            Passed::Bytes => {
+                ("the queue".into(), bytes(self.config.bytes), "queue.bytes in the platform's configuration")
+            }
         };
-        Err(Error::Full { what, bound, retry_after: RETRY })
+        Err(Error::Full { what, bound, raise, retry_after: RETRY })
     }
 
     /// The next call whose turn it is. Waits until there is one; polls nothing.
@@ -175,7 +214,9 @@ impl Book {
             }
             let next = self.schedule().next(self.now_ms(), &*self.limits);
             match next {
-                Next::Run(ticket) => return Ok(Held { book: Arc::clone(self), ticket, shown: None }),
+                Next::Run(ticket) => {
+                    return Ok(Held { book: Arc::clone(self), ticket, place: Place::default(), shown: None });
+                }
                 Next::Wait(None) => changed.await,
                 Next::Wait(Some(due)) => {
                     let due = self.instant(due);
@@ -194,6 +235,28 @@ impl Book {
         let now = self.now_ms();
         self.schedule().cancelled(function, key, now);
         self.changed.notify_waiters();
+    }
+
+    /// What is to be written of the attempt at a call that ends at this time because it is cancelled, where one runs:
+    /// [`cancelled`](Self::cancelled) follows once it was.
+    pub fn cut_off(&self, seq: Seq, by: &str, ended_ms: u64) -> Option<Attempt> {
+        let (started_ms, place) = self.schedule().begun(seq)?;
+        let since = place.since().map(|since| u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX));
+        // It may have begun a moment after it was asked what time it is.
+        let started_ms = since.map_or(started_ms, |since| ended_ms.saturating_sub(since)).min(ended_ms);
+        let (revision, instance) = place.get();
+        // Without an instance it waited for one.
+        let stage = if instance.is_some() { Stage::Invoke } else { Stage::Queue };
+        Some(Attempt {
+            started_ms,
+            took_ms: ended_ms - started_ms,
+            status: None,
+            stage: Some(stage.as_str().to_owned()),
+            message: Some(format!("cancelled by {by}")),
+            start: None,
+            revision: revision.map(|revision| revision.name()),
+            instance: instance.map(|instance| instance.to_string()),
+        })
     }
 
     /// A call that waits is due at this time instead, on the medium, too.
@@ -314,11 +377,17 @@ impl Held {
 
     /// The call was read from the medium and its attempt begins. None when it was cancelled meanwhile; else what tells that later.
     pub fn begin(&self) -> Option<CancellationToken> {
-        let cancel = self.book.schedule().cancel_token(&self.ticket);
+        let now = self.book.now_ms();
+        let cancel = self.book.schedule().begin(&self.ticket, &self.place, now);
         if cancel.is_some() {
             self.book.counts.started.fetch_add(1, Relaxed);
         }
         cancel
+    }
+
+    /// Where the call runs, for whoever runs it to say.
+    pub fn place(&self) -> &Place {
+        &self.place
     }
 
     /// Tells whoever listens that the call runs, and when it is given back, that it waits. `waiting` is how a list shows it then; it is not

@@ -15,6 +15,11 @@ use taper_model::{
 pub struct Config {
     /// Most calls of one function that wait or run; further ones are answered with 429. Default 100,000.
     pub function_calls: u64,
+    /// Most calls of one namespace's functions together that wait or run; further ones are answered with 429. Default half of `calls`.
+    pub namespace_calls: Option<u64>,
+    /// Most bytes of these calls; a namespace without any may always have one. Default half of `bytes`.
+    #[serde(deserialize_with = "some_bytes")]
+    pub namespace_bytes: Option<u64>,
     /// Most calls of all functions together that wait or run; each takes some 100 bytes of memory while it waits. Default 1,000,000.
     pub calls: u64,
     /// Most bytes of calls that wait or run: bodies, paths and headers. Default 4 GiB.
@@ -61,6 +66,8 @@ impl Default for Config {
         const DAY: u64 = 24 * 3600;
         Self {
             function_calls: 100_000,
+            namespace_calls: None,
+            namespace_bytes: None,
             calls: 1_000_000,
             bytes: 4 << 30,
             body: 256 << 20,
@@ -81,6 +88,16 @@ impl Default for Config {
 }
 
 impl Config {
+    /// Most calls of one namespace.
+    pub(crate) fn namespace_calls(&self) -> u64 {
+        self.namespace_calls.unwrap_or(self.calls.div_ceil(2))
+    }
+
+    /// Most bytes of one namespace's calls.
+    pub(crate) fn namespace_bytes(&self) -> u64 {
+        self.namespace_bytes.unwrap_or(self.bytes.div_ceil(2))
+    }
+
     /// Checks what serde cannot.
     ///
     /// # Errors
@@ -91,6 +108,7 @@ impl Config {
         };
         let counts = [
             ("functionCalls", self.function_calls),
+            ("namespaceCalls", self.namespace_calls.unwrap_or(1)),
             ("calls", self.calls),
             ("functionWorkers", self.function_workers),
             ("workers", self.workers as u64),
@@ -114,6 +132,10 @@ fn bytes<'de, D: Deserializer<'de>>(d: D) -> Result<u64, D::Error> {
     Ok(Memory::deserialize(d)?.0)
 }
 
+fn some_bytes<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u64>, D::Error> {
+    Ok(Option::<Memory>::deserialize(d)?.map(|bytes| bytes.0))
+}
+
 fn span<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
     Ok(Span::deserialize(d)?.0)
 }
@@ -128,6 +150,9 @@ mod tests {
             r#"{"bytes": "1Gi", "runningBytes": "1Mi", "keep": "2h", "functionCalls": 7, "body": 5}"#,
         )
         .unwrap();
+        assert_eq!((read.namespace_calls(), read.namespace_bytes()), (500_000, 1 << 29), "half of all");
+        let own: Config = serde_json::from_str(r#"{"namespaceCalls": 9, "namespaceBytes": "2Ki"}"#).unwrap();
+        assert_eq!((own.namespace_calls(), own.namespace_bytes()), (9, 2048));
         assert_eq!((read.bytes, read.keep, read.function_calls), (1 << 30, Duration::from_secs(7200), 7));
         assert_eq!((read.body, read.calls, read.running_bytes), (5, 1_000_000, 1 << 20));
         assert!(serde_json::from_str::<Config>(r#"{"byte": 1}"#).is_err());
@@ -139,6 +164,7 @@ mod tests {
         for (field, config) in [
             ("queue.workers", Config { workers: 0, ..Config::default() }),
             ("queue.functionWorkers", Config { function_workers: 0, ..Config::default() }),
+            ("queue.namespaceCalls", Config { namespace_calls: Some(0), ..Config::default() }),
             ("queue.calls", Config { calls: u64::MAX, ..Config::default() }),
             ("queue.body", Config { body: 1 << 30, ..Config::default() }),
         ] {

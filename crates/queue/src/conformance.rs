@@ -45,6 +45,7 @@ pub async fn run(make: impl AsyncFn(Start, LimitsOf) -> Arc<dyn Queue>) {
     calls::what_failed_comes_again_with_its_attempts(&*empty().await).await;
     calls::a_spent_lease_says_nothing(&*empty().await).await;
     calls::cancelled_is_cancelled(&*empty().await).await;
+    calls::a_cancelled_attempt_is_one_of_the_calls(&make).await;
     calls::the_same_key_is_the_same_call(&*empty().await).await;
     calls::an_id_is_given_once(empty().await).await;
     calls::many_at_once_lose_nothing(empty().await).await;
@@ -99,7 +100,7 @@ pub fn settled(verdict: Verdict, status: u16, body: &[u8]) -> Settled {
     let attempt = Attempt {
         started_ms: 7,
         took_ms: 5,
-        status,
+        status: Some(status),
         stage: None,
         message: None,
         start: Some("warm".into()),

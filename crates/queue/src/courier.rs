@@ -1,38 +1,38 @@
 //! Delivers what is to be told of calls that have ended: callbacks and records to addresses, records to functions and topics, replies to
 //! topics. What cannot be delivered is tried again for some hours and then given up; nobody who is slow holds up others.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header::CONTENT_TYPE};
 use rand::RngExt;
 use taper_model::{
     CallId, Cause, Fault, FunctionName, Invalid, Name, Retry, clock,
-    invocation::{MAX_HOPS, To},
+    invocation::{MAX_CALLS, MAX_HOPS, To},
 };
 use tokio::{
-    sync::Semaphore,
     task::JoinSet,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout_at},
 };
 
 use crate::{
-    Condition, Config, Delivery, Details, Due, Entry, Error, Origin, Owed, Parcel, Parts, Policy,
+    Chain, Condition, Config, Delivery, Details, Due, Entry, Error, Origin, Owed, Parcel, Parts, Policy,
     callback::callback,
     derived_id,
-    lanes::{Going, Lane, Lanes},
+    lanes::{Ask, LONGEST, Lanes, Place},
     outbox::Told,
     post::{Post, say},
     record::record,
     service::PAUSE,
 };
 
-/// Parcels that are delivered at a time.
-const DELIVERIES: usize = 64;
-/// A delivery is large from so many bytes on that were asked with and answered.
-const LARGE: usize = 1 << 20;
-/// Longest time that one try may take.
-const LONGEST: Duration = Duration::from_secs(60);
+/// A delivery is large that holds more bytes.
+const LARGE: usize = 128 << 10;
+/// How often it is said at most that there is no room for those who are slow.
+const SAY: Duration = Duration::from_secs(60);
 /// How long after a call's end it is tried to tell of it.
 const PATIENCE: Duration = Duration::from_secs(6 * 3600);
 /// Says which delivery it is: the same each time it is tried.
@@ -45,6 +45,8 @@ pub(crate) struct Courier {
     parts: Arc<Parts>,
     post: Post,
     lanes: Lanes<Owed>,
+    /// When it was said last that there is no room for those who are slow.
+    said: Mutex<Option<Instant>>,
 }
 
 /// Why something was not delivered.
@@ -54,7 +56,7 @@ pub(crate) enum Missed {
     Later(String, Option<Duration>),
     /// It would not be another time.
     Never(String),
-    /// The chain of calls would become too long.
+    /// More calls would make one another than may.
     Cut,
     /// The queue has stopped: it is delivered when there is one again.
     Stopped,
@@ -76,23 +78,18 @@ impl Courier {
     /// # Errors
     /// When that file is of no use.
     pub(crate) fn build(config: &Config, parts: Arc<Parts>) -> Result<Self, Error> {
-        Ok(Self { parts, post: Post::build(config)?, lanes: Lanes::new() })
+        Ok(Self { parts, post: Post::build(config)?, lanes: Lanes::new(), said: Mutex::default() })
     }
 
-    /// Delivers until the queue stops. What is under way is left in `deliveries`.
+    /// Delivers until the queue stops. What is under way is left in `deliveries`: no more than the lanes have places.
     pub(crate) async fn work(self: &Arc<Self>, deliveries: &mut JoinSet<()>) {
-        let room = Arc::new(Semaphore::new(DELIVERIES));
         loop {
             while deliveries.try_join_next().is_some() {}
-            let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
             match self.parts.queue.outbox().await {
                 Ok(delivery) => {
-                    if let Some((delivery, going)) = self.start(delivery) {
+                    if let Some((delivery, place)) = self.start(delivery) {
                         let courier = Arc::clone(self);
-                        deliveries.spawn(async move {
-                            courier.deliver(delivery).await;
-                            drop((going, permit));
-                        });
+                        deliveries.spawn(async move { courier.deliver(delivery, place).await });
                     }
                 }
                 Err(Error::Stopped) => return,
@@ -104,33 +101,69 @@ impl Courier {
         }
     }
 
-    /// A delivery for which there is room; one for which there is none waits, without what it holds, and comes again.
-    fn start(&self, delivery: Delivery) -> Option<(Delivery, Going<Owed>)> {
-        let host = host(&delivery);
-        let mut lanes = Vec::from_iter(host.clone().map(Lane::Host));
-        let function = delivery.details.entry.function.clone();
-        match delivery.parcel {
-            Parcel::Callback => {
-                lanes.extend(host.map(|host| Lane::Receiver(function.clone(), host)));
-                lanes.extend([Lane::Callbacks(function), Lane::AllCallbacks]);
-            }
-            Parcel::Record { .. } | Parcel::Reply(_) => lanes.push(Lane::Function(function)),
+    /// A delivery for which there is a place; one for which there is none waits, without what it holds, and comes again with its place.
+    fn start(&self, mut delivery: Delivery) -> Option<(Delivery, Place<Owed>)> {
+        let details = &mut delivery.details;
+        if delivery.parcel == Parcel::Callback {
+            // It says nothing of what was asked.
+            details.entry.body = Bytes::new();
         }
-        let answer = delivery.details.answer.as_ref().map_or(0, |answer| answer.body.len());
-        if delivery.details.entry.body.len() + answer > LARGE {
-            lanes.push(Lane::Large);
+        if let Some(place) = delivery.owed.place.take().filter(|place| place.is_of(&self.lanes)) {
+            return Some((delivery, *place));
         }
+        let answer = details.answer.as_ref().map_or(0, |answer| answer.body.len());
+        let ask = Ask {
+            function: details.entry.function.clone(),
+            callback: delivery.parcel == Parcel::Callback,
+            large: details.entry.body.len() + answer > LARGE,
+            receiver: receiver(&delivery),
+        };
         let mut delivery = Some(delivery);
-        let going = self.lanes.enter(lanes, || delivery.take().expect("it is asked for once").owed)?;
-        Some((delivery?, going))
+        let place = self.lanes.enter(ask, || delivery.take().expect("it is asked for once").owed)?;
+        Some((delivery?, place))
     }
 
-    /// One try.
-    async fn deliver(&self, delivery: Delivery) {
-        let tried = timeout(LONGEST, self.hand_over(&delivery)).await;
-        let tried = tried.unwrap_or_else(|_| Err(Missed::later("it took longer than 60 s", None)));
+    /// One try. It ends when the receiver answers, or when its place is had by somebody else.
+    async fn attempt(&self, delivery: &Delivery, place: &mut Place<Owed>) -> Result<(), Missed> {
+        let mut until = place.begin();
+        let mut hand_over = std::pin::pin!(self.hand_over(delivery));
+        loop {
+            if let Ok(tried) = timeout_at(until, &mut hand_over).await {
+                return tried;
+            }
+            let taken = place.pace().time();
+            match place.slower() {
+                Some(longer) => until = longer,
+                None if taken == LONGEST => return Err(Missed::later("it took longer than 60 s", None)),
+                None => {
+                    self.say(&delivery.details.invocation.function);
+                    let why =
+                        format!("it took longer than {} s, and others who are slow had all places", taken.as_secs());
+                    return Err(Missed::Later(why, None));
+                }
+            }
+        }
+    }
+
+    /// There is no room for those who are slow.
+    fn say(&self, function: &FunctionName) {
+        let (mut said, now) = (self.said.lock().unwrap_or_else(PoisonError::into_inner), Instant::now());
+        if said.is_none_or(|said| now - said >= SAY) {
+            *said = Some(now);
+            tracing::warn!(
+                %function,
+                "so many receivers of callbacks and records do not answer in time that what goes to such receivers has to wait; others are not held up"
+            );
+        }
+    }
+
+    /// One try, and what follows from it.
+    async fn deliver(&self, mut delivery: Delivery, mut place: Place<Owed>) {
+        let tried = self.attempt(&delivery, &mut place).await;
+        // How long it takes to write that down is no matter of the receiver's.
+        place.end();
         let invocation = &delivery.details.invocation;
-        let (call, function) = (invocation.id.clone(), &invocation.function);
+        let (call, function) = (invocation.id.clone(), invocation.function.clone());
         let again = match tried {
             Ok(()) => {
                 delivery.owed.tell(Told::Delivered);
@@ -162,16 +195,23 @@ impl Courier {
                 tracing::warn!(
                     %call,
                     %function,
-                    "what became of a call is not delivered: of calls that make one another {MAX_HOPS} may follow the first, and fewer in a row \
-                     where an event makes several; look for a circle of destinations and topics"
+                    "what became of a call is not delivered: of calls that make one another at most {MAX_HOPS} may follow the first in a row, and \
+                     there may be at most {MAX_CALLS} in all; look for a circle of destinations and topics"
                 );
                 None
             }
         };
-        if let Err(error) = self.parts.queue.delivered(delivery, again).await {
-            tracing::error!(%error, %call, "how a delivery went could not be written; it is delivered again");
+        let mut said = false;
+        while let Err(error) = self.parts.queue.delivered(&mut delivery, again).await {
+            if matches!(error, Error::Stopped) {
+                return;
+            }
+            if !std::mem::replace(&mut said, true) {
+                tracing::error!(%error, %call, "how a delivery went could not be written; trying again until it is");
+            }
             sleep(PAUSE).await;
         }
+        drop(place);
     }
 
     async fn hand_over(&self, delivery: &Delivery) -> Result<(), Missed> {
@@ -181,7 +221,7 @@ impl Courier {
                 let Some(uri) = &details.entry.callback else { return Ok(()) };
                 let (mut headers, body) = callback(details);
                 say(&mut headers, DELIVERY, &name(delivery));
-                self.post.send(uri, headers, body).await
+                self.post.send(&details.entry.function, uri, headers, body).await
             }
             Parcel::Record { to, condition } => {
                 let to = to.to(&details.entry.function.namespace).map_err(|Invalid(why)| Missed::Never(why))?;
@@ -190,7 +230,7 @@ impl Courier {
                 match to {
                     To::Url(uri) => {
                         say(&mut headers, DELIVERY, &name(delivery));
-                        self.post.send(&uri, headers, body).await
+                        self.post.send(&details.entry.function, &uri, headers, body).await
                     }
                     To::Function(function) => {
                         say(&mut headers, DELIVERY, &name(delivery));
@@ -225,7 +265,7 @@ impl Courier {
             headers.extend(entry.headers.get(&trace).map(|value| (trace.clone(), value.clone())));
         }
         headers.insert(http::header::CONTENT_LENGTH, (body.len() as u64).into());
-        let origin = Origin { cause: Some(entry.id.clone()), hops: self.hops(&of.details)?, ..Origin::default() };
+        let origin = Origin { cause: Some(entry.id.clone()), chain: self.chain(&of.details)?, ..Origin::default() };
         let made = Entry {
             id: made_of(of),
             function,
@@ -251,18 +291,18 @@ impl Courier {
         }
     }
 
-    /// How many calls have led to one that is made of this one. Where an answer makes calls on two ways, each of them is two long.
-    fn hops(&self, of: &Details) -> Result<u8, Missed> {
-        let Some(origin) = &of.entry.origin else { return Ok(1) };
+    /// What the calls may lead to that are made of this one. Where its answer makes calls on two ways, each has half of it.
+    fn chain(&self, of: &Details) -> Result<Chain, Missed> {
+        let origin = of.entry.origin.as_ref();
         let to = || (self.parts.policy)(&of.entry).on_success;
-        let both = origin.reply.is_some() && to().is_some_and(|to| to.url.is_none());
-        let hops = origin.hops.saturating_add(1 + u8::from(both));
-        if hops > MAX_HOPS { Err(Missed::Cut) } else { Ok(hops) }
+        let both = origin.is_some_and(|origin| origin.reply.is_some()) && to().is_some_and(|to| to.url.is_none());
+        let chain = origin.map(|origin| origin.chain).unwrap_or_default();
+        chain.next().and_then(|chain| chain.split(1 + usize::from(both))).ok_or(Missed::Cut)
     }
 
     async fn publish(&self, topic: &Name, headers: HeaderMap, body: Bytes, of: &Details) -> Result<(), Missed> {
         let published =
-            self.parts.topics.publish(&of.entry.function.namespace, topic, headers, body, self.hops(of)?).await;
+            self.parts.topics.publish(&of.entry.function.namespace, topic, headers, body, self.chain(of)?).await;
         published.map_err(|Fault { message, retry, cause, .. }| match retry {
             // Too many would follow from it.
             Retry::Never if cause == Cause::Limited => Missed::Cut,
@@ -280,8 +320,11 @@ fn again(tries: u32, age: Duration, asked: Option<Duration>, random: f64) -> Opt
 }
 
 /// The host and port of a delivery that goes to an address.
-fn host(delivery: &Delivery) -> Option<String> {
-    let of = |uri: &Uri| Some(uri.authority()?.as_str().to_ascii_lowercase());
+fn receiver(delivery: &Delivery) -> Option<String> {
+    let of = |uri: &Uri| {
+        let port = uri.port_u16().unwrap_or(if uri.scheme_str() == Some("https") { 443 } else { 80 });
+        Some(format!("{}:{port}", uri.host()?.to_ascii_lowercase()))
+    };
     match &delivery.parcel {
         Parcel::Callback => of(delivery.details.entry.callback.as_ref()?),
         Parcel::Record { to, .. } => of(&to.url.as_ref()?.parse().ok()?),

@@ -8,7 +8,11 @@ use jiff::fmt::temporal::Pieces;
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
-use taper_model::{CallId, FunctionName, Invalid, Name, clock, invocation, quantity::Span};
+use taper_model::{
+    CallId, FunctionName, Invalid, Name, clock,
+    invocation::{self, MAX_CALLS, MAX_HOPS},
+    quantity::Span,
+};
 
 use crate::{Config, Error};
 
@@ -24,6 +28,9 @@ const DELAY: HeaderName = HeaderName::from_static("x-taper-delay");
 const AT: HeaderName = HeaderName::from_static("x-taper-at");
 /// Calls with the same one run in their order.
 const ORDER_KEY: HeaderName = HeaderName::from_static("x-taper-order-key");
+/// Beside the headers of a call in the queue: when the function was made that it is for, in milliseconds since the Unix epoch. Another one of its name is
+/// another one. Whoever runs calls takes it off.
+pub const MADE: HeaderName = HeaderName::from_static("x-taper-made");
 /// Makes a call on any route an async one.
 const ASYNC: HeaderName = HeaderName::from_static("x-taper-async");
 
@@ -76,9 +83,41 @@ pub struct Origin {
     /// The topic, of the function's namespace, that the answer is published to when it is an event.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reply: Option<Name>,
-    /// How many calls led to this one, each made by the one before; at most [`MAX_HOPS`](taper_model::invocation::MAX_HOPS).
-    #[serde(default)]
+    /// How far it is from the first call, where calls make one another.
+    #[serde(flatten)]
+    pub chain: Chain,
+}
+
+/// What a call that others led to may still lead to. Each hands on what is left to the calls that it makes, in equal parts: so the calls that come of
+/// one first call are bounded, and nobody has to count them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Chain {
+    /// How many calls led to this one, each made by the one before; at most [`MAX_HOPS`].
     pub hops: u8,
+    /// How many calls there may be from here on, this one among them; [`MAX_CALLS`] for the first.
+    pub budget: u32,
+}
+
+/// That of a first call, and of one that was written down when there was no budget.
+impl Default for Chain {
+    fn default() -> Self {
+        Self { hops: 0, budget: MAX_CALLS }
+    }
+}
+
+impl Chain {
+    /// What all calls have together that this one makes; none where it may make none.
+    pub fn next(self) -> Option<Self> {
+        let Self { hops, budget } = self;
+        (hops < MAX_HOPS && budget > 1).then(|| Self { hops: hops + 1, budget: budget - 1 })
+    }
+
+    /// What each of so many has of that; none where it is not enough for all of them.
+    pub fn split(self, parts: usize) -> Option<Self> {
+        let budget = self.budget / u32::try_from(parts.max(1)).unwrap_or(u32::MAX);
+        (budget > 0 || parts == 0).then_some(Self { budget, ..self })
+    }
 }
 
 /// When a call may run.
@@ -211,7 +250,9 @@ fn due(headers: &HeaderMap) -> Result<Due, Invalid> {
             let time: jiff::Timestamp = at.parse().map_err(|_| match Pieces::parse(at) {
                 // The last days of the last year that has four digits: a time, but none that is counted here.
                 Ok(pieces) if pieces.offset().is_some() && pieces.date().year() == 9999 => far(&AT),
-                _ => Invalid(format!("{AT} is a time such as 2026-01-02T03:04:05Z (RFC 3339)")),
+                _ => Invalid(format!(
+                    "{AT}: `{at}` is no time; write one that there is, such as `2026-01-02T03:04:05Z` (RFC 3339)"
+                )),
             })?;
             // Before 1970 is in the past, too.
             let at = u64::try_from(time.as_millisecond()).unwrap_or(0);
@@ -238,4 +279,57 @@ fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>
         return Err(Invalid(format!("{name} is longer than {MAX_TEXT} characters")));
     }
     Ok(Some(text.trim()))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// All calls that come of one, where each makes as many on as many ways as is said next; and how many are in a row at most.
+    fn all(of: Chain, next: &mut impl FnMut() -> (usize, usize)) -> (u64, u8) {
+        let (ways, calls) = next();
+        let (mut total, mut longest) = (1, of.hops);
+        let made = of.next().and_then(|chain| chain.split(ways)).and_then(|chain| chain.split(calls));
+        for _ in 0..made.map_or(0, |_| ways * calls) {
+            let (more, hops) = all(made.unwrap_or_default(), next);
+            (total, longest) = (total + more, longest.max(hops));
+        }
+        (total, longest)
+    }
+
+    #[test]
+    fn a_chain_ends() {
+        let budget =
+            |calls: usize| Chain::default().next().and_then(|chain| chain.split(calls)).map(|chain| chain.budget);
+        assert_eq!([budget(1), budget(1000), budget(9_999), budget(10_000)], [Some(9_999), Some(9), Some(1), None]);
+        assert_eq!(all(Chain::default(), &mut || (1, 1)), (u64::from(MAX_HOPS) + 1, MAX_HOPS));
+        // What nobody wants needs nothing.
+        let last = Chain { hops: 3, budget: 0 };
+        assert_eq!((last.split(0), last.split(1), last.next()), (Some(last), None, None));
+    }
+
+    /// One that was written before there were budgets has the whole one, and one that nobody wrote makes nothing.
+    #[test]
+    fn what_was_written_is_read() {
+        let read = |text: &str| serde_json::from_str::<Origin>(text).map(|origin| origin.chain);
+        assert_eq!(read("{}").unwrap(), Chain::default());
+        assert_eq!(read(r#"{"cause": "a", "hops": 3}"#).unwrap(), Chain { hops: 3, budget: MAX_CALLS });
+        let origin = Origin { chain: Chain { hops: 16, budget: 7 }, ..Origin::default() };
+        let text = serde_json::to_string(&origin).unwrap();
+        assert_eq!((text.as_str(), read(&text).unwrap()), (r#"{"hops":16,"budget":7}"#, origin.chain));
+        assert_eq!(Chain { hops: u8::MAX, budget: u32::MAX }.next(), None);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn no_tree_has_more_calls_than_may_be(makes in proptest::collection::vec((1..3_usize, 0..6_usize), 1..50)) {
+            let mut at = makes.iter().cycle();
+            let (total, longest) = all(Chain::default(), &mut || at.next().copied().unwrap_or((1, 1)));
+            prop_assert!(total <= u64::from(MAX_CALLS) && longest <= MAX_HOPS, "{} calls, {} in a row", total, longest);
+        }
+    }
 }

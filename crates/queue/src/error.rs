@@ -34,12 +34,14 @@ pub enum Error {
     )]
     Inside(String),
     /// A bound of the queue is reached.
-    #[error("{what} has reached its bound of {bound}; try again in {} s", retry_after.as_secs())]
+    #[error("{what} has reached its bound of {bound} ({raise}); try again in {} s, or have that raised", retry_after.as_secs())]
     Full {
         /// Whose queue: the function's, or the platform's.
         what: String,
         /// The bound, in calls or bytes.
         bound: String,
+        /// Where the bound is set.
+        raise: &'static str,
         /// When there may be room again.
         retry_after: Duration,
     },

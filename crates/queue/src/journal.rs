@@ -3,6 +3,7 @@
 //! ```text
 //! DIR/lock          held for as long as the journal is open
 //! DIR/journal.db    the calls (and SQLite's -wal and -shm beside it)
+//! DIR/journal.db-open   there for as long as it is open, and after a kill; see `Mark`
 //! DIR/bodies/       bodies that are too large for it; see `Bodies`
 //! ```
 //!
@@ -10,6 +11,7 @@
 
 mod bodies;
 mod find;
+mod mark;
 mod parcels;
 mod rows;
 mod schema;
@@ -25,20 +27,21 @@ use std::{
     time::Duration,
 };
 
-use rusqlite::Connection;
-use taper_medium::{Lock, lock, make_private_dir, migrate, private_file, sync_dir};
-use taper_model::{BoxFuture, CallId, FunctionName, clock};
+use rusqlite::{Connection, config::DbConfig};
+use taper_medium::{Lock, fold, lock, make_private_dir, migrate, private_file, sync_dir};
+use taper_model::{BoxFuture, CallId, FunctionName, Stage, clock};
 use tokio::{sync::broadcast, task::spawn_blocking};
 
 use self::{
     bodies::Bodies,
+    mark::Mark,
     parcels::Owing,
     rows::{Body, Db, Ready, Written},
     writer::{Batch, Writer},
 };
 use crate::{
-    Accepted, Backlog, Book, Config, Delivery, Details, Entry, Error, Filter, Held, Invocation, Lease, LimitsOf,
-    Listed, Page, Queue, Seq, Settled, State, Stats, Verdict,
+    Accepted, Attempt, Backlog, Book, Config, Delivery, Details, Entry, Error, Filter, Held, Invocation, Lease,
+    LimitsOf, Listed, Owed, Page, Parcel, Policy, Queue, Seq, Settled, State, Stats, Verdict,
 };
 
 /// Larger bodies are files.
@@ -128,12 +131,18 @@ impl Journal {
             )
             .into());
         }
+        let mark = Mark::of(&path);
+        let killed = mark.look()?;
         private_file(&path)?.sync_all().map_err(Error::io("write", &path))?;
         sync_dir(dir)?;
         let mut connection = connect(&path)?;
         migrate(&mut connection, &path, schema::MIGRATIONS, |db, step| {
             db.execute_batch(step).map_err(Error::sql(&path))
         })?;
+        if killed && let Err(error) = fold(&connection, &path) {
+            tracing::warn!(%error, "the log of the queue's database stays as it was found");
+        }
+        mark.set();
         let db = Db { connection: &connection, path: &path };
         let book = Book::at(config, limits, db.latest()?, wall);
         let mut damaged = Vec::new();
@@ -156,6 +165,8 @@ impl Journal {
         let reader = || {
             let db = connect(&path)?;
             db.pragma_update(None, "query_only", true).map_err(Error::sql(&path))?;
+            // Whoever writes brings the log into the database; nobody else removes it.
+            db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).map_err(Error::sql(&path))?;
             Ok::<_, Error>(Arc::new(Reader { path: path.clone(), db: Mutex::new(db), damage: damage.clone() }))
         };
         let (leases, looks) = (reader()?, reader()?);
@@ -228,13 +239,22 @@ impl Journal {
         let (seq, bodies) = (held.key().1, Arc::clone(&self.shared.bodies));
         let read = self.leases.read(move |db| {
             let Some(mut ready) = db.ready(seq)? else { return Ok(None) };
-            if let Some(digest) = &ready.file {
-                ready.entry.body = bodies.read(digest)?;
+            let unread = match &ready.file {
+                Some(digest) => bodies.read(digest).map(|body| ready.entry.body = body).err(),
+                None => None,
+            };
+            match unread {
+                Some(error @ Error::Damaged { .. }) => Err(error),
+                unread => Ok(Some((ready, unread))),
             }
-            Ok(Some(ready))
         });
         let ready = match read.await {
-            Ok(Some(ready)) => ready,
+            Ok(Some((ready, None))) => ready,
+            Ok(Some((ready, Some(error)))) => {
+                tracing::error!(%error, function = %held.function(), "the body of a call cannot be read; it is tried again later");
+                self.put_off(&held, ready.deferred, &error).await?;
+                return Ok(None);
+            }
             Ok(None) => {
                 held.gone();
                 return Ok(None);
@@ -252,6 +272,22 @@ impl Journal {
         let Ready { entry, since_ms, attempts, deferred, invocation, .. } = ready;
         held.tell(|| invocation);
         Ok(Some(Lease { entry: Arc::new(entry), since_ms, attempts, deferred, cancelled, held }))
+    }
+
+    /// The disk does not give what one call has to say: it waits for that by itself, and holds no other up.
+    async fn put_off(&self, held: &Held, deferred: u32, error: &Error) -> Result<(), Error> {
+        let attempt = Attempt {
+            started_ms: self.shared.book.now_ms(),
+            took_ms: 0,
+            status: None,
+            stage: Some(Stage::Queue.as_str().to_owned()),
+            message: Some(unreadable(error)),
+            start: None,
+            revision: None,
+            instance: None,
+        };
+        let verdict = Verdict::Again { after: Policy::default().wait(deferred, 1.0), counts: false };
+        self.end(held, Settled { attempt, verdict, answer: None, parcels: Vec::new() }).await
     }
 
     async fn bury(&self, held: Held, error: &Error) -> Result<(), Error> {
@@ -274,13 +310,13 @@ impl Journal {
         self.writer.write(job, after).await
     }
 
-    async fn end(&self, lease: &Lease, mut settled: Settled) -> Result<(), Error> {
+    async fn end(&self, held: &Held, mut settled: Settled) -> Result<(), Error> {
         let book = Arc::clone(&self.shared.book);
-        if !lease.held.is_of(&book) {
+        if !held.is_of(&book) {
             return Ok(());
         }
         // A lease that is spent has nothing to say.
-        let Some(settling) = lease.held.settle() else { return Ok(()) };
+        let Some(settling) = held.settle() else { return Ok(()) };
         if let Some(answer) = &mut settled.answer {
             let most = usize::try_from(book.config().result_body).unwrap_or(usize::MAX);
             if answer.body.len() > most {
@@ -288,7 +324,7 @@ impl Journal {
                 answer.cut = true;
             }
         }
-        let (seq, now) = (lease.held.key().1, book.now_ms());
+        let (seq, now) = (held.key().1, book.now_ms());
         let due = match settled.verdict {
             Verdict::Again { after, .. } => later(now, after),
             _ => now,
@@ -308,11 +344,12 @@ impl Journal {
         self.writer.write(job, after).await
     }
 
-    async fn end_waiting(&self, id: CallId) -> Result<(), Error> {
+    async fn end_waiting(&self, id: CallId, by: String) -> Result<(), Error> {
         let (now, book) = (self.shared.book.now_ms(), Arc::clone(&self.shared.book));
         let told = Arc::clone(&book);
         let job = move |batch: &mut Batch<'_>| {
-            let call = batch.db.cancel(&id, now, &mut batch.dropped)?;
+            let cut_off = |seq| told.cut_off(seq, &by, now);
+            let call = batch.db.cancel(&id, now, cut_off, &mut batch.dropped)?;
             let shown = batch.shown(&told, call.key.1);
             Ok((call, shown))
         };
@@ -370,40 +407,55 @@ impl Journal {
 
     async fn next_delivery(&self) -> Result<Delivery, Error> {
         loop {
-            let owed = self.shared.book.owed().await?;
+            let mut owed = self.shared.book.owed().await?;
             let (seq, number, shared) = (owed.seq(), owed.number(), Arc::clone(&self.shared));
             let read = self.leases.read(move |db| {
                 let Some((id, parcel, tries)) = db.parcel(seq, number)? else { return Ok(None) };
-                Ok(shared.details(db, &id)?.map(|details| (details, parcel, tries)))
+                Ok(shared.details(db, &id)?.map(|(details, unread)| (details, unread, parcel, tries)))
             });
             match read.await {
-                Ok(Some((details, parcel, tries))) => return Ok(Delivery { details, parcel, number, tries, owed }),
+                Ok(Some((details, unread, parcel, tries))) => {
+                    // A record says what was asked; the others do not.
+                    match unread.filter(|_| matches!(parcel, Parcel::Record { .. })) {
+                        Some(error @ Error::Damaged { .. }) => {
+                            tracing::error!(%error, "the record of a call goes without what was asked");
+                        }
+                        Some(error) => {
+                            tracing::error!(%error, "the body of a call cannot be read; its record goes later");
+                            owed.again(later(self.shared.book.now_ms(), Policy::default().wait(tries, 1.0)));
+                            continue;
+                        }
+                        None => {}
+                    }
+                    return Ok(Delivery { details, parcel, number, tries, owed });
+                }
                 // The call is run again.
                 Ok(None) => owed.over(),
                 // Trying again would find the same.
                 Err(error @ Error::Damaged { .. }) => {
                     tracing::error!(%error, "what is to be delivered cannot be read, and is given up");
                     let job = move |batch: &mut Batch<'_>| batch.db.delivered(seq, number, None, &mut batch.dropped);
-                    self.writer.write(job, move |_| owed.over()).await?;
+                    self.writer.write(job, |_| ()).await?;
+                    owed.over();
                 }
                 Err(error) => return Err(error),
             }
         }
     }
 
-    async fn end_delivery(&self, delivery: Delivery, again: Option<Duration>) -> Result<(), Error> {
-        let owed = delivery.owed;
+    async fn end_delivery(&self, owed: &mut Owed, again: Option<Duration>) -> Result<(), Error> {
         if !owed.is_of(&self.shared.book) {
             return Ok(());
         }
         let (seq, number) = (owed.seq(), owed.number());
         let again = again.map(|after| later(self.shared.book.now_ms(), after));
         let job = move |batch: &mut Batch<'_>| batch.db.delivered(seq, number, again, &mut batch.dropped);
-        let after = move |there: bool| match again.filter(|_| there) {
+        let there = self.writer.write(job, |there| there).await?;
+        match again.filter(|_| there) {
             Some(at) => owed.again(at),
             None => owed.over(),
-        };
-        self.writer.write(job, after).await
+        }
+        Ok(())
     }
 }
 
@@ -433,12 +485,13 @@ impl Queue for Journal {
     }
 
     fn settle<'a>(&'a self, lease: &'a Lease, settled: Settled) -> BoxFuture<'a, Result<(), Error>> {
-        Box::pin(self.end(lease, settled))
+        Box::pin(self.end(&lease.held, settled))
     }
 
     fn get<'a>(&'a self, id: &'a CallId) -> BoxFuture<'a, Result<Option<Details>, Error>> {
         let (id, shared) = (id.clone(), Arc::clone(&self.shared));
-        Box::pin(self.looks.read(move |db| shared.details(db, &id)))
+        // A body that cannot be read does not hide what else is known.
+        Box::pin(self.looks.read(move |db| Ok(shared.details(db, &id)?.map(|(details, _)| details))))
     }
 
     fn list(&self, filter: Filter, page: Page) -> BoxFuture<'_, Result<Listed, Error>> {
@@ -449,8 +502,8 @@ impl Queue for Journal {
         }))
     }
 
-    fn cancel<'a>(&'a self, id: &'a CallId) -> BoxFuture<'a, Result<(), Error>> {
-        Box::pin(self.end_waiting(id.clone()))
+    fn cancel<'a>(&'a self, id: &'a CallId, by: &'a str) -> BoxFuture<'a, Result<(), Error>> {
+        Box::pin(self.end_waiting(id.clone(), by.to_owned()))
     }
 
     fn retry<'a>(&'a self, id: &'a CallId) -> BoxFuture<'a, Result<(), Error>> {
@@ -465,8 +518,12 @@ impl Queue for Journal {
         Box::pin(self.next_delivery())
     }
 
-    fn delivered(&self, delivery: Delivery, again: Option<Duration>) -> BoxFuture<'_, Result<(), Error>> {
-        Box::pin(self.end_delivery(delivery, again))
+    fn delivered<'a>(
+        &'a self,
+        delivery: &'a mut Delivery,
+        again: Option<Duration>,
+    ) -> BoxFuture<'a, Result<(), Error>> {
+        Box::pin(self.end_delivery(&mut delivery.owed, again))
     }
 
     fn changes(&self) -> broadcast::Receiver<Arc<Invocation>> {
@@ -494,17 +551,18 @@ impl fmt::Debug for Journal {
 }
 
 impl Shared {
-    fn details(&self, db: &Db<'_>, id: &CallId) -> Result<Option<Details>, Error> {
+    /// What is known of a call, and why its body is not.
+    fn details(&self, db: &Db<'_>, id: &CallId) -> Result<Option<(Details, Option<Error>)>, Error> {
         let Some(mut whole) = db.whole(id)? else { return Ok(None) };
-        if let Some(digest) = &whole.file {
-            // A body that is damaged does not hide what else is known.
-            whole.entry.body = self.bodies.read(digest).unwrap_or_default();
-        }
+        let unread = match &whole.file {
+            Some(digest) => self.bodies.read(digest).map(|body| whole.entry.body = body).err(),
+            None => None,
+        };
         let rows::Whole { invocation, entry, attempts, answer, seq, .. } = whole;
         let runs = invocation.state == State::Waiting && self.book.is_leased(seq);
         let invocation = if runs { running(invocation) } else { invocation };
         let owed = db.parcels(seq)?;
-        Ok(Some(Details { invocation, entry, attempts, answer, owed }))
+        Ok(Some((Details { invocation, entry, attempts, answer, owed }, unread)))
     }
 }
 

@@ -10,7 +10,6 @@
 
 mod book;
 mod callback;
-mod clock;
 mod config;
 pub mod conformance;
 mod courier;
@@ -18,6 +17,7 @@ mod entry;
 mod error;
 mod journal;
 mod lanes;
+mod names;
 mod outbox;
 mod policy;
 mod post;
@@ -36,7 +36,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use book::{Book, Held, Limits, LimitsOf, Room, Settling};
 pub use config::Config;
-pub use entry::{Due, Entry, Origin, derived_id, invocation_id};
+pub use entry::{Chain, Due, Entry, MADE, Origin, derived_id, invocation_id};
 pub use error::Error;
 pub use journal::Journal;
 pub use outbox::Owed;
@@ -109,11 +109,12 @@ pub trait Queue: Send + Sync {
     /// [`Error::Mark`], and those of the medium.
     fn list(&self, filter: Filter, page: Page) -> BoxFuture<'_, Result<Listed, Error>>;
 
-    /// Ends a call: one that waits does not run, one that runs is told through [`Lease::cancelled`].
+    /// Ends a call: one that waits does not run, one that runs is told through [`Lease::cancelled`], and its attempt is written in the same commit,
+    /// with who has asked for that: `by`, as in "cancelled by …".
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::State`] when it has ended, and those of the medium.
-    fn cancel<'a>(&'a self, id: &'a CallId) -> BoxFuture<'a, Result<(), Error>>;
+    fn cancel<'a>(&'a self, id: &'a CallId, by: &'a str) -> BoxFuture<'a, Result<(), Error>>;
 
     /// Has a call run now: a dead letter with all its attempts anew, one that waits without waiting any longer to be due.
     ///
@@ -139,8 +140,10 @@ pub trait Queue: Send + Sync {
     /// Says how a delivery went: it is over, or due again after this long.
     ///
     /// # Errors
-    /// [`Error::Stopped`], and those of the medium; it is due again then.
-    fn delivered(&self, delivery: Delivery, again: Option<Duration>) -> BoxFuture<'_, Result<(), Error>>;
+    /// [`Error::Stopped`], and those of the medium: nothing is written then, and it is to be said again. A delivery that is dropped before it
+    /// was said is due again at once.
+    fn delivered<'a>(&'a self, delivery: &'a mut Delivery, again: Option<Duration>)
+    -> BoxFuture<'a, Result<(), Error>>;
 
     /// Every change of a call's state from now on, as a list would show the call. Whoever reads too slowly misses some, and is told how many.
     fn changes(&self) -> broadcast::Receiver<Arc<Invocation>>;
@@ -256,8 +259,9 @@ pub struct Attempt {
     pub started_ms: u64,
     /// How long it took, in milliseconds.
     pub took_ms: u64,
-    /// The status: the function's, or the fault's.
-    pub status: u16,
+    /// The status: the function's, or the fault's. None where the call was cancelled: nobody was told one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<u16>,
     /// Where it stopped, when there was no answer: the stage of the fault.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stage: Option<String>,
@@ -377,6 +381,8 @@ pub struct Filter {
     pub trigger: Option<Name>,
     /// Accepted at this time or later, in milliseconds since the Unix epoch.
     pub since_ms: Option<u64>,
+    /// Accepted before this time.
+    pub before_ms: Option<u64>,
 }
 
 /// A page of a list.
@@ -445,8 +451,7 @@ pub struct Stats {
     pub delivered: u64,
     /// Parcels that were given up.
     pub given_up: u64,
-    /// Those among them that were not even tried, because the chain of calls would have become longer than
-    /// [`MAX_HOPS`](taper_model::invocation::MAX_HOPS).
+    /// Those among them that were not even tried, because more calls would have made one another than [`Chain`] allows.
     pub cut: u64,
     /// How long the oldest of the calls that are due has been so; zero when none is. One that waits for another of its order key does not count.
     pub lag: Duration,

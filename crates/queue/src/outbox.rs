@@ -2,7 +2,7 @@
 //! medium, and as durable as that.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, VecDeque},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -11,19 +11,31 @@ use std::{
 
 use tokio::{sync::Notify, time::sleep_until};
 
-use crate::{Book, Error, Seq};
+use crate::{
+    Book, Error, Seq,
+    lanes::{Place, Waits},
+};
 
 /// A parcel: when it is due, whose it is, and its number among the call's.
 type Parcel = (u64, Seq, u32);
+/// Where a parcel may go.
+type Room = Box<Place<Owed>>;
 
 /// What is due, and when.
 #[derive(Default)]
 pub(crate) struct Outbox {
-    due: Mutex<BTreeSet<Parcel>>,
+    due: Mutex<Due>,
     /// Those that are in somebody's hands among them.
     open: AtomicU64,
     counts: [AtomicU64; 3],
     changed: Notify,
+}
+
+#[derive(Default)]
+struct Due {
+    /// Those that may go now: they had to wait for a place, and have it.
+    go: VecDeque<(Parcel, Room)>,
+    waiting: BTreeSet<Parcel>,
 }
 
 /// What became of a parcel, for counting.
@@ -31,7 +43,7 @@ pub(crate) struct Outbox {
 pub(crate) enum Told {
     Delivered,
     GivenUp,
-    /// The same, because the chain of calls would have become too long.
+    /// The same, because more calls would have made one another than may.
     Cut,
 }
 
@@ -39,6 +51,9 @@ pub(crate) enum Told {
 pub struct Owed {
     book: Arc<Book>,
     parcel: Parcel,
+    /// Where it may go, once it had to wait for that.
+    pub(crate) place: Option<Room>,
+    /// It is in nobody's hands any more.
     over: bool,
 }
 
@@ -53,8 +68,13 @@ impl Outbox {
         self.counts[what as usize].load(Relaxed)
     }
 
-    fn put(&self, parcel: Parcel) {
-        self.due.lock().unwrap_or_else(PoisonError::into_inner).insert(parcel);
+    fn put(&self, parcel: Parcel, place: Option<Room>) {
+        let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
+        match place {
+            Some(place) => due.go.push_back((parcel, place)),
+            None => drop(due.waiting.insert(parcel)),
+        }
+        drop(due);
         self.wake();
     }
 
@@ -63,10 +83,13 @@ impl Outbox {
     }
 
     /// Takes the first one that is due, or says when one will be.
-    fn take(&self, now: u64) -> Result<Parcel, Option<u64>> {
+    fn take(&self, now: u64) -> Result<(Parcel, Option<Room>), Option<u64>> {
         let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
-        match due.first() {
-            Some((at, ..)) if *at <= now => Ok(due.pop_first().expect("it was just seen")),
+        if let Some((parcel, place)) = due.go.pop_front() {
+            return Ok((parcel, Some(place)));
+        }
+        match due.waiting.first() {
+            Some((at, ..)) if *at <= now => Ok((due.waiting.pop_first().expect("it was just seen"), None)),
             later => Err(later.map(|(at, ..)| *at)),
         }
     }
@@ -76,12 +99,13 @@ impl Book {
     /// A parcel is to be delivered.
     pub fn owe(&self, due: u64, seq: Seq, number: u32) {
         self.outbox.open.fetch_add(1, Relaxed);
-        self.outbox.put((due, seq, number));
+        self.outbox.put((due, seq, number), None);
     }
 
     /// A parcel that was to be delivered then is not any more. One that is in somebody's hands is, until they say how that went.
     pub fn forgive(&self, due: u64, seq: Seq, number: u32) {
-        if self.outbox.due.lock().unwrap_or_else(PoisonError::into_inner).remove(&(due, seq, number)) {
+        let mut waiting = self.outbox.due.lock().unwrap_or_else(PoisonError::into_inner);
+        if waiting.waiting.remove(&(due, seq, number)) {
             self.outbox.open.fetch_sub(1, Relaxed);
         }
     }
@@ -101,7 +125,7 @@ impl Book {
                 return Err(Error::Stopped);
             }
             match self.outbox.take(self.now_ms()) {
-                Ok(parcel) => return Ok(Owed { book: Arc::clone(self), parcel, over: false }),
+                Ok((parcel, place)) => return Ok(Owed { book: Arc::clone(self), parcel, place, over: false }),
                 Err(None) => changed.await,
                 Err(Some(at)) => {
                     tokio::select! {
@@ -141,23 +165,36 @@ impl Owed {
     }
 
     /// It was delivered, or is not to be any more.
-    pub fn over(mut self) {
-        self.over = true;
+    pub fn over(&mut self) {
+        if !std::mem::replace(&mut self.over, true) {
+            self.book.outbox.open.fetch_sub(1, Relaxed);
+        }
     }
 
     /// It is due again at this time.
-    pub fn again(mut self, at: u64) {
-        // Dropping it puts it back.
+    pub fn again(&mut self, at: u64) {
         self.parcel.0 = at;
+        self.put_back();
+    }
+}
+
+impl Owed {
+    fn put_back(&mut self) {
+        if !std::mem::replace(&mut self.over, true) {
+            self.book.outbox.put(self.parcel, self.place.take());
+        }
     }
 }
 
 impl Drop for Owed {
     fn drop(&mut self) {
-        if self.over {
-            self.book.outbox.open.fetch_sub(1, Relaxed);
-        } else {
-            self.book.outbox.put(self.parcel);
-        }
+        self.put_back();
+    }
+}
+
+impl Waits for Owed {
+    fn go(mut self, place: Place<Self>) {
+        // Dropping it puts it before all others.
+        self.place = Some(Box::new(place));
     }
 }

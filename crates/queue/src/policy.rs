@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
 use taper_model::{
-    Fault, Invalid, Retry,
+    Fault, Retry,
     invocation::{Async, Destination, Retries, Statuses},
     quantity::Span,
     trigger::TriggerSpec,
@@ -74,18 +74,14 @@ pub enum Condition {
 
 impl Policy {
     /// What is said of a call: by the trigger that made it, else by its function, else by that function's annotations, else the defaults. An
-    /// annotation that makes no sense counts as absent; the second part of the answer says which, and why.
-    pub fn of(
-        trigger: Option<&TriggerSpec>,
-        function: &Async,
-        annotations: &BTreeMap<String, String>,
-    ) -> (Self, Vec<Invalid>) {
-        let (annotated, wrong) = Retries::of_annotations(annotations);
+    /// annotation that makes no sense counts as absent; whoever deploys hears of it.
+    pub fn of(trigger: Option<&TriggerSpec>, function: &Async, annotations: &BTreeMap<String, String>) -> Self {
+        let (annotated, _) = Retries::of_annotations(annotations);
         let own = trigger.map(|trigger| trigger.retry.clone()).unwrap_or_default();
         let said = own.or(function.retry.clone()).or(annotated);
         let default = Self::default();
         let first = said.min_wait.map_or(default.first, |wait| wait.0);
-        let policy = Self {
+        Self {
             attempts: said.attempts.unwrap_or(default.attempts).max(1),
             first,
             longest: said.max_wait.map_or(default.longest, |wait| wait.0).max(first),
@@ -94,8 +90,7 @@ impl Policy {
             statuses: said.statuses.and_then(|text| text.parse().ok()).unwrap_or_default(),
             on_success: trigger.and_then(|t| t.on_success.clone()).or_else(|| function.on_success.clone()),
             on_failure: trigger.and_then(|t| t.on_failure.clone()).or_else(|| function.on_failure.clone()),
-        };
-        (policy, wrong)
+        }
     }
 
     /// What becomes of a call, and, where that is its end, why. `attempts` and `deferred` are those before this one, `age` is the call's, and
@@ -120,8 +115,12 @@ impl Policy {
         };
         let bury = |why, condition| (Verdict::Bury(why), Some(condition));
         if counts && !self.statuses.has(status) {
+            // A list says what is tried again, and not what is a failure.
             return match fault {
                 Some(_) => bury(why, Condition::RetriesExhausted),
+                None if Statuses::default().has(status) => {
+                    bury(format!("{why} (which is not tried again)"), Condition::RetriesExhausted)
+                }
                 None => (Verdict::Done, Some(Condition::Success)),
             };
         }
@@ -132,7 +131,9 @@ impl Policy {
             };
             return bury(format!("{why} ({all})"), Condition::RetriesExhausted);
         }
-        let after = self.wait(if counts { attempts } else { deferred }, random).max(asked.unwrap_or_default());
+        // That there was no room is not the function's doing, and its waits are not for that: they may be zero.
+        let wait = if counts { self.wait(attempts, random) } else { Self::default().wait(deferred, random) };
+        let after = wait.max(asked.unwrap_or_default());
         if age.saturating_add(after) > self.max_age {
             let limit = Span(self.max_age);
             let why = format!("{why} (it would be older than {limit} at the next attempt)");
@@ -184,6 +185,20 @@ mod tests {
     }
 
     #[test]
+    fn a_list_of_statuses_says_what_is_tried_again_and_not_what_is_a_failure() {
+        let policy = Policy { statuses: "409,503".parse().unwrap(), ..Policy::default() };
+        let decide = |status| policy.decide(answered(status), 0, 0, S(1), 1.0);
+        for status in [409, 503] {
+            assert_eq!(decide(status).0, Verdict::Again { after: S(1), counts: true });
+        }
+        for status in [429, 500] {
+            let dead = format!("the function answered {status} (which is not tried again)");
+            assert_eq!(decide(status), (Verdict::Bury(dead), Some(Condition::RetriesExhausted)));
+        }
+        assert_eq!(decide(404), (Verdict::Done, Some(Condition::Success)));
+    }
+
+    #[test]
     fn a_fault_that_did_not_reach_the_function_does_not_count() {
         let retry = |cause, retry| {
             let mut fault = Fault::new(Stage::Queue, cause, "no room");
@@ -198,6 +213,17 @@ mod tests {
         assert_eq!(outcome(&full, 2, 0, S(1)), Verdict::Again { after: S(7), counts: false });
         assert_eq!(outcome(&full, 2, 5, S(1)), Verdict::Again { after: S(32), counts: false });
         assert_eq!(outcome(&full, 2, 400, S(1)), Verdict::Again { after: S(300), counts: false });
+        let at_once = Policy { first: Duration::ZERO, longest: Duration::ZERO, ..Policy::default() };
+        let refused = Outcome {
+            status: StatusCode::BAD_GATEWAY,
+            fault: Some(&retry(Cause::Died, Retry::Safe)),
+            retry_after: None,
+        };
+        assert_eq!(
+            at_once.decide(refused, 0, 3, S(1), 1.0).0,
+            Verdict::Again { after: S(8), counts: false },
+            "the function's waits are not for what it has no part in"
+        );
         let too_old = Verdict::Bury("no room (it would be older than 6h at the next attempt)".into());
         assert_eq!(outcome(&full, 2, 400, S(6 * 3600 - 299)), too_old);
         let safe = retry(Cause::Died, Retry::Safe);
@@ -251,10 +277,9 @@ mod tests {
             on_failure: Some(to("b")),
             ..Async::default()
         };
-        let (policy, wrong) = Policy::of(None, &Async::default(), &annotations);
+        let policy = Policy::of(None, &Async::default(), &annotations);
         assert_eq!((policy.attempts, policy.first, policy.statuses.to_string()), (10, S(1), "408".to_owned()));
-        assert!(wrong.len() == 1 && wrong[0].0.contains("min_wait"), "{wrong:?}");
-        let (policy, _) = Policy::of(None, &function, &annotations);
+        let policy = Policy::of(None, &function, &annotations);
         assert_eq!(
             (policy.attempts, policy.first, policy.longest),
             (5, S(600), S(600)),
@@ -266,7 +291,7 @@ mod tests {
             on_failure: Some(to("c")),
             ..TriggerSpec::default()
         };
-        let (policy, _) = Policy::of(Some(&trigger), &function, &annotations);
+        let policy = Policy::of(Some(&trigger), &function, &annotations);
         assert_eq!((policy.attempts, policy.max_age, policy.first), (1, S(90), S(600)));
         assert_eq!((policy.on_success, policy.on_failure), (Some(to("a")), Some(to("c"))));
     }

@@ -10,11 +10,11 @@ use http::{
 };
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
-use taper_model::{clock, invocation::is_public};
+use taper_model::{FunctionName, clock, invocation::is_public};
 use taper_trust::Trust;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::{TcpStream, lookup_host},
+    net::TcpStream,
     sync::OnceCell,
     task::spawn_blocking,
 };
@@ -23,7 +23,7 @@ use tokio_rustls::{
     rustls::{ClientConfig, pki_types::ServerName},
 };
 
-use crate::{Config, Error, courier::Missed, service::retry_after};
+use crate::{Config, Error, courier::Missed, names::Names, service::retry_after};
 
 /// Most bytes of the receiver's answer that are read: it is of no interest.
 const ANSWER: usize = 64 << 10;
@@ -32,6 +32,7 @@ const ANSWER: usize = 64 << 10;
 pub(crate) struct Post {
     /// Whether addresses inside the host and its network may be connected to.
     private: bool,
+    names: Names,
     trust: Trust,
     /// How to speak TLS: made when it is needed first, because it reads all that the system trusts.
     tls: OnceCell<Arc<ClientConfig>>,
@@ -44,19 +45,25 @@ impl Post {
     /// When that file is of no use.
     pub(crate) fn build(config: &Config) -> Result<Self, Error> {
         let trust = Trust::read(config.callback_ca.as_deref()).map_err(|e| Error::CallbackCa(e.to_string()))?;
-        Ok(Self { private: config.private_callbacks, trust, tls: OnceCell::new() })
+        Ok(Self { private: config.private_callbacks, names: Names::new(), trust, tls: OnceCell::new() })
     }
 
-    /// Sends it; done when the receiver has answered with 2xx.
+    /// Sends it, for a call of this function; done when the receiver has answered with 2xx.
     ///
     /// # Errors
     /// Whether trying again can help.
-    pub(crate) async fn send(&self, uri: &Uri, headers: HeaderMap, body: Bytes) -> Result<(), Missed> {
+    pub(crate) async fn send(
+        &self,
+        function: &FunctionName,
+        uri: &Uri,
+        headers: HeaderMap,
+        body: Bytes,
+    ) -> Result<(), Missed> {
         let authority = uri.authority().ok_or_else(|| Missed::never("its address names no host"))?;
         let host = authority.host().trim_start_matches('[').trim_end_matches(']');
         let secure = uri.scheme_str() == Some("https");
         let port = authority.port_u16().unwrap_or(if secure { 443 } else { 80 });
-        let found: Vec<SocketAddr> = lookup_host((host, port)).await.map_err(unreached)?.collect();
+        let found = self.names.find(function, host, port).await.map_err(unreached)?;
         // What is looked at is what is connected to: a name cannot mean something else a moment later.
         let allowed: Vec<SocketAddr> =
             found.into_iter().filter(|address| self.private || is_public(address.ip())).collect();

@@ -93,10 +93,12 @@ pub(crate) fn record(details: &Details, condition: Condition) -> Bytes {
             approximate_invoke_count: attempts.iter().filter(|attempt| reached(attempt)).count(),
         },
         request_payload: Payload::of(&entry.body, false),
-        response_context: last.map(|attempt| Response {
-            status_code: attempt.status,
-            executed_version: version(details, attempt),
-            function_error: failed.then_some("Unhandled"),
+        response_context: last.and_then(|attempt| {
+            Some(Response {
+                status_code: attempt.status?,
+                executed_version: version(details, attempt),
+                function_error: failed.then_some("Unhandled"),
+            })
         }),
         response_payload: last.map(|_| match answer {
             Some(answer) => Payload::of(&answer.body, answer.cut),
@@ -139,7 +141,7 @@ mod tests {
             due_ms: None,
             ended_ms: Some(1_709_251_199_999),
             attempts: u32::try_from(attempts.len()).unwrap(),
-            status: attempts.last().map(|a| a.status),
+            status: attempts.last().and_then(|a| a.status),
             reason: Some("it went wrong".into()),
         };
         Details { invocation, entry, attempts, answer, owed: Vec::new() }
@@ -149,7 +151,7 @@ mod tests {
         Attempt {
             started_ms: 0,
             took_ms: 1,
-            status,
+            status: Some(status),
             stage: stage.map(|stage| stage.as_str().into()),
             message: None,
             start: None,

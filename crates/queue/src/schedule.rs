@@ -12,7 +12,7 @@ use std::{
     sync::Arc,
 };
 
-use taper_model::FunctionName;
+use taper_model::{FunctionName, Name, call::Place};
 use tokio_util::sync::CancellationToken;
 
 use self::{line::Line, turns::Turns};
@@ -30,6 +30,8 @@ const MOST: u64 = 10_000;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Bounds {
     pub(crate) function_calls: u64,
+    pub(crate) namespace_calls: u64,
+    pub(crate) namespace_bytes: u64,
     pub(crate) calls: u64,
     pub(crate) bytes: u64,
     pub(crate) function_workers: u64,
@@ -41,6 +43,8 @@ pub(crate) struct Bounds {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Passed {
     FunctionCalls(u64),
+    NamespaceCalls,
+    NamespaceBytes,
     Calls,
     Bytes,
 }
@@ -67,6 +71,8 @@ struct Leased {
     due: u64,
     size: u64,
     cancel: CancellationToken,
+    /// Since when its attempt runs, and where.
+    begun: Option<(u64, Place)>,
     /// Its end is being written: until that is known, it is nobody else's.
     settling: bool,
     /// Its worker has let go of it meanwhile.
@@ -102,6 +108,8 @@ pub(crate) struct Schedule {
     /// Functions without calls that are still remembered, lest their rates began anew.
     resting: BTreeSet<(u64, FunctionName)>,
     total: Backlog,
+    /// What there is of each namespace that has any.
+    spaces: HashMap<Name, Backlog>,
     /// What all that runs weighs.
     weighs: u64,
     numbers: u64,
@@ -110,8 +118,8 @@ pub(crate) struct Schedule {
 impl Schedule {
     pub(crate) fn new(bounds: Bounds) -> Self {
         let (lines, leased, ordered, turns, timers, resting) = Default::default();
-        let total = Backlog::default();
-        Self { bounds, lines, leased, ordered, turns, timers, resting, total, weighs: 0, numbers: 0 }
+        let (total, spaces) = Default::default();
+        Self { bounds, lines, leased, ordered, turns, timers, resting, total, spaces, weighs: 0, numbers: 0 }
     }
 
     /// A call that the medium held when it was opened: there is room for it, whatever the bounds are now.
@@ -127,11 +135,21 @@ impl Schedule {
         if self.lines.get(function).map_or(0, |line| calls(&line.has)) >= most {
             return Err(Passed::FunctionCalls(most));
         }
+        // What fills up first for everybody is said first.
         if calls(&self.total) >= self.bounds.calls {
             return Err(Passed::Calls);
         }
         if self.total.bytes.saturating_add(size) > self.bounds.bytes {
             return Err(Passed::Bytes);
+        }
+        if let Some(has) = self.spaces.get(&function.namespace) {
+            if calls(has) >= self.bounds.namespace_calls {
+                return Err(Passed::NamespaceCalls);
+            }
+            // A call that is larger than all its namespace may hold has to come alone.
+            if has.bytes.saturating_add(size) > self.bounds.namespace_bytes {
+                return Err(Passed::NamespaceBytes);
+            }
         }
         self.add(function, size);
         Ok(())
@@ -139,11 +157,11 @@ impl Schedule {
 
     /// Gives the room back: the call was not written, or waits no more.
     pub(crate) fn leave(&mut self, function: &FunctionName, size: u64, now: u64) {
-        if let Some(line) = self.lines.get_mut(function) {
-            for has in [&mut line.has, &mut self.total] {
+        if self.lines.contains_key(function) {
+            self.shift(function, |has| {
                 has.waiting -= 1;
                 has.bytes -= size;
-            }
+            });
             self.place(function, now);
         }
     }
@@ -176,9 +194,16 @@ impl Schedule {
         Next::Wait(self.timers.first().map(|(due, _)| *due))
     }
 
-    /// What tells a leased call's worker that it was cancelled.
-    pub(crate) fn cancel_token(&self, ticket: &Ticket) -> Option<CancellationToken> {
-        self.held(ticket).map(|leased| leased.cancel.clone())
+    /// A leased call's attempt begins: where it runs is said there. What tells its worker that it was cancelled; none when it was already.
+    pub(crate) fn begin(&mut self, ticket: &Ticket, place: &Place, now: u64) -> Option<CancellationToken> {
+        let leased = self.held_mut(ticket)?;
+        leased.begun = Some((now, place.clone()));
+        Some(leased.cancel.clone())
+    }
+
+    /// Since when a call's attempt runs, and where, if one does.
+    pub(crate) fn begun(&self, seq: Seq) -> Option<(u64, Place)> {
+        self.leased.get(&seq).filter(|leased| !leased.settling)?.begun.clone()
     }
 
     /// The end of a leased call is about to be written; false when the lease is spent.
@@ -318,7 +343,7 @@ impl Schedule {
         }
         match limits.rate.filter(|rate| *rate != f64::INFINITY) {
             None => May::Run,
-            Some(rate) if rate > 0.0 => match line.pace().next(rate) {
+            Some(rate) if rate > 0.0 => match line.pace().next(now, rate) {
                 at if at > now => May::Until(at),
                 _ => {
                     line.pace().take(now, rate);
@@ -352,7 +377,8 @@ impl Schedule {
         self.numbers += 1;
         let number = self.numbers;
         let cancel = CancellationToken::new();
-        self.leased.insert(key.1, Leased { number, due: key.0, size, cancel, settling: false, dropped: false });
+        let (begun, settling, dropped) = (None, false, false);
+        self.leased.insert(key.1, Leased { number, due: key.0, size, cancel, begun, settling, dropped });
         self.place(function, now);
         Ticket { function: function.clone(), key, number }
     }
@@ -365,10 +391,19 @@ impl Schedule {
         });
     }
 
-    /// Changes what a function has, and what all have.
+    /// Changes what a function has, what its namespace has, and what all have.
     fn shift(&mut self, function: &FunctionName, change: impl Fn(&mut Backlog)) {
         change(&mut self.line(function).has);
         change(&mut self.total);
+        let namespace = &function.namespace;
+        let space = match self.spaces.get_mut(namespace) {
+            Some(space) => space,
+            None => self.spaces.entry(namespace.clone()).or_default(),
+        };
+        change(space);
+        if *space == Backlog::default() {
+            self.spaces.remove(namespace);
+        }
     }
 
     fn line(&mut self, function: &FunctionName) -> &mut Line {

@@ -18,17 +18,19 @@ use taper_model::{
 };
 use tokio::{
     task::JoinSet,
-    time::{Instant, sleep, timeout_at},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Answer, Attempt, Condition, Config, Entry, Error, Lease, Outcome, Parcel, Policy, Queue, Settled, Verdict,
+    Answer, Attempt, Chain, Condition, Config, Entry, Error, Lease, Outcome, Parcel, Policy, Queue, Settled, Verdict,
     courier::Courier,
 };
 
 /// How long after an error of the medium the next try is.
 pub(crate) const PAUSE: Duration = Duration::from_secs(1);
+/// How long receivers may take, once nothing more is begun, to answer what they have been sent. One that answers later gets it again.
+const ANSWER: Duration = Duration::from_secs(5);
 
 /// Whoever can run a call: resolves its function, and hands it to an instance.
 pub trait Run: Send + Sync {
@@ -46,7 +48,7 @@ pub trait Run: Send + Sync {
 /// Whoever has topics: brings an event to everybody who wants it.
 pub trait Topics: Send + Sync {
     /// Publishes an event, which is headers and body in one of the HTTP modes of CloudEvents. When this returns, every call that
-    /// follows from it is on disk; publishing the same event again makes none anew. `hops` is that of the calls it makes.
+    /// follows from it is on disk; publishing the same event again makes none anew. `chain` is what the calls have together that it makes.
     ///
     /// # Errors
     /// A fault whose [`Retry`](taper_model::Retry) says whether trying again can help.
@@ -56,7 +58,7 @@ pub trait Topics: Send + Sync {
         topic: &'a Name,
         headers: HeaderMap,
         body: Bytes,
-        hops: u8,
+        chain: Chain,
     ) -> BoxFuture<'a, Result<(), Fault>>;
 }
 
@@ -68,17 +70,16 @@ pub struct Deadline(pub Instant);
 /// What is told of every attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Observed {
-    /// It began.
-    Began {
-        /// How long after it was due, where it is the first.
-        waited: Option<Duration>,
-    },
+    /// It began, as far as the queue is concerned: it may still wait for an instance.
+    Began,
     /// It ended.
     Ended {
         /// The function's status, or the fault's.
         status: StatusCode,
         /// How long it took.
         took: Duration,
+        /// How long after it was due an instance had it, where it is the first and one did.
+        waited: Option<Duration>,
     },
 }
 
@@ -134,7 +135,8 @@ impl Service {
         Ok((Self { config, parts, courier, end: end.clone() }, Handle { end }))
     }
 
-    /// Runs until `shutdown`. Then nothing more is begun; what runs may end, until [`Handle::end`].
+    /// Runs until `shutdown`. Then nothing more is begun; what runs may end, until [`Handle::end`], and what is being delivered, for five seconds
+    /// at most.
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send) {
         let (mut attempts, mut deliveries) = (JoinSet::new(), JoinSet::new());
         let keep = usize::try_from(self.config.result_body).unwrap_or(usize::MAX);
@@ -157,10 +159,10 @@ impl Service {
             () = async { tokio::join!(work, post); } => {}
             () = shutdown => {}
         }
-        let ended = async { while attempts.join_next().await.is_some() {} };
+        let ended = async |tasks: &mut JoinSet<()>| while tasks.join_next().await.is_some() {};
         tokio::select! {
             biased;
-            () = ended => {}
+            (_, ()) = async { tokio::join!(timeout(ANSWER, ended(&mut deliveries)), ended(&mut attempts)) } => {}
             () = self.end.cancelled() => {}
         }
         // What is left is dropped, and with it the leases: those calls are as they were, and what was not delivered is still to be.
@@ -172,30 +174,34 @@ impl Service {
 /// One attempt, from its lease until it is settled.
 async fn attempt(parts: Arc<Parts>, lease: Lease, keep: usize) {
     let function = &lease.entry.function;
-    let (begun, started_ms, place) = (Instant::now(), lease.held.now_ms(), Place::default());
-    let first = lease.attempts + lease.deferred == 0;
-    let waited = first.then(|| Duration::from_millis(started_ms.saturating_sub(lease.since_ms)));
-    (parts.observe)(function, Observed::Began { waited });
+    let (begun, started_ms, place) = (Instant::now(), lease.held.now_ms(), lease.held.place());
+    (parts.observe)(function, Observed::Began);
     let came = tokio::select! {
         biased;
         () = lease.cancelled.cancelled() => None,
-        came = AssertUnwindSafe(run(&parts, &lease, &place, keep)).catch_unwind() => Some(came),
+        came = AssertUnwindSafe(run(&parts, &lease, place, keep)).catch_unwind() => Some(came),
     };
     let came = match came {
         Some(Ok(came)) => came,
         Some(Err(_)) => Err(Fault::new(Stage::Invoke, Cause::Internal, "the platform failed while the call ran")),
         None => Err(Fault::new(Stage::Invoke, Cause::CallerLeft, "the call was cancelled")),
     };
-    let took = begun.elapsed();
+    // What it waited for an instance is not the attempt's time.
+    let given = place.since();
+    let (began, took) = (given.unwrap_or(begun) - begun, given.unwrap_or(begun).elapsed());
+    let started_ms = started_ms.saturating_add(u64::try_from(began.as_millis()).unwrap_or(u64::MAX));
+    let first = given.is_some() && lease.attempts + lease.deferred == 0;
+    let waited = first.then(|| Duration::from_millis(started_ms.saturating_sub(lease.since_ms)));
     let status = came.as_ref().map_or_else(parts.status, |(answer, _)| answer.status);
-    (parts.observe)(function, Observed::Ended { status, took });
+    (parts.observe)(function, Observed::Ended { status, took, waited });
     if lease.cancelled.is_cancelled() {
+        // Whoever cancelled it has written that.
         return;
     }
     if let Err(fault) = &came {
         tracing::debug!(call = %lease.entry.id, %function, ?fault, "an attempt failed");
     }
-    let ran = Ran { came, status, started_ms, took, place };
+    let ran = Ran { came, status, started_ms, took };
     let settled = settled(&(parts.policy)(&lease.entry), &lease, ran);
     if let Verdict::Bury(reason) = &settled.verdict {
         tracing::warn!(call = %lease.entry.id, %function, reason, "a call became a dead letter");
@@ -220,7 +226,6 @@ struct Ran {
     status: StatusCode,
     started_ms: u64,
     took: Duration,
-    place: Place,
 }
 
 async fn run(parts: &Parts, lease: &Lease, place: &Place, keep: usize) -> Result<(Answer, Option<Start>), Fault> {
@@ -253,17 +258,17 @@ async fn read(mut body: Body, keep: usize) -> Result<(Bytes, bool), Fault> {
 }
 
 fn settled(policy: &Policy, lease: &Lease, ran: Ran) -> Settled {
-    let Ran { came, status, started_ms, took, place } = ran;
+    let Ran { came, status, started_ms, took } = ran;
     let retry_after = came.as_ref().ok().and_then(|(answer, _)| retry_after(&answer.headers, clock::unix_ms()));
     let outcome = Outcome { status, fault: came.as_ref().err(), retry_after };
     // Its age is of the queue's time, as the time that it is counted from.
     let age = Duration::from_millis(lease.held.now_ms().saturating_sub(lease.since_ms));
     let (verdict, condition) = policy.decide(outcome, lease.attempts, lease.deferred, age, rand::rng().random());
-    let (revision, instance) = place.get();
+    let (revision, instance) = lease.held.place().get();
     let attempt = Attempt {
         started_ms,
         took_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
-        status: status.as_u16(),
+        status: Some(status.as_u16()),
         stage: came.as_ref().err().map(|fault| fault.stage.as_str().to_owned()),
         message: came.as_ref().err().map(|fault| fault.message.clone()),
         start: came.as_ref().ok().and_then(|(_, start)| *start).map(|start| start.as_str().to_owned()),

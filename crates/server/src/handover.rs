@@ -32,7 +32,7 @@ use taper_provider::{Event, Progress, Provider};
 use taper_store::Disk;
 use taper_watchdog::control::{Channel, pair};
 use tokio::{sync::mpsc, time::timeout};
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{Config, medium::Medium, supply::FromStore, upgrade::Asked, workers::Workers};
 
@@ -284,6 +284,8 @@ pub(crate) struct Leaving {
     pub(crate) program: Program,
     /// Cancelled when nobody serves any more.
     pub(crate) broken: CancellationToken,
+    /// Has a token for as long as the successor does not serve yet: it would end with this process.
+    pub(crate) handing: TaskTracker,
 }
 
 impl Leaving {
@@ -313,6 +315,7 @@ impl Leaving {
             Listeners::default()
         });
         let (to, connections) = mpsc::unbounded_channel();
+        let handing = self.handing.token();
         tokio::spawn(async move {
             if timeout(WRITES, self.adopt.written()).await.is_err() {
                 tracing::warn!("changes that were being written when the platform was replaced are refused");
@@ -329,7 +332,7 @@ impl Leaving {
                         None => asked.serving(&version, served.pid),
                         Some(error) => asked.fell_back(&error, served.pid),
                     }
-                    drop((asked, listeners));
+                    drop((asked, listeners, handing));
                     served.pass_on(connections).await;
                 }
                 Err(error) => {

@@ -10,6 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt, stream};
 use http::{HeaderName, HeaderValue, Uri, uri::PathAndQuery};
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt;
@@ -33,6 +34,9 @@ const CALL_ID: HeaderName = HeaderName::from_static("x-call-id");
 /// Longest time that a call waits for an instance before it goes back to the queue. It counts neither as an attempt nor for the function's
 /// timeout: whoever has a backlog would otherwise begin calls that can only be cut off.
 const WAIT: Duration = Duration::from_secs(600);
+
+/// Calls of functions that are gone that are hurried at a time: the journal writes them together.
+const TOGETHER: usize = 64;
 
 /// Whoever runs calls, and what tells which revision serves.
 pub(crate) struct Later {
@@ -187,13 +191,8 @@ pub(crate) fn policy(snapshot: &watch::Receiver<Arc<Snapshot>>, entry: &Entry) -
     // One of its name may be another's by now.
     let trigger = trigger.filter(|trigger| Trigger::function(trigger).as_ref() == Some(name));
     let trigger = trigger.as_ref().map(|trigger| &trigger.spec);
-    let Some(function) = function else { return Policy::of(trigger, &Async::default(), &BTreeMap::new()).0 };
-    let annotations = &function.latest().revision.annotations;
-    let (policy, wrong) = Policy::of(trigger, &function.routing.asynchronous, annotations);
-    for why in wrong {
-        tracing::warn!(function = %name, %why, "an annotation about retries has no effect");
-    }
-    policy
+    let Some(function) = function else { return Policy::of(trigger, &Async::default(), &BTreeMap::new()) };
+    Policy::of(trigger, &function.routing.asynchronous, &function.latest().revision.annotations)
 }
 
 /// What a function's calls are limited to. Those of one that is gone are not: none of them runs. It is asked under the queue's own lock, so nobody
@@ -210,19 +209,31 @@ pub(crate) fn limits(snapshot: watch::Receiver<Arc<Snapshot>>) -> LimitsOf {
 /// Tells the queue, for as long as there is a store, that limits may be others, and has what waits for a function that is gone come up at
 /// once, to become dead letters: also what is to run later, or was paused.
 pub(crate) async fn follow(queue: Arc<dyn Queue>, mut snapshot: watch::Receiver<Arc<Snapshot>>) {
+    let looked = snapshot.clone();
     loop {
         let now = snapshot.borrow_and_update().clone();
         queue.reconsider();
-        for (name, backlog) in queue.backlog() {
-            if backlog.waiting > 0
-                && now.function(&name).is_none()
-                && let Err(error) = hurry(&*queue, &name, &snapshot).await
-            {
-                tracing::error!(%error, function = %name, "what waits for a function that is gone ends when it is due, and not at once");
-            }
-        }
-        if snapshot.changed().await.is_err() {
+        let changed = snapshot.changed();
+        tokio::pin!(changed);
+        // What is hurried is due at once and so not looked at again: it may be broken off by the next change.
+        let changed = tokio::select! {
+            changed = &mut changed => changed,
+            () = hurry_all(&*queue, &now, &looked) => changed.await,
+        };
+        if changed.is_err() {
             return;
+        }
+    }
+}
+
+/// Has what waits for functions that are gone come up now.
+async fn hurry_all(queue: &dyn Queue, now: &Snapshot, snapshot: &watch::Receiver<Arc<Snapshot>>) {
+    for (name, backlog) in queue.backlog() {
+        if backlog.waiting > 0
+            && now.function(&name).is_none()
+            && let Err(error) = hurry(queue, &name, snapshot).await
+        {
+            tracing::error!(%error, function = %name, "what waits for a function that is gone ends when it is due, and not at once");
         }
     }
 }
@@ -234,19 +245,22 @@ async fn hurry(queue: &dyn Queue, name: &FunctionName, snapshot: &watch::Receive
     let mut after = None;
     loop {
         let Listed { invocations, next } = queue.list(filter.clone(), Page { after, size: 1000 }).await?;
-        for call in invocations {
-            if call.due_ms.is_some_and(|due| due > clock::unix_ms()) && gone() {
-                match queue.retry(&call.id).await {
-                    // Its turn came meanwhile, or its end.
-                    Ok(()) | Err(Error::State { .. } | Error::NotFound(_)) => {}
-                    Err(error) => return Err(error),
-                }
-            }
-        }
+        let later =
+            invocations.into_iter().filter(|call| call.due_ms.is_some_and(|due| due > clock::unix_ms()) && gone());
+        let retries: Vec<_> = later.map(|call| retry(queue, call.id)).collect();
+        stream::iter(retries).buffer_unordered(TOGETHER).try_collect::<()>().await?;
         match next {
             Some(mark) => after = Some(mark),
             None => return Ok(()),
         }
+    }
+}
+
+/// Has a call come up now, unless it does or has done so anyway.
+async fn retry(queue: &dyn Queue, id: CallId) -> Result<(), Error> {
+    match queue.retry(&id).await {
+        Ok(()) | Err(Error::State { .. } | Error::NotFound(_)) => Ok(()),
+        Err(error) => Err(error),
     }
 }
 

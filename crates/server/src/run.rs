@@ -23,7 +23,7 @@ use tokio::{
     sync::watch,
     time::timeout,
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     Config, gauges,
@@ -220,13 +220,13 @@ async fn run(
             observe: {
                 let counts = gateway.invocations();
                 Box::new(move |name, observed| match observed {
-                    Observed::Began { waited } => {
-                        counts.began(name);
+                    Observed::Began => counts.began(name),
+                    Observed::Ended { status, took, waited } => {
                         if let Some(waited) = waited {
                             counts.waited(name, waited);
                         }
+                        counts.ended(name, status, took);
                     }
-                    Observed::Ended { status, took } => counts.ended(name, status, took),
                 })
             },
         },
@@ -258,7 +258,8 @@ async fn run(
         old.serving().await;
     }
 
-    let broken = CancellationToken::new();
+    let (broken, handing) = (CancellationToken::new(), TaskTracker::new());
+    handing.close();
     let leaving = Leaving {
         disk,
         medium: medium.clone(),
@@ -268,6 +269,7 @@ async fn run(
         drain: config.gateway.drain,
         program,
         broken: broken.clone(),
+        handing: handing.clone(),
     };
     let drained = gateway.run(async {
         loop {
@@ -313,6 +315,8 @@ async fn run(
         }
         local.stop().await;
         medium.close().await;
+        // Where there was nothing to wait for, this may be here before the successor has opened what it needs.
+        handing.wait().await;
         feed.abort();
         replacing.abort();
         following.abort();

@@ -25,7 +25,7 @@ use std::{
 
 use bytes::Bytes;
 use rusqlite::{Connection, TransactionBehavior};
-use taper_medium::{Lock, connect, lock, make_private_dir, private_file, sync_dir, version};
+use taper_medium::{Lock, connect, fold, lock, make_private_dir, private_file, sync_dir, version};
 use taper_model::{
     BoxFuture, Function, FunctionName, Name, Namespace, RevisionId, RevisionState, Secret, clock, route::Route,
     trigger::Trigger,
@@ -121,6 +121,9 @@ impl Disk {
         let source = Source::choose(&config, dir);
         let ring = source.begin(&secrets::used(&db, &path)?)?;
         schema::bring(&mut db, &path, schema::MIGRATIONS, &ring)?;
+        if let Err(error) = fold(&db, &path) {
+            tracing::warn!(%error, "the log of the store's database stays as it was found");
+        }
         let snapshot = rows::snapshot(&db, &path)?;
         tracing::debug!(path = %path.display(), functions = snapshot.functions.len(), "store opened");
         let reader = connect(&path, SETTINGS)?;

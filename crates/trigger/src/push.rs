@@ -12,7 +12,7 @@ use taper_model::{
     CallId, FunctionName,
     trigger::{Trigger, TriggerStatus},
 };
-use taper_queue::{Accepted, Due, Entry, Origin, Queue, derived_id};
+use taper_queue::{Accepted, Due, Entry, MADE, Origin, Queue, derived_id};
 use taper_store::Snapshot;
 use tokio::{
     sync::watch,
@@ -126,9 +126,12 @@ impl Push {
     ///
     /// # Errors
     /// As there.
-    pub async fn push_once(&self, entry: Entry) -> Result<Accepted, Error> {
+    pub async fn push_once(&self, mut entry: Entry) -> Result<Accepted, Error> {
         let pushed = match self.shared.snapshot.borrow().function(&entry.function) {
-            Some(_) => Ok(()),
+            Some(function) => {
+                entry.headers.insert(MADE, function.created_ms.into());
+                Ok(())
+            }
             None => Err(Error::NoFunction(entry.function.clone())),
         };
         let id = entry.id.clone();

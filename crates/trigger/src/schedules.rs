@@ -85,7 +85,7 @@ async fn work_off(push: &Push, at: u64, next: u64, now: u64) -> Result<u64, Erro
     let (missed, overlap) = (spec.missed.unwrap_or_default(), spec.overlap.unwrap_or_default());
     // Of several that each end the one before, only the last would be left.
     let missed = if overlap == Overlap::Replace && missed == Missed::All { Missed::Once } else { missed };
-    let mut ticks = schedule(push)?.ticks(at, now, plan::MOST).at;
+    let mut ticks = schedule(push)?.ticks(at, now, plan::MOST);
     while ticks.last().is_some_and(|tick| tick.saturating_add(jitter(push, *tick)) > now) {
         ticks.pop();
     }
@@ -93,7 +93,7 @@ async fn work_off(push: &Push, at: u64, next: u64, now: u64) -> Result<u64, Erro
         ticks.push(next);
     }
     let late = |tick: u64| now.saturating_sub(tick.saturating_add(jitter(push, tick)));
-    let Plan { calls, missed } = plan::plan(missed, &ticks, late(ticks[ticks.len() - 1]));
+    let Plan { calls, mut missed } = plan::plan(missed, &ticks, late(ticks[ticks.len() - 1]));
     let to = ticks[ticks.len() - 1];
     let (mut made, mut skipped) = (0, 0);
     if overlap != Overlap::Allow && calls.len() == 1 && !may_run(push, overlap, calls[0]).await? {
@@ -102,11 +102,14 @@ async fn work_off(push: &Push, at: u64, next: u64, now: u64) -> Result<u64, Erro
         if let (true, Some(last)) = (overlap != Overlap::Allow, calls.last()) {
             push.set_cursor(LAST, *last).await?;
         }
-        for tick in &calls {
+        for (at, tick) in calls.iter().enumerate() {
             match push.push(entry(push, *tick)?).await {
                 Ok(accepted) => made += u64::from(!accepted.repeated),
                 // Nobody would be called: it is as if there were no trigger, until there is a function.
-                Err(Error::NoFunction(_)) => break,
+                Err(Error::NoFunction(_)) => {
+                    missed += (calls.len() - at) as u64;
+                    break;
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -157,7 +160,8 @@ async fn may_run(push: &Push, overlap: Overlap, tick: u64) -> Result<bool, Error
     if overlap == Overlap::Forbid {
         return Ok(false);
     }
-    match push.queue().cancel(&id).await {
+    let by = format!("trigger {}, whose next call is in its place", push.trigger().name);
+    match push.queue().cancel(&id, &by).await {
         // It has ended meanwhile.
         Ok(()) | Err(taper_queue::Error::NotFound(_) | taper_queue::Error::State { .. }) => Ok(true),
         Err(error) => Err(error.into()),

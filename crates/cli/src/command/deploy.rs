@@ -211,7 +211,9 @@ impl Deploy {
                     manifest.spec.env.extend(pairs("--env", &self.env)?);
                     manifest.spec.secrets.extend(self.secret.iter().cloned());
                     let package = resolve(&mut manifest.spec, base).with_context(|| format!("{shown}: {name}"))?;
-                    manifest.spec.validate().map_err(|why| wrong("", why))?;
+                    let named = manifest.function_name()?;
+                    let said = manifest.spec.asynchronous.validate("spec.async", &named);
+                    manifest.spec.validate().and(said).map_err(|why| wrong("", why))?;
                     functions.push((*manifest, package));
                 }
                 Resource::Route(mut manifest) => {
@@ -411,7 +413,8 @@ pub(crate) fn push(client: &Client, mut manifest: Manifest, package: Option<Pack
         spec.source = Some(Source::Digest { digest });
     }
     let body = serde_json::to_value(&manifest)?;
-    follow(client, &name, client.lines(Method::PUT, &Client::function_path(&name), Some(&body))?)
+    let events = client.lines(Method::PUT, &Client::function_path(&name), Some(&body));
+    follow(client, &name, events.with_context(|| name.to_string())?)
 }
 
 /// Applies a route or a trigger.

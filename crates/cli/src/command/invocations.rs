@@ -3,7 +3,7 @@
 mod show;
 mod watch;
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{Result, anyhow, bail};
 use clap::{ArgGroup, Args, Subcommand, ValueEnum, builder::PossibleValue};
@@ -47,7 +47,7 @@ pub(crate) enum Invocations {
     Retry(Ids),
     /// Have all dead letters that match run again
     #[command(
-        group(ArgGroup::new("which").args(["function", "trigger", "since", "all"]).required(true).multiple(true)),
+        group(ArgGroup::new("which").args(["function", "trigger", "since", "before", "all"]).required(true).multiple(true)),
         after_help = "Examples:\n  taper invocations redrive --function resize --since 2h\n  taper invocations redrive --all"
     )]
     Redrive {
@@ -57,10 +57,11 @@ pub(crate) enum Invocations {
         #[arg(long)]
         all: bool,
     },
-    /// Forget calls that have ended
+    /// Forget calls that have ended and of which nobody is still to be told
     #[command(
-        group(ArgGroup::new("which").args(["function", "trigger", "since", "status", "all"]).required(true).multiple(true)),
-        after_help = "Examples:\n  taper invocations purge --function resize --status done\n  taper invocations purge --all"
+        group(ArgGroup::new("which").args(["function", "trigger", "since", "before", "status", "all"]).required(true).multiple(true)),
+        after_help = "Examples:\n  taper invocations purge --function resize --status done\n  \
+                      taper invocations purge --before 7d              only what is older\n  taper invocations purge --all"
     )]
     Purge {
         #[command(flatten)]
@@ -91,9 +92,12 @@ pub(crate) struct Of {
     /// Only those that a trigger made
     #[arg(long, value_name = "NAME")]
     trigger: Option<Name>,
-    /// Only those that were accepted in this time (5m, 2h), or since a time (RFC 3339)
+    /// Only those that were accepted in this time (5m, 2h, 7d), or since a time (RFC 3339)
     #[arg(long, value_name = "AGE|TIME")]
     since: Option<String>,
+    /// Only those that were accepted longer ago than this (12h, 7d), or before a time (RFC 3339)
+    #[arg(long, value_name = "AGE|TIME")]
+    before: Option<String>,
 }
 
 /// Which calls are listed.
@@ -107,6 +111,9 @@ pub(crate) struct List {
     /// At most so many
     #[arg(long, value_name = "COUNT", default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..=1000))]
     limit: u16,
+    /// The page after one that ended with this mark, which is shown where there are more
+    #[arg(long, value_name = "MARK", conflicts_with = "watch")]
+    after: Option<String>,
     /// Go on with every change, until you stop it
     #[arg(long, short)]
     watch: bool,
@@ -139,22 +146,43 @@ impl Invocations {
                 output::line(&format!("{id} cancelled"))
             }),
             Self::Retry(ids) => ids.each(global, |path, id| {
-                client.json(Method::POST, &format!("{path}/retry"), None)?;
-                output::line(&format!("{id} runs again"))
+                let call = client.json(Method::POST, &format!("{path}/retry"), None)?;
+                let again =
+                    if call["attempts"].as_array().is_some_and(|all| !all.is_empty()) { "again" } else { "now" };
+                let after = match call.pointer("/request/orderKey").and_then(Value::as_str) {
+                    Some(key) => format!(", after those before it with the order key `{}`", harmless(key)),
+                    None => String::new(),
+                };
+                output::line(&format!("{id} runs {again}{after}"))
             }),
             Self::Redrive { of, all } => {
                 let (path, query) = of.asked(global, None, *all)?;
                 let told = client.json(Method::POST, &format!("{path}/redrive?{query}"), None)?;
+                if told["redriven"] == 0 && told["refused"] == 0 {
+                    of.known(global, &client)?;
+                }
                 redriven(global, &told)
             }
             Self::Purge { of, status, all } => {
                 let status = status.and_then(|status| status.to_possible_value());
                 let (path, query) = of.asked(global, status.as_ref().map(PossibleValue::get_name), *all)?;
                 let told = client.json(Method::DELETE, &format!("{path}?{query}"), None)?;
+                let owed = told["owed"].as_u64().unwrap_or_default();
+                if told["purged"] == 0 && owed == 0 {
+                    of.known(global, &client)?;
+                }
                 if output::machine(&told, global.output)? {
                     return Ok(());
                 }
-                output::line(&format!("{} forgotten", calls(&told["purged"])))
+                output::line(&format!("{} forgotten", calls(&told["purged"])))?;
+                if owed > 0 {
+                    let stay = if owed == 1 { "stays, for its" } else { "stay, for their" };
+                    output::note(&format!(
+                        "{} that ended {stay} callback or record is still to be delivered; `taper invocations show ID` says which",
+                        calls(&json!(owed))
+                    ));
+                }
+                Ok(())
             }
         }
     }
@@ -167,11 +195,18 @@ fn redriven(global: &Global, told: &Value) -> Result<()> {
         output::line(&format!("{} {verb} again", calls(&told["redriven"])))?;
     }
     let refusals = told["refusals"].as_array().map_or(&[][..], Vec::as_slice);
-    for refusal in refusals {
-        output::note(&format!("taper: {}: {}", text(refusal, "/id"), harmless(&text(refusal, "/message"))));
+    let reasons: BTreeSet<String> = refusals.iter().map(|refusal| harmless(&text(refusal, "/message"))).collect();
+    for reason in reasons {
+        output::note(&format!("taper: {reason}"));
     }
     match told["refused"].as_u64() {
-        Some(refused) if refused > 0 => bail!("{} could not be put back and stay dead", calls(&json!(refused))),
+        Some(refused) if refused > 0 => {
+            let (stay, more) = if refused == 1 { ("stays", "it") } else { ("stay", "them") };
+            bail!(
+                "{} could not be put back and {stay} dead; ask again for {more} when there is room",
+                calls(&json!(refused))
+            )
+        }
         _ if told["complete"] == false => {
             bail!("there are more; the platform was stopped while it went through them, so ask again")
         }
@@ -188,16 +223,42 @@ impl Of {
     fn asked(&self, global: &Global, status: Option<&str>, all: bool) -> Result<(String, String)> {
         let function = self.function.as_deref().map(|name| global.function(name)).transpose()?;
         let namespace = function.as_ref().map_or_else(|| global.namespace(), |name| Ok(name.namespace.clone()))?;
-        let since = self.since.as_deref().map(since_ms).transpose()?.map(clock::rfc3339);
+        let time = |option: &str, said: &Option<String>| {
+            Ok::<_, anyhow::Error>(said.as_deref().map(|text| since_ms(option, text)).transpose()?.map(clock::rfc3339))
+        };
         let words = [
             ("function", function.map(|name| name.name.to_string())),
             ("status", status.map(str::to_owned)),
             ("trigger", self.trigger.as_ref().map(ToString::to_string)),
-            ("since", since),
+            ("since", time("--since", &self.since)?),
+            ("before", time("--before", &self.before)?),
             ("all", all.then(|| "true".to_owned())),
         ];
         let said = words.into_iter().filter_map(|(word, value)| Some(format!("{word}={}", value?)));
         Ok((Client::invocations_path(&namespace), said.collect::<Vec<_>>().join("&")))
+    }
+}
+
+impl Of {
+    /// What is kept of calls of one that was deleted is found; a name that is written wrongly has nothing.
+    ///
+    /// # Errors
+    /// When there is no such function, or no such trigger.
+    fn known(&self, global: &Global, client: &Client) -> Result<()> {
+        if let Some(function) = &self.function {
+            client.json(Method::GET, &Client::function_path(&global.function(function)?), None)?;
+        }
+        let Some(trigger) = &self.trigger else { return Ok(()) };
+        let namespace = match &self.function {
+            Some(function) => global.function(function)?.namespace,
+            None => global.namespace()?,
+        };
+        let name = FunctionName::new(namespace, trigger.clone());
+        client.json(Method::GET, &Client::trigger_path(&name), None).map(drop).or_else(|none| {
+            // A schedule in a function's annotations is a trigger of that name.
+            let function = client.json(Method::GET, &Client::function_path(&name), None);
+            function.ok().filter(|function| function["status"].get("schedule").is_some()).map(drop).ok_or(none)
+        })
     }
 }
 
@@ -230,7 +291,14 @@ impl List {
     fn run(&self, global: &Global, client: &Client) -> Result<()> {
         let status = self.status.and_then(|status| status.to_possible_value());
         let (path, query) = self.of.asked(global, status.as_ref().map(PossibleValue::get_name), false)?;
-        let page = format!("{path}?limit={}&{query}", self.limit);
+        let after = match &self.after {
+            Some(mark) if mark.is_empty() || !mark.bytes().all(|b| b.is_ascii_digit()) => {
+                bail!("--after {}: it is no mark; a list that is not whole ends with one", harmless(mark))
+            }
+            Some(mark) => format!("&after={mark}"),
+            None => String::new(),
+        };
+        let page = format!("{path}?limit={}{after}&{query}", self.limit);
         if self.watch {
             return watch::watch(global, client, &page, &format!("{path}?watch=true&{query}"));
         }
@@ -238,21 +306,21 @@ impl List {
         let items = page["items"].as_array().map_or(&[][..], Vec::as_slice);
         if !output::machine(&page["items"], global.output)? {
             if items.is_empty() {
-                // What is kept of one that was deleted is found; a name that is written wrongly has nothing.
-                if let Some(function) = &self.of.function {
-                    client.json(Method::GET, &Client::function_path(&global.function(function)?), None)?;
-                }
+                self.of.known(global, client)?;
                 output::note("no such calls; `taper invoke NAME --async` makes one");
                 return Ok(());
             }
             let rows: Vec<_> = items.iter().map(row).collect();
             output::table(&HEADING, &rows)?;
         }
-        if page["next"].is_string() {
-            output::note(&format!(
-                "there are more than {}; ask for up to 1000 with --limit, or for fewer with --since",
-                self.limit
-            ));
+        if let Some(next) = page["next"].as_str() {
+            let next = harmless(next);
+            output::note(&match self.limit {
+                1000 => {
+                    format!("there are more: --after {next} shows the next page, --since, --before and others fewer")
+                }
+                _ => format!("there are more: --after {next} shows the next page, --limit up to 1000 on one"),
+            });
         }
         Ok(())
     }

@@ -41,7 +41,7 @@ pub(crate) struct Logs {
 impl Logs {
     pub(crate) fn run(&self, global: &Global) -> Result<()> {
         let name = global.function(&self.name)?;
-        let since = self.since.as_deref().map(since_ms).transpose()?;
+        let since = self.since.as_deref().map(|text| since_ms("--since", text)).transpose()?;
         let prefix = format!("{}-", name.name);
         let mut query = format!("follow={}", self.follow);
         if let Some(instance) = &self.instance {
@@ -138,13 +138,14 @@ pub(super) fn origin(line: &Value, prefix: &str) -> String {
     format!("{at} {} {call}", instance.strip_prefix(prefix).unwrap_or(&instance))
 }
 
-/// `5m` ago, or a time, in milliseconds since the Unix epoch.
-pub(super) fn since_ms(text: &str) -> Result<u64> {
-    if let Ok(Span(age)) = text.parse() {
-        return Ok(u64::try_from(clock::unix().saturating_sub(age).as_millis()).unwrap_or(0));
-    }
-    let time: jiff::Timestamp = text.parse().with_context(|| {
-        format!("--since {text}: write an age such as `5m`, or a time such as `2026-01-31T08:00:00Z`")
-    })?;
+/// `5m` ago, or a time, in milliseconds since the Unix epoch; `option` is what says it.
+pub(super) fn since_ms(option: &str, text: &str) -> Result<u64> {
+    let no_age = match text.parse() {
+        Ok(Span(age)) => return Ok(u64::try_from(clock::unix().saturating_sub(age).as_millis()).unwrap_or(0)),
+        Err(why) => why.to_string(),
+    };
+    let Ok(time) = text.parse::<jiff::Timestamp>() else {
+        bail!("{option}: {}; a time is written as `2026-01-31T08:00:00Z`", no_age.escape_debug());
+    };
     Ok(u64::try_from(time.as_millisecond()).unwrap_or(0))
 }

@@ -59,11 +59,18 @@ pub(super) fn row(trigger: &Value) -> [String; 7] {
         text(trigger, "/metadata/name"),
         text(trigger, "/spec/function"),
         source(&trigger["spec"]),
-        text(trigger, "/status/state"),
-        ago(&text(trigger, "/status/lastTick")),
+        state(trigger),
+        ago(trigger["status"]["lastTick"].as_str().or_else(|| trigger["status"]["lastEvent"].as_str()).unwrap_or("-")),
         ahead(&text(trigger, "/status/nextTick")),
         age(&text(trigger, "/status/createdAt")),
     ]
+}
+
+/// Whether it makes calls, and whether something has gone wrong since the last one.
+fn state(trigger: &Value) -> String {
+    let state = text(trigger, "/status/state");
+    let went_wrong = state == "active" && trigger["status"]["error"].is_string();
+    if went_wrong { format!("{state}, with an error") } else { state }
 }
 
 /// Everything about a trigger, as labels and what is behind them.
@@ -74,7 +81,8 @@ pub(super) fn page(trigger: &Value) -> Vec<(&'static str, String)> {
         ("Name", said("/metadata/name")),
         ("Namespace", said("/metadata/namespace")),
         ("Function", said("/spec/function")),
-        ("State", harmless([said("/status/state"), said("/status/error")].join(": ").trim_end_matches(": -"))),
+        ("State", state(trigger)),
+        ("Error", harmless(&said("/status/error"))),
     ];
     if spec["schedule"].is_string() {
         let jitter = spec["jitter"].as_str().map(|most| format!(", up to {} later", harmless(most)));
@@ -99,10 +107,16 @@ pub(super) fn page(trigger: &Value) -> Vec<(&'static str, String)> {
     };
     page.push(("Next", at("nextTick", ahead)));
     page.push(("Last", at("lastTick", ago)));
+    page.push(("Last event", at("lastEvent", ago)));
     page.push(("Last call", said("/status/lastCall")));
     let counted: Vec<String> = ["missed", "skipped", "events", "matched"]
         .iter()
-        .filter_map(|field| Some(format!("{} {field}", status[field].as_u64()?)))
+        .filter_map(|field| Some((*field, status[*field].as_u64()?)))
+        .map(
+            |(field, count)| {
+                if (field, count) == ("events", 1) { "1 event".into() } else { format!("{count} {field}") }
+            },
+        )
         .collect();
     page.push(("Counted", counted.join(", ")));
     page.push(("Age", age(&said("/status/createdAt"))));
@@ -273,6 +287,13 @@ mod tests {
             "status": {"state": "broken", "error": "function bill.default does not exist", "events": 12, "matched": 3},
         });
         assert_eq!(row(&trigger)[..], ["orders", "bill", "topic default", "broken", "-", "-", "-"]);
+        let mut errs = trigger.clone();
+        errs["status"] = json!({"state": "active", "error": "spec.filters[1]: division by zero", "events": 1, "matched": 0,
+            "lastEvent": clock::rfc3339(clock::unix_ms() - 180_500)});
+        assert_eq!(row(&errs)[3..5], ["active, with an error", "3m ago"]);
+        let lines = page(&errs);
+        assert!(lines.contains(&("Error", "spec.filters[1]: division by zero".into())), "{lines:?}");
+        assert!(lines.contains(&("Counted", "1 event, 0 matched".into())), "{lines:?}");
         let page: Vec<String> = page(&trigger).iter().map(|(label, value)| format!("{label}: {value}")).collect();
         assert_eq!(
             page,
@@ -280,7 +301,8 @@ mod tests {
                 "Name: orders",
                 "Namespace: default",
                 "Function: bill",
-                "State: broken: function bill.default does not exist",
+                "State: broken",
+                "Error: function bill.default does not exist",
                 "Events: topic default, replies to topic bills",
                 "Filters: source is `/shop` and type is `order.placed`",
                 ": (not subject begins with `test` or total > 5)",

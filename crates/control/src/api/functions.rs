@@ -8,11 +8,11 @@ use axum::{
     extract::State,
     response::{IntoResponse, Response},
 };
-use futures_util::stream;
+use futures_util::{StreamExt, stream};
 use http::{StatusCode, header::CONTENT_TYPE};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use taper_model::{FunctionName, Manifest, Revision, RevisionId, RevisionState};
+use taper_model::{FunctionName, Manifest, Revision, RevisionId, RevisionState, invocation::Retries};
 use taper_store::{Deploy, Snapshot};
 use tokio::sync::{mpsc, watch};
 
@@ -119,6 +119,10 @@ pub(crate) async fn put(
 /// # Errors
 /// When it could not be published.
 pub(crate) async fn publish(shared: &Arc<Shared>, deploy: Deploy) -> Result<Response, Error> {
+    let said = Retries::of_annotations(&deploy.annotations).1.into_iter().map(|why| {
+        let line = json!({"stage": "prepare", "line": format!("{why}; the annotation has no effect")});
+        Ok(format!("{line}\n"))
+    });
     let steps = shared.board.listen(deploy.function.clone());
     let snapshots = shared.parts.store.snapshot();
     let revision = shared.parts.store.publish(deploy).await?.revision;
@@ -127,7 +131,7 @@ pub(crate) async fn publish(shared: &Arc<Shared>, deploy: Deploy) -> Result<Resp
         let line = watch.next().await?;
         Some((Ok::<_, Infallible>(format!("{line}\n")), watch))
     });
-    Ok(([(CONTENT_TYPE, NDJSON)], Body::from_stream(lines)).into_response())
+    Ok(([(CONTENT_TYPE, NDJSON)], Body::from_stream(stream::iter(said).chain(lines))).into_response())
 }
 
 /// A deploy, watched: its steps, then its verdict as the store has it.

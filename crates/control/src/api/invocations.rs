@@ -21,7 +21,7 @@ use futures_util::stream;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use taper_model::{CallId, FunctionName, Name, quantity::Span};
+use taper_model::{CallId, FunctionName, Name, clock, quantity::Span};
 use taper_queue::{Details, Filter, Page, State as Where};
 use tokio::time::{Instant, timeout_at};
 
@@ -88,6 +88,7 @@ pub(crate) struct Wanted {
     status: Option<String>,
     trigger: Option<String>,
     since: Option<String>,
+    before: Option<String>,
     limit: Option<String>,
     after: Option<String>,
     #[serde(default, deserialize_with = "flag")]
@@ -102,6 +103,7 @@ pub(crate) struct Meant {
     status: Option<String>,
     trigger: Option<String>,
     since: Option<String>,
+    before: Option<String>,
     #[serde(default, deserialize_with = "flag")]
     all: bool,
 }
@@ -113,28 +115,19 @@ impl Meant {
     /// When there is no such namespace, or nothing says which, or that makes no sense.
     fn filter(&self, shared: &Shared, namespace: Name, verb: &str) -> Result<Filter, Error> {
         known(&snapshot(shared), &namespace)?;
-        let Self { function, status, trigger, since, all } = self;
-        let filter = filter(namespace, function.as_deref(), status.as_deref(), trigger.as_deref(), since.as_deref())?;
-        let said = filter.function.is_some()
-            || filter.state.is_some()
-            || filter.trigger.is_some()
-            || filter.since_ms.is_some();
-        if said || *all {
-            return Ok(filter);
+        let Self { function, status, trigger, since, before, all } = self;
+        let said = [function, status, trigger, since, before].map(Option::as_deref);
+        if said.iter().any(Option::is_some) || *all {
+            return filter(namespace, said);
         }
         Err(Error::Invalid(format!(
-            "say which calls to {verb} with `function`, `status`, `trigger` or `since`, or `all=true` for every one of the namespace"
+            "say which calls to {verb} with `function`, `status`, `trigger`, `since` or `before`, or `all=true` for every one of the namespace"
         )))
     }
 }
 
-fn filter(
-    namespace: Name,
-    function: Option<&str>,
-    status: Option<&str>,
-    trigger: Option<&str>,
-    from: Option<&str>,
-) -> Result<Filter, Error> {
+/// The calls of a namespace, of which something may be said.
+fn filter(namespace: Name, [function, status, trigger, from, to]: [Option<&str>; 5]) -> Result<Filter, Error> {
     let name = |field: &str, text: &str| Name::new(text).map_err(|e| Error::Invalid(format!("{field}: {e}")));
     let function = function.map(|text| name("function", text)).transpose()?;
     Ok(Filter {
@@ -142,7 +135,8 @@ fn filter(
         namespace: Some(namespace),
         state: status.map(state).transpose()?,
         trigger: trigger.map(|text| name("trigger", text)).transpose()?,
-        since_ms: from.map(since).transpose()?,
+        since_ms: from.map(|text| since("since", text)).transpose()?,
+        before_ms: to.map(|text| since("before", text)).transpose()?,
     })
 }
 
@@ -161,8 +155,9 @@ pub(crate) async fn list(
     Asked(wanted): Asked<Wanted>,
 ) -> Result<Response, Error> {
     known(&snapshot(&shared), &namespace)?;
-    let Wanted { function, status, trigger, since, limit, after, watch } = wanted;
-    let filter = filter(namespace, function.as_deref(), status.as_deref(), trigger.as_deref(), since.as_deref())?;
+    let Wanted { function, status, trigger, since, before, limit, after, watch } = wanted;
+    let said = [&function, &status, &trigger, &since, &before].map(Option::as_deref);
+    let filter = filter(namespace, said)?;
     if watch {
         if limit.is_some() || after.is_some() {
             return Err(Error::Invalid("watch: changes have no pages; leave `limit` and `after` out".into()));
@@ -242,7 +237,7 @@ async fn ended_or(shared: &Shared, one: &One, mut waiter: Waiter, until: Instant
 /// Ends a call, and shows it.
 pub(crate) async fn cancel(State(shared): State<Arc<Shared>>, one: One) -> Result<Json<Value>, Error> {
     one.find(&shared).await?;
-    shared.parts.queue.cancel(&one.id).await?;
+    shared.parts.queue.cancel(&one.id, "an administrator").await?;
     again(&shared, &one).await
 }
 
@@ -258,7 +253,7 @@ async fn again(shared: &Arc<Shared>, one: &One) -> Result<Json<Value>, Error> {
     Ok(Json(shown::whole(found).await))
 }
 
-/// Forgets calls that have ended.
+/// Forgets calls that have ended. Says how many did, and how many stay because something is still to be told of them.
 pub(crate) async fn purge(
     State(shared): State<Arc<Shared>>,
     Space(namespace): Space,
@@ -271,8 +266,23 @@ pub(crate) async fn purge(
             state.as_str()
         )));
     }
-    let purged = shared.parts.queue.purge(filter).await?;
-    Ok(Json(json!({"purged": purged})))
+    let begun = clock::unix_ms();
+    let purged = shared.parts.queue.purge(filter.clone()).await?;
+    // Nothing else that had ended is left. What was cancelled tells nobody.
+    let mut owed = 0;
+    for state in [Where::Done, Where::Dead].into_iter().filter(|state| filter.state.is_none_or(|only| only == *state)) {
+        let mut after = None;
+        loop {
+            let page = Page { after, size: PAGE.0 };
+            let listed = shared.parts.queue.list(Filter { state: Some(state), ..filter.clone() }, page).await?;
+            owed += listed.invocations.iter().filter(|call| call.ended_ms.is_some_and(|at| at <= begun)).count();
+            after = listed.next;
+            if after.is_none() {
+                break;
+            }
+        }
+    }
+    Ok(Json(json!({"purged": purged, "owed": owed})))
 }
 
 #[derive(Deserialize)]

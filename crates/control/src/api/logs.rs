@@ -38,7 +38,7 @@ pub(crate) async fn get(
     Asked(wanted): Asked<Wanted>,
 ) -> Result<Response, Error> {
     let Wanted { follow: on, tail, since: from, instance } = wanted;
-    let since_ms = from.as_deref().map(since).transpose()?;
+    let since_ms = from.as_deref().map(|text| since("since", text)).transpose()?;
     let query = LogQuery { tail, since_ms, instance, follow: on };
     follow(&shared, &name, query, |line| serde_json::to_string(line).unwrap_or_default())
 }
@@ -62,18 +62,17 @@ pub(crate) fn follow(
     Ok(([(CONTENT_TYPE, NDJSON)], Body::from_stream(lines)).into_response())
 }
 
-/// A time (RFC 3339), or an age such as `5m`, in milliseconds since the Unix epoch.
-pub(crate) fn since(text: &str) -> Result<u64, Error> {
-    if let Ok(Span(age)) = text.parse() {
-        return Ok(u64::try_from(clock::unix().saturating_sub(age).as_millis()).unwrap_or(0));
-    }
+/// A time (RFC 3339), or an age such as `5m`, in milliseconds since the Unix epoch; `field` is what it is called.
+pub(crate) fn since(field: &str, text: &str) -> Result<u64, Error> {
+    let no_age = match text.parse() {
+        Ok(Span(age)) => return Ok(u64::try_from(clock::unix().saturating_sub(age).as_millis()).unwrap_or(0)),
+        Err(why) => why,
+    };
     // A plus sign that was not escaped arrives as a space.
     let time: Result<jiff::Timestamp, _> = text.replace(' ', "+").parse();
     let refuse = |_| {
-        Error::Invalid(format!(
-            "since: `{}` is neither an age such as `5m` nor a time such as `2026-01-31T08:00:00Z`",
-            text.escape_debug()
-        ))
+        let why = no_age.to_string();
+        Error::Invalid(format!("{field}: {}; a time is written as `2026-01-31T08:00:00Z`", why.escape_debug()))
     };
     time.map_err(refuse).map(|t| u64::try_from(t.as_millisecond()).unwrap_or(0))
 }

@@ -1,5 +1,7 @@
 //! What requests say, read strictly: paths, queries and JSON bodies, each refused in the API's own shape with the place named.
 
+mod lists;
+
 use std::collections::HashMap;
 
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
@@ -154,7 +156,7 @@ pub(crate) async fn whole<S: Send + Sync>(request: Request, state: &S, limit: us
 
 /// Reads a JSON object; what is wrong is named by its path: `spec.scale.min: …`.
 pub(crate) fn json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
-    is_object(bytes)?;
+    has_objects::<T>(bytes)?;
     let mut reader = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut reader).map_err(|e| {
         let path = e.path().to_string();
@@ -165,8 +167,9 @@ pub(crate) fn json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
     Ok(value)
 }
 
-/// Refuses what is JSON and no object: a list would be read as the values of fields in the order in which they stand in our code.
-pub(crate) fn is_object(bytes: &[u8]) -> Result<(), Error> {
+/// Refuses what is JSON and no object, and a list within it that stands for one: it would be read as the values of fields in the order in which
+/// they stand in our code.
+pub(crate) fn has_objects<T: DeserializeOwned>(bytes: &[u8]) -> Result<(), Error> {
     let it = match bytes.trim_ascii_start().first() {
         None => "is empty",
         Some(b'[') => "is a JSON array",
@@ -174,7 +177,12 @@ pub(crate) fn is_object(bytes: &[u8]) -> Result<(), Error> {
         Some(b'-' | b'0'..=b'9') => "is a number",
         Some(b't' | b'f' | b'n') => "is a single word",
         // What is none at all its reader says best.
-        Some(_) => return Ok(()),
+        Some(_) => {
+            let path = lists::for_an_object::<T>(bytes);
+            return path.map_or(Ok(()), |path| {
+                Err(Error::Invalid(format!("{path}: this is a list; an object is expected: {{…}}")))
+            });
+        }
     };
     Err(Error::Invalid(format!("the body {it}; a JSON object is expected: {{…}}")))
 }

@@ -77,6 +77,9 @@ pub(super) async fn put(
 }
 
 pub(super) async fn delete(State(shared): State<Arc<Shared>>, Target(name): Target) -> Result<StatusCode, Error> {
-    shared.parts.store.delete_route(&name.namespace, &name.name).await?;
+    shared.parts.store.delete_route(&name.namespace, &name.name).await.map_err(|error| match error {
+        taper_store::Error::NotFound(_) => missing(&name),
+        error => error.into(),
+    })?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -111,6 +111,9 @@ pub(super) async fn put(
 }
 
 pub(super) async fn delete(State(shared): State<Arc<Shared>>, Target(name): Target) -> Result<StatusCode, Error> {
-    shared.parts.store.delete_trigger(&name.namespace, &name.name).await?;
+    shared.parts.store.delete_trigger(&name.namespace, &name.name).await.map_err(|error| match error {
+        taper_store::Error::NotFound(_) => missing(&name),
+        error => error.into(),
+    })?;
     Ok(StatusCode::NO_CONTENT)
 }

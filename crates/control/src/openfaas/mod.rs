@@ -112,7 +112,7 @@ fn target(name: &str, body_namespace: &str, uri: &Uri) -> Result<FunctionName, T
 async fn told<T: DeserializeOwned>(request: Request) -> Result<T, Text> {
     let bytes: Bytes = api::body(request, &()).await?;
     let refuse = |why: String| Text(Error::Invalid(format!("Error unmarshalling request body: {why}")));
-    api::is_object(&bytes).map_err(|e| refuse(e.to_string()))?;
+    api::has_objects::<T>(&bytes).map_err(|e| refuse(e.to_string()))?;
     serde_json::from_slice(&bytes).map_err(|e| refuse(e.to_string()))
 }
 
@@ -162,7 +162,7 @@ async fn logs(State(shared): State<Arc<Shared>>, uri: Uri) -> Result<Response, T
     let since_ms = match (asked.since.as_str(), tail) {
         ("", None) => Some(u64::try_from(clock::unix().saturating_sub(RECENT).as_millis()).unwrap_or(0)),
         ("", Some(_)) => None,
-        (text, _) => Some(api::since(text)?),
+        (text, _) => Some(api::since("since", text)?),
     };
     let follow = match asked.follow.as_str() {
         "" | "0" | "f" | "F" | "false" | "False" | "FALSE" => false,

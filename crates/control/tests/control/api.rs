@@ -113,6 +113,17 @@ async fn a_body_is_an_object() {
             assert!(status == 400 && text.contains(&expected), "{method} {path} {body}: {status} {text}");
         }
     }
+    // Nor is a list read so that stands for an object within.
+    for (path, body, at) in [
+        ("functions/hello", r#"{"spec": {"runtime": "python3", "scale": [1, 2]}}"#, "spec.scale"),
+        ("functions/hello", r#"{"spec": {"async": {"onFailure": ["audit"]}}}"#, "spec.async.onFailure"),
+        ("triggers/hello", r#"{"spec": {"function": "hello", "events": ["orders"]}}"#, "spec.events"),
+        ("routes/hello", r#"{"spec": {"host": "a.example", "rules": [["/x"]]}}"#, "spec.rules[0]"),
+    ] {
+        let (status, text) = house.send("PUT", &one(path), body).await;
+        let expected = format!("{at}: this is a list; an object is expected");
+        assert!(status == 400 && text.contains(&expected), "{path} {body}: {status} {text}");
+    }
     let (status, text) = house.send("PUT", "/system/functions", r#"["hello"]"#).await;
     assert!(status == 400 && text.contains("is a JSON array"), "{text}");
 }

@@ -72,7 +72,7 @@ fn attempt(status: u16) -> Attempt {
     Attempt {
         started_ms: clock::unix_ms(),
         took_ms: 7,
-        status,
+        status: Some(status),
         stage: None,
         message: None,
         start: Some("warm".into()),
@@ -290,16 +290,22 @@ async fn what_cannot_be_accepted_is_refused_by_its_field() {
         (json!({"function": "hello", "path": "/ä b"}), 400, "path: "),
         (json!({"function": "hello", "headers": {"a b": "c"}}), 400, "headers.a b: it is no header's name"),
         (json!({"function": "hello", "headers": {"a": "b\r\nc: d"}}), 400, "headers.a: "),
-        (json!({"function": "hello", "headers": {"a": 7}}), 400, "headers.a"),
+        (json!({"function": "hello", "headers": {"a": 7}}), 400, "headers.a: expected a string, or a list of strings"),
         (json!({"function": "hello", "headers": {"X-Taper-Delay": "1s"}}), 400, "say it as `delay`"),
         (json!({"function": "hello", "body": "a", "bodyBase64": "YQ=="}), 400, "not both"),
         (json!({"function": "hello", "bodyBase64": "?"}), 400, "bodyBase64: "),
         (json!({"function": "hello", "delay": "soon"}), 400, "delay: `soon`"),
         (json!({"function": "hello", "delay": "9000h"}), 400, "delay lies more than 366 days ahead"),
-        (json!({"function": "hello", "at": "tomorrow"}), 400, "at is a time such as"),
+        (json!({"function": "hello", "delay": "367d"}), 400, "delay lies more than 366 days ahead"),
+        (json!({"function": "hello", "delay": "999999999h"}), 400, "delay: `999999999h` is too long"),
+        (
+            json!({"function": "hello", "at": "tomorrow"}),
+            400,
+            "at: `tomorrow` is no time; write one that there is, such as",
+        ),
         (json!({"function": "hello", "at": "9999-12-31T23:59:59Z"}), 400, "at lies more than 366 days ahead"),
-        (json!({"function": "hello", "at": "9999-12-32T23:59:59Z"}), 400, "at is a time such as"),
-        (json!({"function": "hello", "at": "9999-12-31"}), 400, "at is a time such as"),
+        (json!({"function": "hello", "at": "9999-12-32T23:59:59Z"}), 400, "at: `9999-12-32T23:59:59Z` is no time"),
+        (json!({"function": "hello", "at": "9999-12-31"}), 400, "at: `9999-12-31` is no time"),
         (json!({"function": "hello", "callback": "http://example.com:0/"}), 400, "callback: its port is a number"),
         (json!({"function": "hello", "callback": "http://256.1.1.1/"}), 400, "callback: `256.1.1.1` is no host"),
         (json!({"function": "hello", "callback": "ftp://x"}), 400, "callback: it begins with"),
@@ -344,6 +350,18 @@ async fn a_full_queue_says_when_to_come_again() {
     assert_eq!(told["refusals"][0]["id"], id);
     assert_eq!(get(&house, &format!("/{id}")).await.1["status"], "dead");
     assert_eq!(get(&house, &format!("/{other}")).await.1["status"], "waiting");
+    // Of a function for which there is no room all others stay as well, and are counted.
+    for _ in 0..3 {
+        dead(&house, lease(&house).await).await;
+        accepted(&house, json!({})).await;
+    }
+    let (_, told) = house.json("POST", &format!("{CALLS}/redrive?all=true"), Value::Null).await;
+    assert_eq!(
+        (&told["redriven"], &told["refused"], &told["complete"]),
+        (&json!(0), &json!(4), &json!(false)),
+        "{told}"
+    );
+    assert!(told["refusals"][0]["message"].as_str().unwrap().contains("1 calls"), "{told}");
 }
 
 #[tokio::test]
@@ -407,6 +425,12 @@ async fn calls_are_cancelled_while_they_wait_and_while_they_run() {
         assert!(refused(&house, "POST", &format!("/{id}/retry"), Value::Null, 409).await.contains("cancelled"));
     }
     tokio::time::timeout(secs(20), held.cancelled.cancelled()).await.expect("its worker is told");
+    // One was begun, and the other was not.
+    let shown = get(&house, &format!("/{running}")).await.1;
+    let attempt = &shown["attempts"][0];
+    assert_eq!((&attempt["message"], &attempt["status"]), (&json!("cancelled by an administrator"), &Value::Null));
+    assert!(attempt["startedAt"].is_string() && attempt["tookMs"].is_u64() && shown["tries"] == 1, "{shown:#}");
+    assert_eq!(get(&house, &format!("/{waiting}")).await.1["attempts"], json!([]));
 }
 
 #[tokio::test]
@@ -471,6 +495,8 @@ async fn lists_have_filters_and_pages() {
         ("trigger=nightly", &[]),
         ("since=1h", &[4, 3, 2, 1, 0]),
         ("since=2100-01-01T00:00:00Z", &[]),
+        ("before=2100-01-01T00:00:00Z", &[4, 3, 2, 1, 0]),
+        ("before=7d", &[]),
         ("since=2020-01-01T00:00:00%2B01:00&limit=2", &[4, 3]),
     ] {
         let (status, page) = get(&house, &format!("?{query}")).await;
@@ -492,7 +518,8 @@ async fn lists_have_filters_and_pages() {
         ("after=nonsense", "after: "),
         ("after=%00%ff", "after: "),
         ("status=ended", "status: `ended` is none of waiting, running, done, dead, cancelled"),
-        ("since=soon", "since: `soon`"),
+        ("since=soon", "since: `soon` is not a duration; write"),
+        ("before=999999999h", "before: `999999999h` is too long: no duration is above 213503d; a time is written as"),
         ("function=Hello", "function: "),
         ("trigger=%2e%2e", "trigger: "),
         ("wait=1s", "unknown field `wait`"),
@@ -544,11 +571,32 @@ async fn what_has_ended_is_forgotten_on_demand() {
         assert!(text.contains(expect), "{query}: {text}");
     }
     let purge = async |query: &str| house.json("DELETE", &format!("{CALLS}{query}"), Value::Null).await.1;
-    assert_eq!(purge("?status=dead").await, json!({"purged": 1}));
+    assert_eq!(purge("?before=1h").await, json!({"purged": 0, "owed": 0}));
+    assert_eq!(purge("?status=dead").await, json!({"purged": 1, "owed": 0}));
     assert_eq!(get(&house, &format!("/{second}")).await.0, 404);
     assert_eq!(house.json("DELETE", "/v1/namespaces/dev/invocations?all=true", Value::Null).await.1["purged"], 0);
-    assert_eq!(purge("?all=true").await, json!({"purged": 1}));
+    assert_eq!(purge("?all=true").await, json!({"purged": 1, "owed": 0}));
     assert_eq!((get(&house, &format!("/{first}")).await.0, get(&house, &format!("/{third}")).await.0), (404, 200));
+    // What still owes something stays, and is counted.
+    done(&house, lease(&house).await, answer(200, "text/plain", b"")).await;
+    let owing = accepted(&house, json!({"callback": "https://example.com/"})).await;
+    done(&house, lease(&house).await, answer(200, "text/plain", b"")).await;
+    assert_eq!(purge("?status=dead").await, json!({"purged": 0, "owed": 0}));
+    assert_eq!(purge("?function=hello").await, json!({"purged": 1, "owed": 1}));
+    assert_eq!(get(&house, &format!("/{owing}")).await.0, 200);
+}
+
+#[tokio::test]
+async fn what_waits_again_says_why() {
+    let house = house().await;
+    let id = accepted(&house, json!({})).await;
+    assert!(get(&house, &format!("/{id}")).await.1.get("reason").is_none());
+    let attempt = Attempt { message: Some("it cannot be started".into()), ..attempt(502) };
+    let verdict = Verdict::Again { after: secs(3600), counts: false };
+    let settled = Settled { attempt, verdict, answer: None, parcels: Vec::new() };
+    house.queue.settle(&lease(&house).await, settled).await.unwrap();
+    assert_eq!(get(&house, &format!("/{id}")).await.1["reason"], "it cannot be started");
+    assert_eq!(get(&house, "?status=waiting").await.1["items"][0]["reason"], "the last attempt ended with 502");
 }
 
 /// Reads events until as many have come.
@@ -629,11 +677,68 @@ async fn the_lines_of_a_call() {
         line("another instance", "hello-00001-b", from + 5, None),
         line("the same one later", "hello-00001-a", later, None),
     ]);
+    let seen = lines(&house, &id).await;
+    let expect = [("its own id", None), ("the caller's", None), ("the instance was its alone", Some(1))];
+    assert_eq!(seen, expect.map(|(text, attempt)| (text.to_owned(), attempt)));
+}
+
+#[tokio::test]
+async fn the_lines_of_each_attempt() {
+    let house = house().await;
+    let id = accepted(&house, json!({})).await;
+    let base = clock::unix_ms();
+    let tried = |from: u64, instance: Option<&str>| Attempt {
+        started_ms: base + from,
+        took_ms: 100,
+        instance: instance.map(|name| format!("hello-00001-{name}")),
+        ..attempt(502)
+    };
+    // Twice on one instance, once on none, once on another.
+    for attempt in [tried(0, Some("a")), tried(1000, None), tried(2000, Some("a")), tried(3000, Some("b"))] {
+        let verdict = Verdict::Again { after: Duration::ZERO, counts: true };
+        let settled = Settled { attempt, verdict, answer: None, parcels: Vec::new() };
+        house.queue.settle(&lease(&house).await, settled).await.unwrap();
+    }
+    let line = |text: &str, instance: &str, from: u64, named: bool| LogLine {
+        at_ms: base + from,
+        instance: format!("hello-00001-{instance}"),
+        revision: "hello-00001".into(),
+        call: named.then(|| id.clone()),
+        stderr: true,
+        text: text.into(),
+    };
+    house.stage.wrote(vec![
+        line("first", "a", 0, true),
+        line("first, and names no call", "a", 90, false),
+        line("first, in the background", "a", 1500, true),
+        line("nobody's", "a", 1500, false),
+        line("third", "a", 2000, true),
+        line("fourth, but late", "b", 9000, true),
+        line("of an instance that no attempt names", "c", 9000, true),
+    ]);
+    let expect = |last: Option<u64>| {
+        [
+            ("first", Some(1)),
+            ("first, and names no call", Some(1)),
+            ("first, in the background", Some(1)),
+            ("third", Some(3)),
+            ("fourth, but late", last.or(Some(4))),
+            ("of an instance that no attempt names", last),
+        ]
+        .map(|(text, attempt)| (text.to_owned(), attempt))
+    };
+    assert_eq!(lines(&house, &id).await, expect(None));
+    // A fifth runs: what comes after the others is its.
+    let _held = lease(&house).await;
+    assert_eq!(lines(&house, &id).await, expect(Some(5)));
+}
+
+/// A call's lines: what they say, and which attempt wrote them.
+async fn lines(house: &House, id: &str) -> Vec<(String, Option<u64>)> {
     let (status, text) = house.send("GET", &format!("{CALLS}/{id}/logs"), Body::empty()).await;
     assert_eq!(status, 200);
-    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    let seen: Vec<&str> = lines.iter().map(|line| line["text"].as_str().unwrap()).collect();
-    assert_eq!(seen, ["its own id", "the caller's", "the instance was its alone"]);
+    let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    lines.map(|line| (line["text"].as_str().unwrap().to_owned(), line["attempt"].as_u64())).collect()
 }
 
 /// A thousand who wait cost nothing while nothing happens, and one look each when it does.

@@ -181,3 +181,66 @@ async fn a_caller_that_leaves_while_the_call_runs_frees_the_slot() {
     drop(call);
     assert_eq!(counts(&d), (0, 0, 1));
 }
+
+/// An instance on which so many calls linger, each until its place is taken from here.
+#[derive(Clone, Default)]
+struct Lingering {
+    calls: Arc<AtomicU32>,
+    places: Arc<std::sync::Mutex<Vec<Box<dyn Send>>>>,
+}
+
+impl Lingering {
+    fn end_one(&self) {
+        let place = self.places.lock().unwrap().pop().unwrap();
+        drop(place);
+    }
+}
+
+impl Invoke for Lingering {
+    fn invoke(&self, _: Call) -> BoxFuture<'_, Result<Reply, Fault>> {
+        Box::pin(std::future::pending())
+    }
+
+    fn lingers(&self) -> u32 {
+        self.calls.load(Ordering::Relaxed)
+    }
+
+    fn keep(&self, place: Box<dyn Send>) {
+        self.calls.fetch_sub(1, Ordering::Relaxed);
+        self.places.lock().unwrap().push(place);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_lingers_keeps_its_slot_until_it_is_at_rest() {
+    let (d, hello) = (dispatcher(), hello());
+    let instance = Lingering::default();
+    d.learn(Event::Ready(Instance { run: Arc::new(instance.clone()), ..self::instance(&hello, "a", 1) }));
+    let mut call = d.invoke(request(&hello, within(60), ""));
+    assert!(poll(&mut call).is_none());
+    instance.calls.store(1, Ordering::Relaxed);
+    drop(call);
+    assert_eq!(counts(&d), (0, 1, 1), "its caller has left, and it runs");
+    let mut next = waiting(&d, &hello);
+    instance.end_one();
+    assert_eq!(on(&granted(&mut next)), "a");
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_that_linger_on_an_instance_of_another_platform_keep_their_slots() {
+    let (d, hello) = (dispatcher(), hello());
+    let instance = Lingering::default();
+    instance.calls.store(2, Ordering::Relaxed);
+    let ready = Event::Ready(Instance { run: Arc::new(instance.clone()), ..self::instance(&hello, "a", 3) });
+    d.learn(ready.clone());
+    // That it is there is told again.
+    d.learn(ready);
+    assert_eq!((counts(&d), instance.lingers()), ((0, 2, 1), 0));
+    let (_third, mut fourth) = (admitted(&d, &hello), waiting(&d, &hello));
+    instance.end_one();
+    let fourth = granted(&mut fourth);
+    assert_eq!(counts(&d), (0, 3, 1));
+    instance.end_one();
+    drop(fourth);
+    assert_eq!(counts(&d), (0, 1, 1));
+}

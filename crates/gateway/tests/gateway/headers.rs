@@ -106,6 +106,11 @@ async fn ids_traces_and_chains() {
     assert_eq!(line(&shown, "x-call-id").len(), 36, "a sane id in the place of another");
     assert_eq!(answer.header("x-call-id"), line(&shown, "x-call-id"));
     assert!(shown.starts_with("GET / HTTP/1.1\n"), "{shown}");
+    let twice = Request::get("/function/hello").header("x-call-id", "a").header("x-call-id", "b");
+    let answer = platform.send(twice.body(call::empty()).unwrap()).await;
+    let shown = answer.text();
+    assert_eq!((shown.matches("\nx-call-id:").count(), line(&shown, "x-call-id").len()), (1, 36), "{shown}");
+    assert_eq!(answer.header("x-call-id"), line(&shown, "x-call-id"), "of two names none counts");
     assert!(platform.get("/function/hello?a=b").await.text().starts_with("GET /?a=b "));
     assert!(platform.get("/function/hello/?").await.text().starts_with("GET /?"));
     assert!(platform.get("/function/hello.dev//x").await.text().starts_with("GET //x "));

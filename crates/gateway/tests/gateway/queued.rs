@@ -10,8 +10,8 @@ use taper_gateway::Config;
 use taper_medium::Error::Full;
 use taper_model::{BoxFuture, CallId, Cause, Fault, FunctionName, Reply, Retry, call};
 use taper_queue::{
-    Accepted, Backlog, Delivery, Details, Entry, Error, Filter, Invocation, Lease, Listed, Page, Queue, Settled, State,
-    Stats,
+    Accepted, Backlog, Delivery, Details, Entry, Error, Filter, Invocation, Lease, Listed, Origin, Page, Queue,
+    Settled, State, Stats,
 };
 use tokio::sync::broadcast;
 
@@ -69,7 +69,7 @@ impl Queue for Notebook {
         Box::pin(std::future::pending())
     }
 
-    fn delivered(&self, _: Delivery, _: Option<Duration>) -> BoxFuture<'_, Result<(), Error>> {
+    fn delivered<'a>(&'a self, _: &'a mut Delivery, _: Option<Duration>) -> BoxFuture<'a, Result<(), Error>> {
         Box::pin(async { Ok(()) })
     }
 
@@ -87,18 +87,43 @@ impl Queue for Notebook {
         Box::pin(async { Err(Error::Stopped) })
     }
 
-    fn get<'a>(&'a self, _: &'a CallId) -> BoxFuture<'a, Result<Option<Details>, Error>> {
-        Box::pin(async { Ok(None) })
+    /// There is a call that waits, one that has ended, and one that a trigger has made.
+    fn get<'a>(&'a self, id: &'a CallId) -> BoxFuture<'a, Result<Option<Details>, Error>> {
+        Box::pin(async {
+            let made = id.as_str() == "made";
+            let state = match id.as_str() {
+                "known" | "made" => State::Waiting,
+                "done" => State::Done,
+                _ => return Ok(None),
+            };
+            let function = FunctionName::parse("hello").unwrap();
+            let mut entry =
+                Entry::read(function.clone(), Method::POST, "/", HeaderMap::new(), Default::default()).unwrap();
+            entry.origin = made.then(Origin::default);
+            let invocation = Invocation {
+                id: id.clone(),
+                function,
+                trigger: None,
+                state,
+                accepted_ms: 1,
+                due_ms: None,
+                ended_ms: None,
+                attempts: 0,
+                status: None,
+                reason: None,
+            };
+            Ok(Some(Details { invocation, entry, attempts: Vec::new(), answer: None, owed: Vec::new() }))
+        })
     }
 
     fn list(&self, _: Filter, _: Page) -> BoxFuture<'_, Result<Listed, Error>> {
         Box::pin(async { Ok(Listed::default()) })
     }
 
-    fn cancel<'a>(&'a self, id: &'a CallId) -> BoxFuture<'a, Result<(), Error>> {
+    fn cancel<'a>(&'a self, id: &'a CallId, _: &'a str) -> BoxFuture<'a, Result<(), Error>> {
         Box::pin(async move {
             match id.as_str() {
-                "known" => {
+                "known" | "made" => {
                     self.cancelled.lock().unwrap().push(id.clone());
                     Ok(())
                 }
@@ -150,6 +175,7 @@ async fn what_was_asked_is_what_the_queue_gets() {
         .header("x-custom", "kept")
         .header("connection", "x-hop")
         .header("x-hop", "1")
+        .header("trailer", "x-sum")
         .header("authorization", BASIC)
         .header("x-callback-url", "http://127.0.0.1:1/back")
         .body(call::full("body"))
@@ -166,7 +192,7 @@ async fn what_was_asked_is_what_the_queue_gets() {
     let headers = &entry.headers;
     assert_eq!((header(headers, "x-custom"), header(headers, "content-length")), (Some("kept"), Some("4")));
     assert_eq!(header(headers, "x-forwarded-host"), Some("faas.example.com"));
-    for gone in ["connection", "x-hop", "authorization", "transfer-encoding", "te", "upgrade"] {
+    for gone in ["connection", "x-hop", "authorization", "transfer-encoding", "te", "upgrade", "trailer"] {
         assert_eq!(header(headers, gone), None, "{gone}");
     }
 }
@@ -180,6 +206,12 @@ async fn a_call_without_a_name_is_known_by_ours() {
     assert_eq!(entry.correlation, None);
     assert_eq!(answer.header("location"), format!("/v1/namespaces/default/invocations/{}", entry.id));
     assert!(answer.header("x-start-time").parse::<u128>().is_ok());
+    // Of two names none counts, and the function hears neither.
+    let twice = Request::post("/async-function/hello").header("x-call-id", "a").header("x-call-id", "b");
+    let answer = platform.send(twice.body(call::full("x")).unwrap()).await;
+    let entry = notebook.pushed.lock().unwrap()[1].clone();
+    assert_eq!((answer.header("x-call-id"), &entry.correlation), (entry.id.as_str(), &None));
+    assert_eq!(header(&entry.headers, "x-call-id"), None);
     // One that was there before: by its id.
     let before = CallId::given("before").unwrap();
     notebook.next(Ok(Accepted { id: before, repeated: true }));
@@ -205,6 +237,7 @@ async fn a_call_that_comes_as_a_description() {
         .header("x-taper-made", "forged")
         .header("x-taper-trigger", "forged")
         .header("x-taper-tick", "forged")
+        .header("x-taper-delivery", "forged")
         .header("x_taper_tick", "forged")
         .header("transfer-encoding", "chunked")
         .header("content-length", "99")
@@ -229,6 +262,7 @@ async fn a_call_that_comes_as_a_description() {
         "x-taper-trigger",
         "x-taper-tick",
         "x_taper_tick",
+        "x-taper-delivery",
         "transfer-encoding",
         "connection",
         "x-hop",
@@ -343,6 +377,7 @@ async fn what_the_queue_says_is_what_the_caller_hears() {
     let full = || Error::Full {
         what: "the queue of function hello.default".into(),
         bound: "3 calls".into(),
+        raise: "queue.functionCalls",
         retry_after: Duration::from_secs(7),
     };
     for (error, status, retry) in [
@@ -366,7 +401,14 @@ async fn calls_are_cancelled_by_their_id() {
     let delete = |path: &str| Request::delete(path).body(call::empty()).unwrap();
     assert_eq!(platform.send(delete("/async-function/known")).await.status, 202);
     assert_eq!(notebook.cancelled.lock().unwrap().len(), 1);
-    for path in ["/async-function/unknown", "/async-function/known/x", "/async-function/", "/async-function"] {
+    // An id that follows from what others know is no secret.
+    for path in [
+        "/async-function/unknown",
+        "/async-function/made",
+        "/async-function/known/x",
+        "/async-function/",
+        "/async-function",
+    ] {
         assert_eq!(platform.send(delete(path)).await.status, 404, "{path}");
     }
     let done = platform.send(delete("/async-function/done")).await;

@@ -425,6 +425,84 @@ async fn cors_is_spoken_for_the_function() {
     assert_eq!((fault.status.as_u16(), fault.header("access-control-allow-origin")), (502, "*"));
 }
 
+/// The Fetch standard's words: a method is a token in its own case, names of headers come in any number of lines, an origin is one.
+#[tokio::test]
+async fn preflights_by_the_letter() {
+    let platform = platform(routed(&[
+        ("default", r#"{"host": "a.example.com", "path": "/some", "function": "hello", "methods": ["GET", "PATCH"], "cors": {"origins": ["https://one.example"], "credentials": true}}"#),
+        ("default", r#"{"host": "a.example.com", "path": "/any", "function": "hello", "cors": {"origins": ["*"]}}"#),
+    ]))
+    .await;
+    let one = ("origin", "https://one.example");
+    let method = |name| ("access-control-request-method", name);
+    let wants = |names| ("access-control-request-headers", names);
+    let options =
+        async |path: &str, headers: &[(&str, &str)]| asked(&platform, "a.example.com", "OPTIONS", path, headers).await;
+    let allowed = |answer: &Answer| {
+        let one = |name: &str| header(&answer.headers, name).join(" | ");
+        (answer.status.as_u16(), one("access-control-allow-methods"), one("access-control-allow-headers"))
+    };
+    let said = |methods: &str, headers: &str| (204, methods.to_owned(), headers.to_owned());
+
+    // A method is what it is, in its own case: browsers write `patch` where a page does.
+    for name in ["PATCH", "patch", "PROPFIND", "X-odd!", "*"] {
+        assert_eq!(allowed(&options("/any", &[one, method(name)]).await), said(name, ""), "{name}");
+    }
+    assert_eq!(allowed(&options("/some", &[one, method("PATCH")]).await), said("GET, PATCH", ""));
+    for name in ["patch", "PROPFIND", "*"] {
+        let refused = options("/some", &[one, method(name)]).await;
+        assert_eq!((refused.status.as_u16(), refused.header("allow")), (405, "GET, HEAD, PATCH"), "{name}");
+    }
+    // What is no method, or two, or has no origin or two, is no preflight: the function's own affair, where it has OPTIONS.
+    let two = ("origin", "https://two.example");
+    for (path, headers) in [
+        ("/any", &[one, method("GET, PUT")][..]),
+        ("/any", &[one, method("GE T")]),
+        ("/any", &[one, method("")]),
+        ("/any", &[one, method("\"PUT\"")]),
+        ("/any", &[one, method("GET"), method("PUT")]),
+        ("/any", &[one, two, method("PUT")]),
+        ("/any", &[method("PUT")]),
+        ("/any", &[one, wants("x-a")]),
+    ] {
+        let answer = options(path, headers).await;
+        assert_eq!(answer.text(), "hello.default /any", "{headers:?}");
+        assert_eq!(allowed(&answer), (200, String::new(), String::new()), "{headers:?}");
+        assert_eq!(options("/some", headers).await.status, 405, "{headers:?}");
+    }
+    // Names of headers: of every line, without what stands between them, and all or none.
+    for (lines, seen) in [
+        (&["x-a", "X-B,, x-c ,"][..], "x-a, X-B, x-c"),
+        (&["authorization"], "authorization"),
+        (&["*"], "*"),
+        (&["", ","], ""),
+        (&["x-a, x b"], ""),
+        (&["x-a", "x:b"], ""),
+        (&["x-a\tx-b"], ""),
+    ] {
+        let headers: Vec<_> = [one, method("PUT")].into_iter().chain(lines.iter().map(|line| wants(*line))).collect();
+        assert_eq!(allowed(&options("/any", &headers).await), said("PUT", seen), "{lines:?}");
+    }
+    // Pages without an origin of their own have the one called `null`: let in with everybody, and not by a list.
+    let null = ("origin", "null");
+    let open = options("/any", &[null, method("PUT")]).await;
+    assert_eq!(open.header("access-control-allow-origin"), "*");
+    for origin in
+        ["null", "https://one.example:443", "http://one.example", "https://ONE.example", "https://one.example.org", "*"]
+    {
+        let closed = options("/some", &[("origin", origin), method("PATCH")]).await;
+        assert_eq!(header(&closed.headers, "access-control-allow-origin"), [] as [&str; 0], "{origin}");
+        assert_eq!(header(&closed.headers, "access-control-allow-credentials"), [] as [&str; 0], "{origin}");
+        assert_eq!(allowed(&closed), said("", ""), "{origin}");
+    }
+    // With credentials there is no `*` in the answer, and caches tell origins apart, let in or not.
+    let named = asked(&platform, "a.example.com", "GET", "/some", &[one]).await;
+    assert_eq!(header(&named.headers, "access-control-allow-origin"), ["https://one.example"]);
+    let twice = asked(&platform, "a.example.com", "GET", "/some", &[one, two]).await;
+    assert_eq!((twice.text().as_str(), twice.header("vary")), ("hello.default /some", "Origin"));
+    assert_eq!(header(&twice.headers, "access-control-allow-origin"), [] as [&str; 0]);
+}
+
 #[tokio::test]
 async fn requests_without_tls_are_sent_to_where_it_is() {
     let rule = r#"{"host": "a.example.com", "path": "/x/*", "https": "redirect", "function": "hello"}"#;

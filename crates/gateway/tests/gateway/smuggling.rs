@@ -247,23 +247,49 @@ async fn two_ways_to_say_how_long_a_body_is() {
         assert!(answer.starts_with("HTTP/1.1 400 ") && answer.matches("HTTP/1.1").count() == 1, "{answer}");
         assert!(answer.contains("both Content-Length and Transfer-Encoding"), "{answer}");
     }
-    assert!(seen.lock().unwrap().is_empty(), "{seen:?}");
-    // In pieces it may be served: by its chunks, without the length, and the connection ends after the answer (RFC 9112, 6.1).
+    // Empty lines in front of the head, and lines that end in their own way.
+    let odd = format!("\r\n\r\n{START}{}\r\n\r\n{chunks}{INNER}", heads[0]);
+    is_refused(&platform, &seen, odd.as_bytes(), 400).await;
+    let odd = format!("\n{START}{}\r\n\r\n", heads[0]).replace("\r\n", "\n");
+    is_refused(&platform, &seen, format!("{odd}{chunks}{INNER}").as_bytes(), 400).await;
+    // Wherever it is cut, also in many pieces, and as a later request.
     for head in heads {
         let text = format!("{START}{head}\r\n\r\n{chunks}{INNER}");
-        for at in [START.len() + 4, START.len() + head.len() / 2, START.len() + head.len()] {
-            let mut raw = platform.raw().await;
-            raw.write(&text[..at]).await;
-            let _ = tokio::time::timeout(SHORT / 10, raw.stream.readable()).await;
-            let (answer, _) = raw.write(&text[at..]).await.rest().await;
-            assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{answer}");
-            for one in seen.lock().unwrap().drain(..) {
-                assert_eq!((one.line.as_str(), one.body.as_str()), ("POST /a", "abc"));
-                assert!(
-                    !one.headers.iter().any(|h| h.starts_with("content-length") || h.starts_with("transfer")),
-                    "{one:?}"
-                );
+        let end = START.len() + head.len() + 4;
+        let cuts = [1, START.len() + 4, START.len() + head.len() / 2, START.len() + head.len(), end - 1, end];
+        for cuts in cuts.iter().map(std::slice::from_ref).chain([&cuts[..]]) {
+            for later in [false, true] {
+                let mut raw = platform.raw().await;
+                if later {
+                    raw.write("GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n").await.until("\r\n\r\n").await;
+                }
+                let mut from = 0;
+                for at in cuts {
+                    raw.write(&text[from..*at]).await;
+                    let _ = tokio::time::timeout(SHORT / 20, raw.stream.readable()).await;
+                    from = *at;
+                }
+                // Refused at the end of its head: what follows may find nobody.
+                let _ = raw.stream.write_all(&text.as_bytes()[from..]).await;
+                let (answer, _) = raw.rest().await;
+                assert!(answer.starts_with("HTTP/1.1 400 ") && answer.matches("HTTP/1.1").count() == 1, "{answer}");
+                assert!(answer.contains("both Content-Length and Transfer-Encoding"), "{answer}");
             }
+        }
+    }
+    assert!(seen.lock().unwrap().is_empty(), "{seen:?}");
+    // One that was asked before the one in front of it was answered may be served: by its chunks, without the length, and as the last.
+    for head in heads {
+        let mut raw = platform.raw().await;
+        let first = format!("{START}content-length: 1\r\n\r\nx");
+        let (answer, _) = raw.write(format!("{first}{START}{head}\r\n\r\n{chunks}{INNER}")).await.rest().await;
+        assert_eq!(answer.matches("HTTP/1.1 ").count(), 2, "{answer}");
+        for one in seen.lock().unwrap().drain(..).skip(1) {
+            assert_eq!((one.line.as_str(), one.body.as_str()), ("POST /a", "abc"));
+            assert!(
+                !one.headers.iter().any(|h| h.starts_with("content-length") || h.starts_with("transfer")),
+                "{one:?}"
+            );
         }
     }
     // A word in a body or a value is nothing of the kind.
@@ -273,6 +299,13 @@ async fn two_ways_to_say_how_long_a_body_is() {
     raw.write(text).await.until(&format!("\r\n\r\n{body}")).await;
     raw.write(format!("{START}transfer-encoding: chunked\r\nx: content-length: 3\r\n\r\n{chunks}")).await;
     raw.until("\r\n\r\nabc").await;
+    // Nor is what was sent before: pieces belong to one head.
+    raw.write(format!("{START}content-le")).await;
+    let _ = tokio::time::timeout(SHORT / 20, raw.stream.readable()).await;
+    raw.write("ngth: 3\r\n\r\nabc").await.until("\r\n\r\nabc").await;
+    raw.write(format!("{START}transfer-enc")).await;
+    let _ = tokio::time::timeout(SHORT / 20, raw.stream.readable()).await;
+    raw.write(format!("oding: chunked\r\n\r\n{chunks}")).await.until("\r\n\r\nabc").await;
 }
 
 #[tokio::test]

@@ -254,13 +254,14 @@ async fn a_tag_reaches_its_revision_only() {
     // Also where the function has no tags at all.
     let (_, seen) = heard("{}", &[("x-taper-tag", "gone")]).await;
     assert_eq!(seen["knative-serving-default-route"], "true");
-    // Nobody but the platform says so, or that a call is a copy, or that a trigger made it.
+    // Nobody but the platform says so, or that a call is a copy, or that a trigger or a delivery made it.
     let forged = [
         ("knative-serving-default-route", "true"),
         ("x-taper-mirror", "true"),
         ("x-taper-pin", "old"),
         ("x-taper-trigger", "nightly"),
         ("x-taper-tick", "2026-01-02T03:00:00.000Z"),
+        ("x-taper-delivery", "5e1f"),
     ];
     let (answer, seen) = heard(TAGGED, &forged).await;
     assert_eq!(answer.text(), "split-00003");

@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 mod bodies;
+mod cluster;
+mod full;
 mod outage;
 mod owners;
 mod recovery;
@@ -35,12 +37,8 @@ async fn open(address: &Address, dir: &Path) -> Arc<JetStream> {
     Arc::new(JetStream::open(address, dir, Config::default(), unlimited()).await.unwrap())
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn jetstream_conforms() {
-    if !is_installed() {
-        return;
-    }
-    let server = Server::start();
+/// The suite, over streams of their own at this address, which has a `{}` for the stream's name.
+async fn conforms(at: &str, homes: &Path) {
     let last: Mutex<(usize, Option<Arc<JetStream>>)> = Mutex::default();
     conformance::run(async |start: Start, limits: LimitsOf| {
         let mut last = last.lock().await;
@@ -49,11 +47,20 @@ async fn jetstream_conforms() {
             (Start::Again, Some(before)) => before.close().await,
             _ => last.0 += 1,
         }
-        let address: Address = server.at(&format!("?stream=S{}", last.0)).parse().unwrap();
-        let dir = server.home(&format!("home-{}", last.0));
+        let address: Address = at.replace("{}", &format!("S{}", last.0)).parse().unwrap();
+        let dir = homes.join(format!("home-{}", last.0));
         let queue = Arc::new(JetStream::open(&address, &dir, Config::default(), limits).await.unwrap());
         last.1 = Some(Arc::clone(&queue));
         queue as Arc<dyn Queue>
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jetstream_conforms() {
+    if !is_installed() {
+        return;
+    }
+    let server = Server::start();
+    conforms(&server.at("?stream={}"), server.dir.path()).await;
 }

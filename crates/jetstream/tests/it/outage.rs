@@ -2,7 +2,10 @@
 
 use std::{
     collections::HashSet,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering::SeqCst},
+    },
     time::Duration,
 };
 
@@ -112,11 +115,14 @@ async fn what_was_acknowledged_outlives_the_server_and_what_was_refused_never_ru
     assert_eq!(once.len(), accepted.len());
 }
 
-/// A way to the server that can stop to give its answers, and break.
+/// A way to the server on which answers can get lost, and which can break.
 struct Wire {
     port: u16,
-    silent: watch::Sender<bool>,
+    /// Connections there were so far; that many of them, from the first one on, are silent, are cut; and have ended.
+    accepted: Arc<AtomicU64>,
+    silent: watch::Sender<u64>,
     cut: watch::Sender<u64>,
+    ended: watch::Sender<u64>,
 }
 
 impl Wire {
@@ -124,22 +130,27 @@ impl Wire {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let wire = Self {
             port: listener.local_addr().unwrap().port(),
-            silent: watch::Sender::new(false),
+            accepted: Arc::default(),
+            silent: watch::Sender::new(0),
             cut: watch::Sender::new(0),
+            ended: watch::Sender::new(0),
         };
-        let (silent, cut) = (wire.silent.subscribe(), wire.cut.subscribe());
+        let (silent, cut, ended) = (wire.silent.subscribe(), wire.cut.subscribe(), wire.ended.clone());
+        let accepted = Arc::clone(&wire.accepted);
         tokio::spawn(async move {
             while let Ok((near, _)) = listener.accept().await {
-                let Ok(far) = TcpStream::connect(("127.0.0.1", port)).await else { continue };
-                let ((near_in, near_out), (far_in, far_out)) = (near.into_split(), far.into_split());
-                let (silent, mut cut) = (silent.clone(), cut.clone());
-                cut.mark_unchanged();
+                let number = accepted.fetch_add(1, SeqCst);
+                let (silent, mut cut, ended) = (silent.clone(), cut.clone(), ended.clone());
                 tokio::spawn(async move {
-                    tokio::select! {
-                        () = pass(near_in, far_out, watch::channel(false).1) => {}
-                        () = pass(far_in, near_out, silent) => {}
-                        _ = cut.changed() => {}
+                    if let Ok(far) = TcpStream::connect(("127.0.0.1", port)).await {
+                        let ((near_in, near_out), (far_in, far_out)) = (near.into_split(), far.into_split());
+                        tokio::select! {
+                            () = pass(near_in, far_out, || false) => {}
+                            () = pass(far_in, near_out, || *silent.borrow() > number) => {}
+                            _ = cut.wait_for(|cut| *cut > number) => {}
+                        }
                     }
+                    ended.send_modify(|ended| *ended += 1);
                 });
             }
         });
@@ -150,15 +161,23 @@ impl Wire {
         format!("nats://127.0.0.1:{}", self.port).parse().unwrap()
     }
 
-    fn cut(&self) {
-        self.cut.send_modify(|times| *times += 1);
+    /// What the server says on the connections that there are is lost.
+    fn silence(&self) {
+        self.silent.send_replace(self.accepted.load(SeqCst));
+    }
+
+    /// The connections that there are break; returns when they have.
+    async fn cut(&self) {
+        let all = self.accepted.load(SeqCst);
+        self.cut.send_replace(all);
+        self.ended.subscribe().wait_for(|ended| *ended >= all).await.unwrap();
     }
 }
 
-async fn pass(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, silent: watch::Receiver<bool>) {
+async fn pass(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, is_lost: impl Fn() -> bool) {
     let mut some = vec![0; 64 << 10];
     while let Ok(count @ 1..) = from.read(&mut some).await {
-        if !*silent.borrow() && to.write_all(&some[..count]).await.is_err() {
+        if !is_lost() && to.write_all(&some[..count]).await.is_err() {
             break;
         }
     }
@@ -182,14 +201,13 @@ async fn a_write_whose_answer_is_lost_lands_once() {
     let client = async_nats::connect(server.at("")).await.unwrap();
     for round in 0..5 {
         let before = reached(&client).await;
-        wire.silent.send_replace(true);
+        wire.silence();
         let pushing = Arc::clone(&queue);
         let push = tokio::spawn(async move { pushing.push(entry("f", &vec![b'x'; 2 << 20])).await });
         while reached(&client).await < before + 3 && !push.is_finished() {
             tokio::task::yield_now().await;
         }
-        wire.silent.send_replace(false);
-        wire.cut();
+        wire.cut().await;
         assert!(!push.await.unwrap().unwrap().repeated, "round {round}");
         assert_eq!(queue.stats().depth, round + 1);
     }
@@ -210,7 +228,7 @@ async fn what_landed_after_its_caller_was_told_otherwise_is_erased() {
     let kept = entry("f", b"kept");
     queue.push(kept.clone()).await.unwrap();
     let before = reached(&client).await;
-    wire.silent.send_replace(true);
+    wire.silence();
     let lost = entry("f", b"lost");
     let begun = Instant::now();
     let error = queue.push(lost.clone()).await.expect_err("nobody has answered");
@@ -220,8 +238,7 @@ async fn what_landed_after_its_caller_was_told_otherwise_is_erased() {
     let begun = Instant::now();
     assert!(matches!(queue.push(entry("f", b"x")).await, Err(Error::Away { .. })));
     assert!(begun.elapsed() < Duration::from_secs(2));
-    wire.silent.send_replace(false);
-    wire.cut();
+    wire.cut().await;
     let later = entry("f", b"later");
     while let Err(error) = queue.push(later.clone()).await {
         assert!(matches!(error, Error::Away { .. }), "{error}");
@@ -232,7 +249,7 @@ async fn what_landed_after_its_caller_was_told_otherwise_is_erased() {
     assert_eq!(queue.get(&kept.id).await.unwrap().unwrap().invocation.state, State::Waiting);
     // Under its id another one may come.
     assert!(!queue.push(lost.clone()).await.unwrap().repeated);
-    queue.cancel(&lost.id).await.unwrap();
+    queue.cancel(&lost.id, "somebody").await.unwrap();
     queue.close().await;
     let queue = open(&server.address(), &server.home("home")).await;
     assert_eq!(run_all(&queue).await, [kept.id.to_string(), later.id.to_string()]);
@@ -251,48 +268,12 @@ async fn what_was_asked_before_the_connection_broke_is_asked_again_at_once() {
     let client = async_nats::connect(server.at("")).await.unwrap();
     let mut asked = client.subscribe("$JS.API.DIRECT.GET.TAPER").await.unwrap();
     client.flush().await.unwrap();
-    wire.silent.send_replace(true);
+    wire.silence();
     let leasing = Arc::clone(&queue);
     let lease = tokio::spawn(async move { leasing.lease().await });
     asked.next().await.unwrap();
     let begun = Instant::now();
-    wire.silent.send_replace(false);
-    wire.cut();
+    wire.cut().await;
     assert_eq!(lease.await.unwrap().unwrap().entry.id, call.id);
     assert!(begun.elapsed() < Duration::from_millis(2500), "it does not wait for the answer that was lost");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_stream_that_is_full_refuses_calls_and_what_waits_runs() {
-    if !is_installed() {
-        return;
-    }
-    let server = Server::start();
-    let queue = open(&server.address(), &server.home("home")).await;
-    let client = async_nats::connect(server.at("")).await.unwrap();
-    let answer = client.request("$JS.API.STREAM.INFO.TAPER", "".into()).await.unwrap();
-    let mut info: serde_json::Value = serde_json::from_slice(&answer.payload).unwrap();
-    info["config"]["max_bytes"] = 300_000.into();
-    let update = info["config"].to_string();
-    client.request("$JS.API.STREAM.UPDATE.TAPER", update.into()).await.unwrap();
-    let mut accepted = 0;
-    let error = loop {
-        match queue.push(entry("f", &[b'x'; 20_000])).await {
-            Ok(_) => accepted += 1,
-            Err(error) => break error,
-        }
-    };
-    let text = error.to_string();
-    assert!(matches!(error, Error::Away { .. }) && text.contains("maximum bytes"), "{text}");
-    assert_eq!((queue.stats().depth, accepted > 5), (accepted, true));
-    // There is room again.
-    info["config"]["max_bytes"] = (-1).into();
-    let update = info["config"].to_string();
-    client.request("$JS.API.STREAM.UPDATE.TAPER", update.into()).await.unwrap();
-    assert_eq!(run_all(&queue).await.len() as u64, accepted);
-    while let Err(error) = queue.push(entry("f", &[b'x'; 20_000])).await {
-        assert!(matches!(error, Error::Away { .. }), "{error}");
-        sleep(Duration::from_millis(50)).await;
-    }
-    assert_eq!(queue.stats().depth, 1);
 }

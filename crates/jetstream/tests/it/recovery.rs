@@ -86,11 +86,70 @@ async fn what_was_purged_never_runs_again_however_soon_the_platform_dies() {
     }
     let ends = leases.iter().map(|lease| queue.settle(lease, settled(Verdict::Done, 200, b"")));
     futures_util::future::try_join_all(ends).await.unwrap();
-    assert_eq!(queue.purge(Filter::default()).await.unwrap(), CALLS as u64);
-    drop(leases);
+    let dead = entry("f", &body);
+    queue.push(dead.clone()).await.unwrap();
+    let lease = queue.lease().await.unwrap();
+    queue.settle(&lease, settled(Verdict::Bury("no".into()), 500, &body[..1 << 20])).await.unwrap();
+    assert_eq!(queue.purge(Filter::default()).await.unwrap(), CALLS as u64 + 1);
+    // Under an id that was forgotten another one may come.
+    let again = entry("f", b"again");
+    assert!(!queue.push(taper_queue::Entry { id: dead.id.clone(), ..again }).await.unwrap().repeated);
+    drop((lease, leases));
     // Not closed: as it is when its process is killed.
     drop(queue);
     let queue = open(&address, &home).await;
-    let left = queue.list(Filter { state: Some(State::Waiting), ..Filter::default() }, Page::default()).await.unwrap();
-    assert_eq!((queue.stats().depth, left.invocations.len()), (0, 0));
+    let left = queue.list(Filter::default(), Page::default()).await.unwrap().invocations;
+    assert_eq!(left.iter().map(|call| (&call.id, call.state)).collect::<Vec<_>>(), [(&dead.id, State::Waiting)]);
+    assert_eq!(queue.lease().await.unwrap().entry.body, "again");
+}
+
+/// A server that is killed has again what was removed shortly before (2.9.10). What was purged is not seen again for that.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_purged_stays_so_when_the_server_is_killed() {
+    if !is_installed() {
+        return;
+    }
+    let mut server = Server::start();
+    let (address, home) = (server.address(), server.home("home"));
+    let mut back = 0;
+    for round in 0..4 {
+        let queue = open(&address, &home).await;
+        let kept = entry("f", b"kept");
+        for n in 0..60 {
+            queue.push(entry(if n % 2 == 0 { "f" } else { "g" }, b"x")).await.unwrap();
+        }
+        assert_eq!(run_all(&queue).await.len(), 60);
+        queue.push(kept.clone()).await.unwrap();
+        assert_eq!(run_all(&queue).await, [kept.id.to_string()]);
+        let f = taper_model::FunctionName::parse("f").unwrap();
+        let cancelled = entry("f", b"x");
+        queue.push(cancelled.clone()).await.unwrap();
+        queue.cancel(&cancelled.id, "whoever").await.unwrap();
+        let of = |trigger| Filter { function: Some(f.clone()), trigger, ..Filter::default() };
+        assert_eq!(queue.purge(Filter { state: Some(State::Cancelled), ..of(None) }).await.unwrap(), 1);
+        assert_eq!(queue.purge(of(None)).await.unwrap(), 31);
+        let client = async_nats::connect(server.at("")).await.unwrap();
+        let held =
+            async |client: &Client| ask(client, "STREAM.INFO", String::new()).await["state"]["messages"].as_u64();
+        let all = held(&client).await.unwrap();
+        // Once most of it is removed, whatever there was.
+        while held(&client).await.unwrap() > all.min(70 + 31 * round) {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+        let before = held(&client).await.unwrap();
+        if round == 3 {
+            queue.close().await;
+        }
+        drop(queue);
+        server.kill();
+        server.again();
+        let client = async_nats::connect(server.at("")).await.unwrap();
+        back += held(&client).await.unwrap().saturating_sub(before);
+        let queue = open(&address, &home).await;
+        let left = queue.list(Filter::default(), Page { size: 1000, ..Page::default() }).await.unwrap().invocations;
+        assert!(left.iter().all(|call| call.function.name.as_str() == "g" && call.state == State::Done), "{left:?}");
+        assert_eq!((left.len(), queue.stats().depth), (30 * (usize::try_from(round).unwrap() + 1), 0));
+        queue.close().await;
+    }
+    println!("{back} messages were back");
 }

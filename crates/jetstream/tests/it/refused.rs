@@ -34,13 +34,6 @@ async fn what_cannot_be_opened_says_why() {
     let error = refused(&plain.at(""), dir.path()).await;
     assert!(matches!(error, Error::Disabled { .. }) && error.to_string().contains("nats-server -js"), "{error}");
 
-    let locked = Server::with(&["-js", "--user", "me", "--pass", "secret"]);
-    for login in ["", "me:wrong@", "you:secret@"] {
-        let error = refused(&format!("nats://{login}127.0.0.1:{}", locked.port), dir.path()).await;
-        assert!(matches!(error, Error::Login { .. }) && error.to_string().contains("login"), "{login}: {error}");
-    }
-    open(&format!("nats://me:secret@127.0.0.1:{}", locked.port).parse().unwrap(), dir.path()).await.close().await;
-
     let server = Server::start();
     let client = async_nats::connect(server.at("")).await.unwrap();
     let theirs = r#"{"name":"THEIRS","subjects":["THEIRS.>"],"storage":"memory"}"#;
@@ -48,7 +41,105 @@ async fn what_cannot_be_opened_says_why() {
     let error = refused(&server.at("?stream=THEIRS"), dir.path()).await;
     assert!(matches!(error, Error::Stream { .. }) && error.to_string().contains("?stream="), "{error}");
     let error = refused(&server.at("?replicas=3"), dir.path()).await;
-    assert!(matches!(error, Error::Server { .. }), "{error}");
+    assert!(matches!(error, Error::Server { .. }) && error.to_string().contains("replicas"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_the_platform_says_it_is_has_to_be_right() {
+    if !is_installed() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let users = Server::with(&["-js", "--user", "me", "--pass", "sec ret@"]);
+    let tokens = Server::with(&["-js", "--auth", "sec/ret"]);
+    for (server, login, what) in [
+        (&users, "", "whoever does not say"),
+        (&users, "me:wrong-secret@", "user or password"),
+        (&users, "you:sec%20ret%40@", "user or password"),
+        (&users, "secret-token@", "this token"),
+        (&tokens, "", "whoever does not say"),
+        (&tokens, "wrong-secret@", "this token"),
+    ] {
+        let error = refused(&format!("nats://{login}127.0.0.1:{}", server.port), dir.path()).await;
+        let text = error.to_string();
+        assert!(matches!(error, Error::Login { .. }) && text.contains(what), "{login}: {text}");
+        assert!(!text.contains("sec") && text.contains("nats://user:password@host"), "{text}");
+    }
+    for (server, login) in [(&users, "me:sec%20ret%40"), (&tokens, "sec%2Fret")] {
+        let address: Address = format!("nats://{login}@127.0.0.1:{}", server.port).parse().unwrap();
+        let queue = open(&address, dir.path()).await;
+        queue.push(entry("f", b"x")).await.unwrap();
+        queue.close().await;
+    }
+    // Known, and not allowed to do what a queue does: that is told from a server that does not answer.
+    let small = Server::configured(
+        r#"jetstream { }
+        authorization { users: [
+            { user: me, password: secret, permissions: { publish: ["MINE.>"], subscribe: ["_INBOX.>"] } }
+        ] }"#,
+    );
+    let error = refused(&format!("nats://me:secret@127.0.0.1:{}", small.port), dir.path()).await;
+    let text = error.to_string();
+    assert!(matches!(error, Error::Server { .. }) && text.contains("publish to TAPER.> and $JS.API.>"), "{text}");
+    assert!(text.to_lowercase().contains("permissions violation") && !text.contains("secret"), "{text}");
+    let enough = Server::configured(
+        r#"jetstream { }
+        authorization { users: [
+            { user: me, password: secret, permissions: { publish: ["TAPER.>", "$JS.API.>"], subscribe: ["_INBOX.>"] } }
+        ] }"#,
+    );
+    let queue = open(&format!("nats://me:secret@127.0.0.1:{}", enough.port).parse().unwrap(), dir.path()).await;
+    for n in 0..3 {
+        queue.push(entry("f", &[n])).await.unwrap();
+    }
+    assert_eq!(run_all(&queue).await.len(), 3);
+    queue.purge(taper_queue::Filter::default()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_is_a_login_too() {
+    if !is_installed() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: String| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let made = |name: &str, names: Vec<String>, common: &str| {
+        let mut params = rcgen::CertificateParams::new(names).unwrap();
+        params.distinguished_name.push(rcgen::DnType::CommonName, common);
+        let pair = rcgen::KeyPair::generate().unwrap();
+        let cert = params.self_signed(&pair).unwrap();
+        (write(&format!("{name}.pem"), cert.pem()), write(&format!("{name}.key"), pair.serialize_pem()))
+    };
+    let (cert, key) = made("server", vec!["127.0.0.1".into()], "server");
+    let (ours, secret) = made("ours", vec!["platform".into()], "platform");
+    let (theirs, other) = made("theirs", vec!["stranger".into()], "stranger");
+    let server = Server::configured(&format!(
+        r#"jetstream {{ }}
+        tls {{ cert_file: "{cert}", key_file: "{key}", ca_file: "{ours}", verify_and_map: true }}
+        authorization {{ users: [ {{ user: "platform" }} ] }}"#
+    ));
+    let at = |query: &str| format!("tls://127.0.0.1:{}?ca={cert}{query}", server.port);
+    let error = refused(&at(""), dir.path()).await;
+    assert!(matches!(error, Error::Server { .. }) && error.to_string().contains("?cert=FILE&key=FILE"), "{error}");
+    let error = refused(&at(&format!("&cert={theirs}&key={other}")), dir.path()).await;
+    assert!(matches!(error, Error::Server { .. }) && error.to_string().contains("does not accept"), "{error}");
+    let error = refused(&at(&format!("&cert={ours}&key={other}")), dir.path()).await;
+    assert!(matches!(error, Error::Own { what: "key", .. }) && error.to_string().contains("ours.pem"), "{error}");
+    for (what, query) in [("cert", format!("&cert=/no/such&key={secret}")), ("key", format!("&cert={ours}&key={ours}"))]
+    {
+        let error = refused(&at(&query), dir.path()).await;
+        assert!(
+            matches!(&error, Error::Own { what: is, .. } if *is == what) && error.to_string().contains("PEM"),
+            "{error}"
+        );
+    }
+    let queue = open(&at(&format!("&cert={ours}&key={secret}")).parse().unwrap(), dir.path()).await;
+    queue.push(entry("f", b"x")).await.unwrap();
+    assert_eq!(run_all(&queue).await.len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -137,7 +228,7 @@ async fn tls_is_spoken_with_whom_the_certificates_name() {
     // Without encryption there is none of it.
     let plain = Server::start();
     let error = refused(&format!("tls://127.0.0.1:{}?ca={cert}", plain.port), dir.path()).await;
-    assert!(matches!(error, Error::Unreachable { .. }), "{error}");
+    assert!(matches!(error, Error::Server { .. }) && error.to_string().contains("does not speak TLS"), "{error}");
     let error = refused(&format!("{at}?ca=/no/such/file"), dir.path()).await;
     assert!(matches!(error, Error::Trust(_)) && error.to_string().contains("/no/such/file"), "{error}");
 }

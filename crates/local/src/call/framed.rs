@@ -28,7 +28,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::{Connect, Fate, Resumed, Slot, deadline, is_hop, may_repeat, named_hops};
+use super::{Connect, Fate, Left, Resumed, Slot, deadline, is_hop, may_repeat, named_hops};
 use alarm::Alarm;
 
 /// How long after its deadline a call may take to come to rest before the whole instance is ended.
@@ -51,6 +51,7 @@ pub(crate) struct Framed {
     /// Where calls that nobody waits for come to rest.
     runtime: Handle,
     idle: Mutex<Vec<Idle>>,
+    pub(super) left: Arc<Left>,
 }
 
 /// A connection at rest.
@@ -63,7 +64,7 @@ struct Idle {
 
 impl Framed {
     pub(crate) fn new(connect: Connect, fate: Arc<Fate>, runtime: Handle) -> Arc<Self> {
-        Arc::new(Self { connect, fate, runtime, idle: Mutex::default() })
+        Arc::new(Self { connect, fate, runtime, idle: Mutex::default(), left: Arc::default() })
     }
 
     /// Runs one call.
@@ -338,7 +339,10 @@ impl Drop for Running {
         if !self.whole {
             exchange.cancel();
         }
+        let lingering = framed.left.linger();
         let rest = async move {
+            // Dropped last, also when the task is.
+            let _lingering = lingering;
             let last = async {
                 loop {
                     match exchange.event().await {

@@ -4,6 +4,7 @@
 
 pub(crate) mod framed;
 pub(crate) mod http;
+mod left;
 
 use std::{
     io,
@@ -26,8 +27,7 @@ use tokio::{
 
 use framed::Framed;
 use http::Http;
-
-use crate::logs::{Calls, Noted};
+pub(crate) use left::Left;
 
 /// Connects to an instance, however that is done.
 pub(crate) type Connect = Arc<dyn Fn() -> BoxFuture<'static, io::Result<OwnedFd>> + Send + Sync>;
@@ -47,8 +47,6 @@ pub(crate) enum Way {
 pub(crate) struct Run {
     pub(crate) way: Way,
     pub(crate) slots: Arc<Semaphore>,
-    /// Where its calls are made known to its log, if they must be.
-    pub(crate) calls: Option<Arc<Calls>>,
 }
 
 impl Invoke for Run {
@@ -71,11 +69,30 @@ impl Invoke for Run {
             }),
         }
     }
+
+    fn lingers(&self) -> u32 {
+        self.left().map_or(0, |left| left.lingers())
+    }
+
+    fn keep(&self, place: Box<dyn Send>) {
+        if let Some(left) = self.left() {
+            left.keep(place);
+        }
+    }
 }
 
 impl Run {
+    /// What calls leave behind, where that can be told.
+    pub(crate) fn left(&self) -> Option<&Arc<Left>> {
+        match &self.way {
+            Way::Framed(framed) => Some(&framed.left),
+            // A server does not say what it does for those who have left.
+            Way::Http(_) => None,
+        }
+    }
+
     fn run(&self, call: Call, permit: OwnedSemaphorePermit) -> BoxFuture<'_, Result<Reply, Fault>> {
-        let slot = Slot { _permit: permit, _noted: self.calls.as_ref().map(|calls| calls.note(&call.id)) };
+        let slot = Slot { _permit: permit };
         match &self.way {
             Way::Framed(framed) => Box::pin(framed.invoke(call, slot)),
             Way::Http(http) => Box::pin(http.invoke(call, slot)),
@@ -462,5 +479,4 @@ impl Ticket {
 /// What a call holds until the instance is at rest.
 pub(crate) struct Slot {
     _permit: OwnedSemaphorePermit,
-    _noted: Option<Noted>,
 }

@@ -10,12 +10,7 @@ use taper_watchdog::control::Channel;
 use tokio::time::{Instant, timeout};
 
 use super::{Instance, Keeper, LAST_LINES, MARGIN, Made, Record, assemble, in_words, orphans};
-use crate::{
-    host::Host,
-    logs::{Calls, Source},
-    sandbox::Parked,
-    spawner::Heir,
-};
+use crate::{host::Host, logs::Source, sandbox::Parked, spawner::Heir};
 
 /// Takes over an instance that has outlived the platform that made it. Nothing where it has ended meanwhile, or cannot be taken over:
 /// it is ended then, and its log says so.
@@ -32,8 +27,8 @@ pub(crate) async fn adopt(host: &Arc<Host>, heir: Heir) -> Option<(Arc<Instance>
             return None;
         }
     };
-    let (id, mode, calls) = (record.id(), revision.spec.mode(), Arc::new(Calls::default()));
-    let source = Source { instance: id.clone(), revision: revision.id.name(), mode, calls: calls.clone() };
+    let (id, mode) = (record.id(), revision.spec.mode());
+    let source = Source { instance: id.clone(), revision: revision.id.name(), mode };
     let mut collector = host.logs.collect(revision.id.function(), &source, stdout, stderr);
     let (leased, channel) = (host.lease(&record.lease).await, Channel::new(control));
     let taken = match (life.over(), leased, channel) {
@@ -57,28 +52,14 @@ pub(crate) async fn adopt(host: &Arc<Host>, heir: Heir) -> Option<(Arc<Instance>
     let prepared = host.prepared_before(record.code.as_deref(), record.dependencies.as_deref());
     let (start, phases, rests, secrets) = (record.start(), record.phases(), record.rests, record.secrets);
     let (first, held) = (None, None);
-    let made = Made {
-        id,
-        revision,
-        start,
-        phases,
-        secrets,
-        life,
-        listener,
-        channel,
-        first,
-        calls,
-        collector,
-        lease,
-        prepared,
-        held,
-    };
+    let made =
+        Made { id, revision, start, phases, secrets, life, listener, channel, first, collector, lease, prepared, held };
     let socket = made.listener.clone();
     let (instance, keeper) = assemble(host, made);
     instance.rest(rests);
     if mode != Mode::Http {
         let until = Instant::now() + instance.revision.spec.timeout() + MARGIN;
-        orphans::hold(&socket, &instance.run.slots, instance.slots, keeper.fate.clone(), until);
+        orphans::hold(&socket, &instance.run, instance.slots, keeper.fate.clone(), until);
     }
     Some((instance, keeper))
 }

@@ -5,12 +5,9 @@
 
 use std::{collections::HashSet, fs, path::Path, sync::Arc, time::Duration};
 
-use tokio::{
-    sync::Semaphore,
-    time::{Instant, sleep},
-};
+use tokio::time::{Instant, sleep};
 
-use crate::call::Fate;
+use crate::call::{Fate, Left, Run};
 
 const TABLE: &str = "/proc/net/unix";
 /// How often it is looked whether they have ended; no event tells.
@@ -18,14 +15,16 @@ const PAUSE: Duration = Duration::from_millis(20);
 
 /// Withholds a slot for each such call until it has ended. One that has not by `until` will not come to rest: the instance is
 /// condemned.
-pub(super) fn hold(listener: &Path, slots: &Arc<Semaphore>, count: u32, fate: Arc<Fate>, until: Instant) {
+pub(super) fn hold(listener: &Path, run: &Run, count: u32, fate: Arc<Fate>, until: Instant) {
     let Some(name) = listener.file_name().and_then(|name| name.to_str()).map(str::to_owned) else { return };
     let mut left = connections(&fs::read_to_string(TABLE).unwrap_or_default(), &name);
     let most = move |left: usize| u32::try_from(left).unwrap_or(u32::MAX).min(count);
-    let Ok(mut held) = slots.clone().try_acquire_many_owned(most(left.len())) else { return };
+    let Ok(mut held) = run.slots.clone().try_acquire_many_owned(most(left.len())) else { return };
     if left.is_empty() {
         return;
     }
+    let lingers = |_| run.left().map(Left::linger);
+    let mut lingering: Vec<_> = (0..held.num_permits()).filter_map(lingers).collect();
     tokio::spawn(async move {
         while !left.is_empty() {
             if Instant::now() >= until {
@@ -36,6 +35,7 @@ pub(super) fn hold(listener: &Path, slots: &Arc<Semaphore>, count: u32, fate: Ar
             left.retain(|inode| now.contains(inode));
             let free = held.num_permits().saturating_sub(most(left.len()) as usize);
             drop(held.split(free));
+            lingering.truncate(held.num_permits());
         }
     });
 }
@@ -55,7 +55,11 @@ fn connections(table: &str, name: &str) -> HashSet<u64> {
 
 #[cfg(test)]
 mod tests {
+    use taper_model::Invoke;
+    use tokio::sync::Semaphore;
+
     use super::*;
+    use crate::call::{Connect, Way, framed::Framed};
 
     #[test]
     fn connections_are_told_from_their_listener_and_from_others() {
@@ -78,18 +82,22 @@ mod tests {
             listener.accept().unwrap().0
         };
         let (first, second) = (connect(), connect());
-        let slots = Arc::new(Semaphore::new(3));
         let fate = || Arc::new(Fate::new(taper_model::quantity::Memory(1), crate::call::Processes::PerCall, || 0));
-        hold(&path, &slots, 3, fate(), Instant::now() + Duration::from_secs(60));
-        assert_eq!(slots.available_permits(), 1);
+        let run = |slots| {
+            let connect: Connect = Arc::new(|| Box::pin(async { Err(std::io::ErrorKind::NotConnected.into()) }));
+            let way = Way::Framed(Framed::new(connect, fate(), tokio::runtime::Handle::current()));
+            Run { way, slots: Arc::new(Semaphore::new(slots)) }
+        };
+        let three = run(3);
+        hold(&path, &three, 3, fate(), Instant::now() + Duration::from_secs(60));
+        assert_eq!((three.slots.available_permits(), three.lingers()), (1, 2));
         drop(first);
-        drop(slots.acquire_many(2).await.unwrap());
-        assert_eq!(slots.available_permits(), 2);
-        let condemned = fate();
-        let few = Arc::new(Semaphore::new(1));
+        drop(three.slots.acquire_many(2).await.unwrap());
+        assert_eq!(three.slots.available_permits(), 2);
+        let (condemned, few) = (fate(), run(1));
         hold(&path, &few, 1, condemned.clone(), Instant::now());
         assert!(condemned.condemned().await.contains("did not end"));
         drop(second);
-        drop(slots.acquire_many(3).await.unwrap());
+        drop(three.slots.acquire_many(3).await.unwrap());
     }
 }

@@ -9,6 +9,7 @@ mod tests;
 mod writer;
 
 use std::{
+    borrow::Cow,
     collections::{HashMap, VecDeque},
     fs::File,
     os::fd::OwnedFd,
@@ -24,11 +25,17 @@ use taper_model::{
     quantity::{Memory, Span},
 };
 use taper_provider::{Error, LogLine, LogQuery};
-use tokio::{net::unix::pipe, runtime::Handle, sync::oneshot, task::JoinHandle};
+use tokio::{
+    net::unix::pipe,
+    runtime::Handle,
+    sync::oneshot,
+    task::JoinHandle,
+    time::{Instant, timeout_at},
+};
 
 use book::{Book, Entry};
 use cursor::Cursor;
-pub(crate) use lines::{Calls, Labels, Lines, Noted};
+pub(crate) use lines::{Labels, Lines};
 use writer::Job;
 
 /// How much of what a function writes is kept.
@@ -58,6 +65,8 @@ impl Bounds {
 
 /// Lines of stderr that are remembered for the words of a failure, and the longest of them.
 const TAIL: (usize, usize) = (20, 512);
+/// How often it is looked whether lines that have begun go on.
+const LOOK: Duration = Duration::from_secs(2);
 /// How long the end waits for what is not on the disk yet.
 const LAST: Duration = Duration::from_secs(2);
 
@@ -96,8 +105,6 @@ pub(crate) struct Source {
     pub(crate) revision: String,
     /// Which says what its lines look like.
     pub(crate) mode: Mode,
-    /// What it runs.
-    pub(crate) calls: Arc<Calls>,
 }
 
 /// Reads one instance's output until both pipes are closed, or until it is dropped.
@@ -114,7 +121,7 @@ impl Logs {
     pub(crate) fn start(dir: &Path, bounds: Bounds) -> Result<Self, Error> {
         let host = |source| Error::Host { what: format!("keep logs in {}", dir.display()), source };
         std::fs::create_dir_all(dir).map_err(host)?;
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(host)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(host)?;
         let thread = runtime.handle().clone();
         let (stop, stopped) = oneshot::channel::<()>();
         let named = |name: &str| std::thread::Builder::new().name(name.into());
@@ -144,7 +151,8 @@ impl Logs {
         let tasks = [(stdout, None), (stderr, Some(tail.clone()))].map(|(pipe, tail)| {
             let (shared, function, source) = (self.shared.clone(), function.clone(), source.clone());
             self.thread.spawn(async move {
-                if let Err(e) = read(pipe, &shared.book(&function), &source, tail).await {
+                let stream = Stream { book: &shared.book(&function), source: &source, tail };
+                if let Err(e) = stream.read(pipe).await {
                     tracing::warn!(%function, error = %e, "an instance's output cannot be kept");
                 }
             })
@@ -278,43 +286,63 @@ async fn next(mut cursor: Cursor, follow: bool) -> Option<(Vec<LogLine>, Cursor)
     }
 }
 
-/// Reads one pipe to its end. The book is kept for as long as the instance may write, so that followers and writers meet in
-/// one.
-async fn read(
-    fd: OwnedFd,
-    book: &Arc<Book>,
-    source: &Source,
+/// One pipe of an instance, and where its lines go. The book is kept for as long as the instance may write, so that followers
+/// and writers meet in one.
+struct Stream<'a> {
+    book: &'a Arc<Book>,
+    source: &'a Source,
+    /// Of standard error.
     tail: Option<Arc<Mutex<VecDeque<String>>>>,
-) -> std::io::Result<()> {
-    let pipe = pipe::Receiver::from_owned_fd(fd)?;
-    let stderr = tail.is_some();
-    let mut lines = Lines::new(Labels::of(source.mode, stderr, &source.calls));
-    loop {
-        pipe.readable().await?;
-        // Not kept between reads: most instances are silent most of the time.
-        let mut buffer = vec![0; 32 << 10];
-        let n = match pipe.try_read(&mut buffer) {
-            Ok(n) => n,
-            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => continue,
-            Err(e) => return Err(e),
-        };
-        {
-            let (at_ms, instance) = (clock::unix_ms(), source.instance.as_str());
-            let mut adding = book.add();
-            let mut tail = tail.as_ref().map(|tail| tail.lock().expect("the tail is never poisoned"));
-            lines.split(&buffer[..n], n == 0, |call, text| {
-                adding.line(&Entry { at_ms, instance, revision: &source.revision, call, stderr, text: &text });
-                if let Some(tail) = &mut tail {
-                    remember(tail, &text);
-                }
-            });
+}
+
+impl Stream<'_> {
+    /// Reads it to its end.
+    async fn read(&self, fd: OwnedFd) -> std::io::Result<()> {
+        let pipe = pipe::Receiver::from_owned_fd(fd)?;
+        let mut lines = Lines::new(Labels::of(self.source.mode, self.tail.is_some()));
+        let mut look = None;
+        loop {
+            look = lines.is_open().then(|| look.unwrap_or_else(|| Instant::now() + LOOK));
+            let ready = match look {
+                Some(at) if at <= Instant::now() => None,
+                Some(at) => timeout_at(at, pipe.readable()).await.ok(),
+                None => Some(pipe.readable().await),
+            };
+            let Some(ready) = ready else {
+                self.keep(|each| lines.look(each));
+                look = None;
+                continue;
+            };
+            ready?;
+            // Not kept between reads: most instances are silent most of the time.
+            let mut buffer = vec![0; 32 << 10];
+            let n = match pipe.try_read(&mut buffer) {
+                Ok(n) => n,
+                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => continue,
+                Err(e) => return Err(e),
+            };
+            self.keep(|each| lines.split(&buffer[..n], n == 0, each));
+            if n == 0 {
+                self.book.flush().await;
+                return Ok(());
+            }
+            // One buffer a turn: a function that floods does not keep its neighbours waiting.
+            tokio::task::yield_now().await;
         }
-        if n == 0 {
-            book.flush().await;
-            return Ok(());
-        }
-        // One buffer a turn: a function that floods does not keep its neighbours waiting.
-        tokio::task::yield_now().await;
+    }
+
+    /// Adds the lines that this hands out.
+    fn keep(&self, lines: impl FnOnce(&mut dyn FnMut(Option<&str>, Cow<'_, str>))) {
+        let Source { instance, revision, .. } = self.source;
+        let (at_ms, instance, stderr) = (clock::unix_ms(), instance.as_str(), self.tail.is_some());
+        let mut adding = self.book.add();
+        let mut tail = self.tail.as_ref().map(|tail| tail.lock().expect("the tail is never poisoned"));
+        lines(&mut |call, text| {
+            adding.line(&Entry { at_ms, instance, revision, call, stderr, text: &text });
+            if let Some(tail) = &mut tail {
+                remember(tail, &text);
+            }
+        });
     }
 }
 

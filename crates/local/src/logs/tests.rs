@@ -8,7 +8,6 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use taper_model::CallId;
 use tokio::time::timeout;
 
 use super::*;
@@ -36,12 +35,7 @@ struct Writer {
 
 fn writer(logs: &Logs, instance: &str) -> Writer {
     let ((out_read, out), (err_read, err)) = (pipes(), pipes());
-    let source = Source {
-        instance: InstanceId::new(instance),
-        revision: "noisy-00001".into(),
-        mode: Mode::Classic,
-        calls: Arc::default(),
-    };
+    let source = Source { instance: InstanceId::new(instance), revision: "noisy-00001".into(), mode: Mode::Classic };
     Writer { out, err, collector: logs.collect(&name(), &source, out_read, err_read) }
 }
 
@@ -214,15 +208,12 @@ async fn a_line_has_its_revision_and_its_call() {
     a.err.write_all(b"[c-1] one\nnobody's\n").unwrap();
     assert_eq!(a.end().await, "one\nnobody's");
     said(&logs, b"[c-1] on stdout\n").await;
-    let calls = Arc::new(Calls::default());
-    let noted = calls.note(&CallId::given("c-2").unwrap());
     let ((out, _), (err, mut to)) = (pipes(), pipes());
-    let source = Source { instance: InstanceId::new("b"), revision: "noisy-00002".into(), mode: Mode::Handler, calls };
+    let source = Source { instance: InstanceId::new("b"), revision: "noisy-00002".into(), mode: Mode::Handler };
     let mut collector = logs.collect(&name(), &source, out, err);
-    to.write_all(b"[c-2] two\n[INFO] mine\n").unwrap();
+    to.write_all(b"\x1e[c-2] two\n[INFO] mine\n").unwrap();
     drop(to);
     collector.finish().await;
-    drop(noted);
     let lines = all(&logs, LogQuery::default()).await;
     let seen: Vec<_> =
         lines.iter().map(|l| (l.instance.as_str(), l.revision.as_str(), l.call.as_deref(), l.text.as_str())).collect();
@@ -236,6 +227,19 @@ async fn a_line_has_its_revision_and_its_call() {
             ("b", "noisy-00002", None, "[INFO] mine"),
         ]
     );
+}
+
+#[tokio::test]
+async fn what_a_worker_left_unfinished_when_it_was_killed_is_shown_while_the_instance_lives() {
+    let dir = tempfile::tempdir().unwrap();
+    let logs = Logs::start(dir.path(), Bounds::default()).unwrap();
+    let ((out, _keep), (err, mut to)) = (pipes(), pipes());
+    let source = Source { instance: InstanceId::new("a"), revision: "noisy-00001".into(), mode: Mode::Handler };
+    let _collector = logs.collect(&name(), &source, out, err);
+    let mut lines = logs.query(&name(), LogQuery { follow: true, ..LogQuery::default() });
+    to.write_all(b"\x1e[c-1]\tabout to \n\x1e[c-1]\tcrash\n").unwrap();
+    let line = timeout(PATIENCE, lines.next()).await.unwrap().unwrap();
+    assert_eq!((line.call.as_deref(), line.text.as_str()), (Some("c-1"), "about to crash"));
 }
 
 #[tokio::test]

@@ -372,7 +372,6 @@ impl Spawner {
     pub async fn stop(self) {
         self.held.0.hang_up();
         self.gone().await;
-        self.held.0.cgroups.remove();
         if self.held.0.owns_generation {
             self.held.0.generation.remove();
         }

@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::process::Child;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::Mode;
@@ -79,6 +79,8 @@ pub(super) struct Shared {
     pub(super) lost: watch::Sender<bool>,
     next: AtomicU64,
     table: Mutex<Table>,
+    /// Held while what an instance has on the host is made: nothing is made any more once it is closed.
+    making: RwLock<()>,
 }
 
 /// What is asked for, and what lives.
@@ -161,8 +163,8 @@ impl Shared {
         next: u64,
     ) -> Shared {
         let (lost, gone) = (watch::Sender::new(false), watch::Sender::new(false));
-        let (next, table) = (AtomicU64::new(next), Mutex::default());
-        Shared { socket, isolation, generation, owns_generation, cgroups, lost, gone, next, table }
+        let (next, table, making) = (AtomicU64::new(next), Mutex::default(), RwLock::default());
+        Shared { socket, isolation, generation, owns_generation, cgroups, lost, gone, next, table, making }
     }
 
     /// A number that no other request of this spawner has.
@@ -237,12 +239,17 @@ impl Shared {
     pub(super) fn prepare(&self, tag: u64, spec: &ParkSpec) -> Result<Ends, Error> {
         let failed = |what: &'static str| move |why: rustix::io::Errno| Error::Park(format!("{what}: {why}"));
         let folder = (self.isolation == Isolation::None).then(|| self.generation.instance(tag));
+        let making = self.making.read().unwrap_or_else(PoisonError::into_inner);
+        if self.table().closed {
+            return Err(Error::SpawnerGone);
+        }
         let cgroup = self.cgroups.make(tag, &spec.limits, spec.waits)?;
         let socket = self.generation.socket(tag);
         let (told, exit) = watch::channel(None);
         let traces = Arc::new(Traces { tag, cgroup, socket, folder });
         // From here on whoever drops the request clears up.
         self.table().living.insert(tag, Ending { traces: Arc::clone(&traces), exit: told, process: None });
+        drop(making);
 
         if let Some(folder) = &traces.folder {
             Generation::furnish(folder)?;
@@ -339,9 +346,10 @@ impl Shared {
 
     /// Clears up after everything: the spawner is gone.
     async fn end(&self, process: Process) {
+        self.table().closed = true;
+        drop(self.making.write());
         let (asked, living) = {
             let mut table = self.table();
-            table.closed = true;
             (std::mem::take(&mut table.asked), std::mem::take(&mut table.living))
         };
         self.lost.send_replace(true);
@@ -359,6 +367,9 @@ impl Shared {
             }
             let _ = tokio::task::spawn_blocking(move || clear(&ending, Exit::UNKNOWN)).await;
         }
+        // Before anybody can begin anew in the same place.
+        let cgroups = self.cgroups.clone();
+        let _ = tokio::task::spawn_blocking(move || cgroups.remove()).await;
         self.gone.send_replace(true);
     }
 }

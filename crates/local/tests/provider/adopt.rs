@@ -53,6 +53,7 @@ async fn the_next_platform_has_the_same_instances() {
         let mut platform = Held::start(&world, &told);
         let said = platform.hear();
         assert_eq!(names(&said), 0);
+        platform.leaves(functions.len());
         // Also the one after the next.
         for _ in 0..2 {
             platform.kill();
@@ -82,6 +83,7 @@ async fn another_platform_that_lives_does_not_matter() {
     let told = told(&functions, &json!({ "adopt": "60s" }));
     let (mut lives, mut dies) = (Held::start(&world, &told), Held::start(&world, &told));
     let (stays, said) = (lives.hear(), dies.hear());
+    dies.leaves(functions.len());
     dies.kill();
     let mut next = Held::start(&world, &told);
     let heard = next.hear();
@@ -117,6 +119,7 @@ async fn so_it_is_for_an_ordinary_account() {
     };
     let mut platform = start();
     let said = platform.hear();
+    platform.leaves(functions.len());
     platform.kill();
     let mut platform = start();
     let heard = platform.hear();
@@ -155,6 +158,23 @@ async fn adopts_nothing(world: &World, program: &Path, told: &Value, said: &Valu
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_platform_that_dies_with_its_directory_leaves_no_groups() {
+    let world = empty().await;
+    let functions = functions(&world);
+    let mut platform = Held::start(&world, &told(&functions, &json!({ "adopt": "500ms" })));
+    platform.hear();
+    platform.leaves(functions.len());
+    let (spawner, traces) = (ended(platform.spawner()), world.traces());
+    platform.kill();
+    fs::remove_dir_all(world.dir.path().join("local")).expect("removes");
+    spawner();
+    assert_eq!(traces(), 0);
+    // What only a start removes: the packet filter.
+    world.another().await.stop().await;
+    world.assert_nothing_left();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn another_build_or_other_settings_adopt_nothing() {
     let world = empty().await;
     let functions = functions(&world);
@@ -168,6 +188,7 @@ async fn another_build_or_other_settings_adopt_nothing() {
         let mut platform = Held::start(&world, &as_before);
         let said = platform.hear();
         let spawner = ended(platform.spawner());
+        platform.leaves(functions.len());
         platform.kill();
         adopts_nothing(&world, program, next, &said).await;
         spawner();
@@ -193,6 +214,7 @@ async fn whoever_else_knocks_is_given_nothing() {
     let early = knock(br#"{"Adopt":{"identity":""}}"#);
     assert_eq!(recv(&early, &mut [0_u8; 64], RecvFlags::DONTWAIT), Err(Errno::AGAIN));
     drop(early);
+    platform.leaves(functions.len());
     platform.kill();
     for word in [br#"{"Adopt":{"identity":"","more":1}}"#.as_slice(), b"\"End\"", b"{\"Park\":{}}", b"\xff"] {
         let socket = knock(word);
@@ -208,11 +230,13 @@ async fn whoever_else_knocks_is_given_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_spawner_that_does_not_answer_is_not_waited_for() {
     let world = empty().await;
-    let told = told(&functions(&world), &json!({ "adopt": "60s" }));
+    let functions = functions(&world);
+    let told = told(&functions, &json!({ "adopt": "60s" }));
     let mut platform = Held::start(&world, &told);
     let said = platform.hear();
     let pid = platform.spawner();
     let spawner = ended(pid);
+    platform.leaves(functions.len());
     kill_process(pid, Signal::STOP).expect("stops");
     platform.kill();
     adopts_nothing(&world, Path::new(PROGRAM), &told, &said).await;
@@ -234,6 +258,7 @@ async fn what_died_meanwhile_is_cleared_up_and_says_so() {
     // Control groups are numbered in the order of starting: after the one for trial comes that of the first function.
     let first = Pid::from_raw(processes[0]).expect("a process");
     let (first, gone) = (first, ended(first));
+    platform.leaves(2);
     platform.kill();
     kill_process(first, Signal::KILL).expect("kills");
     gone();

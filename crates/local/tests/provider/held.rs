@@ -10,8 +10,9 @@ use std::{
 use rustix::process::Pid;
 use serde_json::{Value, json};
 use taper_model::Revision;
+use tokio::time::Instant;
 
-use crate::world::{World, works};
+use crate::world::{PATIENCE, World, works};
 
 /// A function of each mode. Each instance answers the same to every call, and none the same as another.
 pub(crate) fn functions(world: &World) -> Vec<Arc<Revision>> {
@@ -94,6 +95,20 @@ impl Held {
             children.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<i32>>()
         });
         children.next().and_then(Pid::from_raw).expect("it has one")
+    }
+
+    /// Waits until so many instances are left with its spawner, as its records tell: an instance is told of at once when it is ready, and
+    /// left to successors a moment later.
+    pub(crate) fn leaves(&self, count: usize) {
+        let records = format!("/proc/{}/fd", self.spawner().as_raw_nonzero());
+        let begun = Instant::now();
+        let is_record = |entry: &fs::DirEntry| {
+            fs::read_link(entry.path()).is_ok_and(|target| target.to_string_lossy().contains("memfd:record"))
+        };
+        while fs::read_dir(&records).expect("lives").flatten().filter(is_record).count() < count {
+            assert!(begun.elapsed() < PATIENCE, "{count} instances are not left with the spawner");
+            std::thread::yield_now();
+        }
     }
 
     pub(crate) fn kill(&mut self) {

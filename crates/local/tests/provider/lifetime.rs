@@ -149,6 +149,19 @@ async fn a_spawner_that_dies_takes_all_with_it_and_comes_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_folder_behind_a_symbolic_link_will_do() {
+    let link = |config: &mut taper_local::Config| {
+        let real = config.dir.with_file_name("elsewhere");
+        std::fs::create_dir(&real).unwrap();
+        std::os::unix::fs::symlink(real, &config.dir).unwrap();
+    };
+    let world = World::with(link).await;
+    let instance = world.one(&world.python("sleeps", SLEEPS)).await;
+    text(&instance, "0").await;
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_stopped_provider_takes_no_orders() {
     let world = World::start().await;
     let revision = world.python("sleeps", SLEEPS);
@@ -170,14 +183,19 @@ async fn a_dropped_provider_ends_everything() {
     world.one(&world.classic("cat", &["cat"])).await;
     let processes = world.processes();
     assert!(!processes.is_empty());
+    let traces = world.traces();
+    assert!(traces() > 0);
     let World { dir, local, .. } = world;
     drop(local);
     let gone = async {
         while processes.iter().any(|pid| std::path::Path::new(&format!("/proc/{pid}")).exists()) {
             tokio::task::yield_now().await;
         }
+        while traces() > 0 {
+            tokio::task::yield_now().await;
+        }
     };
-    timeout(PATIENCE, gone).await.expect("every process ends");
+    timeout(PATIENCE, gone).await.expect("every process ends, and its groups go");
     // The next start over the same folder removes whatever is left, and works.
     let supply = std::sync::Arc::new(crate::world::Memory::default());
     let config = taper_local::Config {
@@ -187,6 +205,7 @@ async fn a_dropped_provider_ends_everything() {
     };
     let again = taper_local::Local::start(config, supply).await.unwrap();
     again.stop().await;
+    assert_eq!(traces(), 0);
 }
 
 /// Says when it is asked to end, takes `SLOW` seconds for it, and says so.

@@ -5,7 +5,7 @@ use taper_model::{Call, CallId};
 use taper_provider::{Instance, LogQuery, Provider};
 use tokio::time::timeout;
 
-use crate::world::{PATIENCE, World, invoke, text};
+use crate::world::{PATIENCE, World, invoke, text, works};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flood_costs_a_bounded_place_and_no_neighbour() {
@@ -14,8 +14,8 @@ async fn a_flood_costs_a_bounded_place_and_no_neighbour() {
     let (noisy, quiet) =
         (world.python("noisy", flood), world.python("quiet", "def handle(text):\n    print(text)\n    return text\n"));
     let (a, b) = (world.one(&noisy).await, world.one(&quiet).await);
-    // 200 MB, while a neighbour is called and heard.
-    let writer = tokio::spawn(async move { text(&a, "200").await });
+    // Many times what is kept, while a neighbour is called and heard.
+    let writer = tokio::spawn(async move { text(&a, "40").await });
     let mut calls = 0;
     while !writer.is_finished() {
         assert_eq!(text(&b, "hello").await, "hello");
@@ -96,6 +96,45 @@ async fn a_line_names_its_revision_and_its_call() {
     assert_eq!((line.call.as_deref(), line.text.as_str()), (Some("call-2"), "[call-2] on stdout"));
     let line = world.logged(&python, "at the start").await;
     assert_eq!((line.call, line.text.as_str()), (None, "at the start"));
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_many_calls_at_a_time_each_line_is_its_own_and_whole() {
+    if !works("of_many_calls_at_a_time_each_line_is_its_own_and_whole", &["node", "--version"]) {
+        return;
+    }
+    // Each waits for all others in the middle of a line that is longer than a pipe takes at once.
+    let code = "let here = [];
+exports.handle = async (event, context) => {
+  process.stdout.write(`begun by ${context.callId} ${'x'.repeat(9000)}`);
+  await new Promise((go) => { here.push(go); if (here.length === 8) here.map((go) => go()); });
+  console.log(` and ended by ${context.callId}`);
+  require('node:child_process').spawnSync('echo', ['nobody knows'], { stdio: 'inherit' });
+  console.error(`last of ${context.callId}`);
+  return 'x';
+};
+";
+    let world = World::start().await;
+    let revision = world.node("many", code);
+    let instance = world.one(&revision).await;
+    let ids: Vec<_> = (0..8).map(|n| format!("call-{n}.")).collect();
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    futures_util::future::join_all(ids.iter().map(|id| {
+        let request = http::Request::post("/").body(taper_model::call::full("")).unwrap();
+        let (id, revision) = (CallId::given(id).unwrap(), instance.revision.clone());
+        let call = Call { terms: Default::default(), id, revision, deadline, request };
+        async { drop(instance.run.invoke(call).await.unwrap()) }
+    }))
+    .await;
+    for id in &ids {
+        let line = world.logged(&revision, &format!("last of {id}")).await;
+        assert_eq!(line.call.as_ref(), Some(id));
+        let line = world.logged(&revision, &format!("ended by {id}")).await;
+        assert_eq!(line.call.as_ref(), Some(id));
+        assert_eq!(line.text, format!("begun by {id} {} and ended by {id}", "x".repeat(9000)));
+    }
+    assert_eq!(world.logged(&revision, "nobody knows").await.call, None);
     world.end().await;
 }
 

@@ -9,8 +9,8 @@ use tokio::time::Instant;
 
 use crate::world::{PATIENCE, Watch, World, invoke, post, text, within};
 
-/// Says how often it was asked how it is. `sick` makes it ill, `busyN` makes it refuse for N seconds, `N` takes N seconds,
-/// `ready` is well after a second.
+/// Says how often it was asked how it is. `sick` makes it ill, `busyN` makes it refuse for N seconds, `N` takes N seconds, `askedN` takes
+/// until it was asked N more times; `ready` is well after a second, and not before it was asked three times.
 const SERVER: &str = r#"
 import http.server, os, sys, time
 began, asked, sick, calm = time.monotonic(), 0, False, 0
@@ -28,7 +28,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             # Only who says the word is answered well, and not for a while after a call said so.
             well = self.headers.get("X-Word") == "please" and time.monotonic() > calm
         else:
-            well = not sick and (self.path != "/ready" or time.monotonic() > began + 1)
+            well = not sick and (self.path != "/ready" or time.monotonic() > began + 1 and asked > 2)
         self.answer(200 if well else 500, "well" if well else "ill")
     def do_POST(self):
         global sick, calm
@@ -38,6 +38,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
             text = text[4:]
         if text.startswith("busy"):
             calm = time.monotonic() + float(text[4:])
+            text = ""
+        if text.startswith("asked"):
+            enough = asked + int(text[5:])
+            while asked < enough:
+                time.sleep(0.01)
             text = ""
         if text:
             time.sleep(float(text))
@@ -72,16 +77,31 @@ async fn nothing_is_ready_before_its_probe_says_so() {
     assert!(asked > 3, "asked {asked} times");
     assert_eq!(text(&instance, "0.3").await, asked.to_string(), "it is not asked any more, and a call is no probe");
 
-    let mut never = (*server(&world, Some(probe("/ready")), None)).clone();
-    never.spec.start_timeout = ms(700);
-    let mut watch = Watch::open(&world.local).await;
-    let never = Arc::new(never);
-    world.local.prepare(&never, Progress::silent()).await.unwrap();
-    world.apply(&never, 1).await;
-    let (cause, why) = watch.failed().await;
-    assert_eq!(cause, taper_model::Cause::CannotStart);
-    assert!(why.starts_with("`/ready` was not well within 700ms: status 500"), "{why}");
+    given_up(&world, &server(&world, Some(probe("/busy")), None), "`/busy` was not well within", ": status 500").await;
     world.end().await;
+}
+
+/// Starts what never becomes ready, and checks the reason: these words and the time that it was given. That is made longer until it was
+/// enough for the function to say these words.
+async fn given_up(world: &World, revision: &Revision, what: &str, said: &str) {
+    let mut watch = Watch::open(&world.local).await;
+    for n in [500, 2000, 8000, 32_000] {
+        let mut revision = revision.clone();
+        revision.spec.start_timeout = ms(n);
+        revision.id = world.classic("given-up", &["cat"]).id.clone();
+        let revision = Arc::new(revision);
+        world.local.prepare(&revision, Progress::silent()).await.unwrap();
+        world.apply(&revision, 1).await;
+        let (cause, why) = watch.failed().await;
+        assert_eq!(cause, taper_model::Cause::CannotStart);
+        world.apply(&revision, 0).await;
+        let place = format!("{what} {}", Span(Duration::from_millis(n)));
+        assert!(why.starts_with(&place), "{why}");
+        if why[place.len()..].starts_with(said) {
+            return;
+        }
+        assert!(n < 32_000, "{why}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -125,7 +145,7 @@ async fn a_probe_takes_no_slot_and_rests_when_the_instance_drains() {
     let revision = Arc::new(revision);
     let mut watch = Watch::open(&world.local).await;
     let instance = world.one(&revision).await;
-    let asked: u32 = text(&instance, "0.5").await.parse().unwrap();
+    let asked: u32 = text(&instance, "asked4").await.parse().unwrap();
     assert!(asked >= 4, "asked {asked} times while the only slot was taken");
     // Ill from now on, and asked to end in the same moment: its last call has its time.
     let held = instance.clone();
@@ -243,7 +263,8 @@ async fn the_startup_probe_holds_the_others_back() {
     text(&instance, "").await;
 
     // It fails for good long before the start may take too long.
-    revision.spec.startup = Some(Probe { period: ms(100), failure_threshold: Some(3), ..probe("/busy") });
+    // As often as the server needs to be there at all, and to be asked then.
+    revision.spec.startup = Some(Probe { period: ms(100), failure_threshold: Some(50), ..probe("/busy") });
     revision.spec.startup.as_mut().unwrap().headers.insert("Host".into(), "probe.example".into());
     revision.spec.readiness = Some(probe("/busy"));
     revision.id = world.classic("probed-again", &["cat"]).id.clone();
@@ -276,12 +297,13 @@ async fn a_command_inside_the_instance_says_how_it_is_in_every_mode() {
         revision.spec.startup = Some(exec(&["sh", "-c", "touch /tmp/well; test \"$K_SERVICE\" != ''"]));
         revision.spec.readiness = Some(Probe {
             failure_threshold: Some(1),
+            timeout: ms(20_000),
             ..exec(&["sh", "-c", "test -f /tmp/well || { echo it is gone; exit 3; }"])
         });
         revision.spec.liveness = Some(Probe {
             failure_threshold: Some(1),
             period: ms(50),
-            timeout: ms(200),
+            timeout: ms(20_000),
             ..exec(&["sh", "-c", "test ! -f /tmp/ill || sleep 600"])
         });
         let revision = Arc::new(revision);
@@ -309,11 +331,8 @@ async fn a_command_inside_the_instance_says_how_it_is_in_every_mode() {
     assert_eq!(why, "liveness probe failed: `sleep 600`: it was still running after 100ms (2 times in a row)");
     revision.spec.liveness = None;
     revision.spec.readiness = Some(exec(&["false"]));
-    revision.spec.start_timeout = ms(500);
-    revision.id = world.classic("never", &["cat"]).id.clone();
-    world.apply(&revision.clone().into(), 1).await;
-    let (_, why) = watch.failed().await;
-    assert!(why.starts_with("`false` was not well within 500ms: exit status 1"), "{why}");
+    given_up(&world, &revision, "`false` was not well within", ": exit status 1").await;
+    let mut watch = Watch::open(&world.local).await;
     revision.spec.readiness = Some(exec(&["no-such-program"]));
     revision.id = world.classic("missing", &["cat"]).id.clone();
     world.apply(&revision.into(), 1).await;

@@ -106,6 +106,12 @@ impl World {
         there
     }
 
+    /// Folders for control groups on the host, counted.
+    pub(crate) fn traces(&self) -> impl Fn() -> usize + Send + Sync + 'static {
+        let mark = self.mark();
+        move || Cgroups::traces(&mark).len()
+    }
+
     fn mark(&self) -> Mark {
         Mark::of(&fs::canonicalize(self.dir.path().join("local")).unwrap())
     }

@@ -127,7 +127,9 @@ fn one(key: &str, text: &str) -> Result<Retries, Invalid> {
         _ if key == OPENFAAS[2] => Retries { max_wait: Some(text.parse()?), ..none },
         _ => Retries { statuses: Some(text.to_owned()), ..none },
     };
-    said.validate("it").map(|()| said)
+    // Its own word says which it is.
+    let own = |Invalid(why)| Invalid(why.split_once(": ").map_or(why.clone(), |(_, why)| why.to_owned()));
+    said.validate("it").map(|()| said).map_err(own)
 }
 
 #[cfg(test)]
@@ -205,7 +207,7 @@ mod tests {
         ] {
             let (said, wrong) = of(&[(key, text)]);
             assert_eq!((said, wrong.len()), (Retries::default(), 1), "{key}: {text}");
-            assert!(wrong[0].0.contains(key), "{wrong:?}");
+            assert!(wrong[0].0.starts_with(&format!("annotation {key}: ")) && !wrong[0].0.contains("it."), "{wrong:?}");
         }
     }
 }

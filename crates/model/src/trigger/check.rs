@@ -131,6 +131,13 @@ impl Input {
             if NOT_A_CALLS.iter().any(|not| name.eq_ignore_ascii_case(not)) {
                 return refuse(&field, "it is not the call's but the connection's; leave it out".into());
             }
+            if is_anothers(name) {
+                return refuse(
+                    &field,
+                    "what it asks for or says holds for calls that callers make, and not for a trigger's; leave it out"
+                        .into(),
+                );
+            }
             if HeaderValue::from_str(value).is_err() {
                 return refuse(
                     &field,
@@ -149,6 +156,13 @@ impl Input {
             _ => Ok(()),
         }
     }
+}
+
+/// Whether a header speaks to the platform, or is the platform's own word.
+fn is_anothers(name: &str) -> bool {
+    // To many servers `_` is the same.
+    let name = name.to_ascii_lowercase().replace('_', "-");
+    name.starts_with("x-taper-") || matches!(name.as_str(), "x-callback-url" | "x-call-id" | "idempotency-key")
 }
 
 /// What is shown of a text in a refusal.
@@ -179,6 +193,24 @@ mod tests {
             &long,
         ] {
             of(good).unwrap_or_else(|e| panic!("{good}: {e}"));
+        }
+    }
+
+    /// A list is nobody's fields in the order of our code; neither in other kinds.
+    #[test]
+    fn no_list_stands_for_a_mapping() {
+        let whole = |kind: &str, spec: &str| {
+            format!("apiVersion: taper.dev/v1alpha1\nkind: {kind}\nmetadata: {{name: a}}\nspec: {spec}\n")
+        };
+        for (kind, good, bad) in [
+            ("Trigger", "{function: a, events: {topic: b}}", "{function: a, events: [b]}"),
+            ("Function", "{source: ./a.py, scale: {min: 1}}", "{source: ./a.py, scale: [1]}"),
+            ("Function", "{source: ./a.py, async: {retry: {attempts: 1}}}", "{source: ./a.py, async: {retry: [1]}}"),
+            ("Function", "{source: ./a.py}", "[python3]"),
+        ] {
+            let read = |spec| crate::manifest::Resource::parse_all(&whole(kind, spec));
+            assert!(read(good).is_ok(), "{good}: {:?}", read(good));
+            assert!(read(bad).is_err(), "{kind} {bad}");
         }
     }
 
@@ -213,6 +245,11 @@ mod tests {
             ("spec.input.headers.X-A: ", input("headers: {X-A: \"a\\nb\"}")),
             ("spec.input.headers.Transfer-Encoding: ", input("headers: {Transfer-Encoding: chunked}")),
             ("spec.input.headers.host: ", input("headers: {host: example.com}")),
+            ("spec.input.headers.X-Taper-Delay: what it asks for", input("headers: {X-Taper-Delay: 10m}")),
+            ("spec.input.headers.x_taper_pin: ", input("headers: {x_taper_pin: old}")),
+            ("spec.input.headers.X-Callback-Url: ", input("headers: {X-Callback-Url: 'https://example.com/'}")),
+            ("spec.input.headers.x-call-id: ", input("headers: {x-call-id: a}")),
+            ("spec.input.headers.Idempotency-Key: ", input("headers: {Idempotency-Key: a}")),
             (
                 "spec.input.headers: they have 16385 bytes",
                 input(&format!("headers: {{a: {}}}", "x".repeat(HEADER_BYTES))),

@@ -82,15 +82,6 @@ enum Part {
     Every(u64),
 }
 
-/// Ticks between two moments.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Ticks {
-    /// The latest ones, the oldest first.
-    pub at: Vec<u64>,
-    /// Whether there were more, before these.
-    pub more: bool,
-}
-
 impl Schedule {
     /// Reads a schedule: five fields (minute, hour, day of month, month, day of week), or six with the second before them; `@hourly` and its
     /// like; `@every 90s`; or several of these with `;` between them. The time zone is one of the IANA database; UTC when none is said.
@@ -134,9 +125,9 @@ impl Schedule {
         self.parts.iter().filter_map(|part| self.next(part, ms)).min()
     }
 
-    /// The ticks after one moment, up to another and with it: the latest `most` of them. What it costs grows with `most`, not with
+    /// The ticks after one moment, up to another and with it: the latest `most` of them, the oldest of these first. What it costs grows with `most`, not with
     /// how far the two are apart.
-    pub fn ticks(&self, after: u64, until: u64, most: usize) -> Ticks {
+    pub fn ticks(&self, after: u64, until: u64, most: usize) -> Vec<u64> {
         let from = |ms: u64| {
             let next = std::iter::successors(self.after(ms), |ms| self.after(*ms));
             next.take_while(|ms| *ms <= until).take(most + 1).collect::<Vec<_>>()
@@ -159,7 +150,7 @@ impl Schedule {
             at = from(low * 1000);
         }
         let many = at.len().saturating_sub(most);
-        Ticks { at: at.split_off(many), more }
+        at.split_off(many)
     }
 
     fn next(&self, part: &Part, ms: u64) -> Option<u64> {

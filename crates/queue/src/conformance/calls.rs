@@ -3,11 +3,11 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use http::{HeaderMap, HeaderValue, Method};
-use taper_model::Name;
+use taper_model::{FunctionName, InstanceId, Name, RevisionId};
 use tokio::task::JoinSet;
 
 use super::{Make, Start, again, entry, lease, push, settled, state, unlimited};
-use crate::{Due, Entry, Error, Origin, Queue, State, Verdict, derived_id, invocation_id};
+use crate::{Chain, Due, Entry, Error, Origin, Queue, State, Verdict, derived_id, invocation_id};
 
 pub(super) async fn what_was_pushed_is_what_is_leased(queue: &dyn Queue) {
     let odd = HeaderValue::from_bytes(b"\xff\xe4 \"\\").expect("allowed");
@@ -31,7 +31,7 @@ pub(super) async fn what_was_pushed_is_what_is_leased(queue: &dyn Queue) {
                 trigger: Some(Name::new("nightly").expect("a name")),
                 cause: Some(invocation_id()),
                 reply: Some(Name::new("answers").expect("a name")),
-                hops: 3,
+                chain: Chain { hops: 3, budget: 70 },
             }),
             ..entry("f.ns", &body)
         };
@@ -108,7 +108,7 @@ pub(super) async fn what_is_done_is_done(queue: &dyn Queue) {
     assert!(details.entry.body.is_empty(), "nobody needs it any more");
     let other = push(queue, entry("f", b"other")).await;
     assert_eq!(lease(queue).await.entry.id, other);
-    assert!(matches!(queue.cancel(&id).await, Err(Error::State { state: State::Done, .. })));
+    assert!(matches!(queue.cancel(&id, "somebody").await, Err(Error::State { state: State::Done, .. })));
     assert!(matches!(queue.retry(&id).await, Err(Error::State { state: State::Done, .. })));
 }
 
@@ -142,19 +142,53 @@ pub(super) async fn a_spent_lease_says_nothing(queue: &dyn Queue) {
 
 pub(super) async fn cancelled_is_cancelled(queue: &dyn Queue) {
     let (first, second) = (push(queue, entry("f", b"1")).await, push(queue, entry("f", &vec![2; 50_000])).await);
-    queue.cancel(&second).await.expect("it waits");
+    queue.cancel(&second, "somebody").await.expect("it waits");
     let running = lease(queue).await;
     assert!(running.entry.id == first && !running.cancelled.is_cancelled());
-    queue.cancel(&first).await.expect("it runs");
+    queue.cancel(&first, "somebody").await.expect("it runs");
     running.cancelled.cancelled().await;
     queue.settle(&running, settled(Verdict::Done, 200, b"")).await.expect("nothing to do");
     drop(running);
     for id in [&first, &second] {
         assert_eq!(state(queue, id).await, State::Cancelled);
-        assert!(matches!(queue.cancel(id).await, Err(Error::State { state: State::Cancelled, .. })));
+        assert!(matches!(queue.cancel(id, "somebody").await, Err(Error::State { state: State::Cancelled, .. })));
     }
     let stats = queue.stats();
     assert_eq!((stats.cancelled, stats.depth, stats.running, stats.bytes, stats.done), (2, 0, 0, 0, 0));
+}
+
+/// What was begun is among the attempts, as far as it came; what was not, is not.
+pub(super) async fn a_cancelled_attempt_is_one_of_the_calls(make: &impl Make) {
+    let mut queue = make(Start::Empty, unlimited()).await;
+    let waits = push(&*queue, Entry { due: Due::After(Duration::from_secs(3600)), ..entry("g", b"x") }).await;
+    let id = push(&*queue, entry("f", &vec![1; 50_000])).await;
+    queue.settle(&lease(&*queue).await, again(true)).await.expect("settled");
+    let running = lease(&*queue).await;
+    let name = FunctionName::parse("f").expect("a name");
+    let revision = RevisionId::new(name, 3);
+    running.held.place().chosen(&revision, Duration::from_secs(60));
+    let instance = InstanceId::new("f-00003-a");
+    running.held.place().given(&instance, tokio::time::Instant::now());
+    queue.cancel(&id, "somebody who may").await.expect("it runs");
+    queue.cancel(&waits, "somebody").await.expect("it waits");
+    drop(running);
+    for again in [false, true] {
+        if again {
+            drop(queue);
+            queue = make(Start::Again, unlimited()).await;
+        }
+        let details = queue.get(&id).await.expect("readable").expect("kept");
+        assert_eq!((details.attempts.len(), details.invocation.attempts), (2, 2));
+        let attempt = details.attempts.last().expect("two");
+        assert_eq!((attempt.status, details.invocation.status), (None, None), "nobody was told one");
+        assert_eq!(attempt.message.as_deref(), Some("cancelled by somebody who may"));
+        let place = (attempt.stage.as_deref(), attempt.revision.as_deref(), attempt.instance.as_deref());
+        assert_eq!(place, (Some("invoke"), Some("f-00003"), Some("f-00003-a")));
+        let (begun, ended) = (attempt.started_ms, details.invocation.ended_ms.expect("it has ended"));
+        assert!(details.invocation.accepted_ms <= begun && begun + attempt.took_ms <= ended, "{details:?}");
+        let waited = queue.get(&waits).await.expect("readable").expect("kept");
+        assert_eq!((waited.attempts.len(), waited.invocation.attempts), (0, 0));
+    }
 }
 
 pub(super) async fn the_same_key_is_the_same_call(queue: &dyn Queue) {
@@ -262,7 +296,7 @@ pub(super) async fn what_was_accepted_is_there_again(make: &impl Make) {
     queue.settle(&done, settled(Verdict::Done, 200, b"")).await.expect("settled");
     let tried = lease(&*queue).await;
     queue.settle(&tried, again(true)).await.expect("settled");
-    queue.cancel(&ids[5]).await.expect("it waits");
+    queue.cancel(&ids[5], "somebody").await.expect("it waits");
     // Two are leased when the process goes.
     let held = (lease(&*queue).await, lease(&*queue).await);
     let bytes = queue.stats().bytes;

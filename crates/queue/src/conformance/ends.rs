@@ -55,7 +55,7 @@ pub(super) async fn only_what_has_ended_is_purged(queue: &dyn Queue) {
     assert_eq!(queue.purge(Filter::default()).await.expect("purged"), 0);
     for id in &done {
         assert!(queue.get(id).await.expect("readable").is_none());
-        assert!(matches!(queue.cancel(id).await, Err(Error::NotFound(_))));
+        assert!(matches!(queue.cancel(id, "somebody").await, Err(Error::NotFound(_))));
     }
     assert_eq!(state(queue, &running.entry.id).await, State::Running);
     assert_eq!((queue.stats().depth, queue.stats().running), (1, 1));
@@ -64,7 +64,7 @@ pub(super) async fn only_what_has_ended_is_purged(queue: &dyn Queue) {
 pub(super) async fn what_is_not_there_is_named(queue: &dyn Queue) {
     let id = invocation_id();
     assert!(queue.get(&id).await.expect("readable").is_none());
-    for error in [queue.cancel(&id).await, queue.retry(&id).await] {
+    for error in [queue.cancel(&id, "somebody").await, queue.retry(&id).await] {
         let text = error.expect_err("it is not there").to_string();
         assert!(text.contains(id.as_str()), "{text}");
     }
@@ -85,7 +85,7 @@ pub(super) async fn a_call_can_be_run_now(queue: &dyn Queue) {
     queue.settle(&running, settled(Verdict::Done, 200, b"")).await.expect("settled");
     assert!(matches!(queue.retry(&id).await, Err(Error::State { state: State::Done, .. })));
     let cancelled = push(queue, entry("f", b"x")).await;
-    queue.cancel(&cancelled).await.expect("it waits");
+    queue.cancel(&cancelled, "somebody").await.expect("it waits");
     assert!(matches!(queue.retry(&cancelled).await, Err(Error::State { state: State::Cancelled, .. })));
 }
 
@@ -102,24 +102,24 @@ pub(super) async fn what_is_owed_is_delivered(make: &impl Make) {
     let second = deliver(&*queue).await;
     assert_eq!((second.number, &second.parcel), (1, &parcels()[1]));
     drop(first);
-    let first = deliver(&*queue).await;
+    let mut first = deliver(&*queue).await;
     assert_eq!((first.number, first.tries), (0, 0), "it was left due");
     // A millisecond is the least by which one is due later than another.
-    queue.delivered(first, Some(Duration::from_millis(1))).await.expect("noted");
+    queue.delivered(&mut first, Some(Duration::from_millis(1))).await.expect("noted");
     drop((second, queue));
     let queue = make(Start::Again, unlimited()).await;
     assert_eq!(queue.stats().parcels, 3);
     let mut seen = Vec::new();
     for left in [2, 1, 0] {
         assert_eq!(queue.purge(Filter::default()).await.expect("purged"), 0, "it is owed");
-        let delivery = deliver(&*queue).await;
+        let mut delivery = deliver(&*queue).await;
         let details = &delivery.details;
         assert!(details.entry.body == body, "with all that a parcel may need");
         assert_eq!(details.answer.as_ref().expect("kept").body, "answer");
         assert_eq!((&details.invocation.id, details.invocation.state), (&id, State::Done));
         assert_eq!(delivery.parcel, parcels()[delivery.number as usize]);
         seen.push((delivery.number, delivery.tries));
-        queue.delivered(delivery, None).await.expect("noted");
+        queue.delivered(&mut delivery, None).await.expect("noted");
         assert_eq!(queue.stats().parcels, left);
     }
     // The one that was tried is due a moment later than the others.
@@ -134,18 +134,18 @@ pub(super) async fn a_dead_letter_that_is_retried_owes_nothing_of_before(queue: 
     let id = push(queue, entry("f", &body)).await;
     let running = lease(queue).await;
     queue.settle(&running, owing(Verdict::Bury("no".into()))).await.expect("settled");
-    let stale = deliver(queue).await;
+    let mut stale = deliver(queue).await;
     queue.retry(&id).await.expect("it is dead");
     let running = lease(queue).await;
     assert!(running.entry.body == body);
     queue.settle(&running, owing(Verdict::Bury("again".into()))).await.expect("settled");
     // What is said of the first end says nothing of the second.
-    queue.delivered(stale, None).await.expect("nothing to note");
+    queue.delivered(&mut stale, None).await.expect("nothing to note");
     for number in [3, 4, 5] {
-        let delivery = deliver(queue).await;
+        let mut delivery = deliver(queue).await;
         assert_eq!((delivery.number, delivery.tries), (number, 0));
         assert_eq!(delivery.details.invocation.reason.as_deref(), Some("again"));
-        queue.delivered(delivery, None).await.expect("noted");
+        queue.delivered(&mut delivery, None).await.expect("noted");
     }
     assert_eq!(queue.stats().parcels, 0);
     assert!(queue.get(&id).await.expect("readable").expect("kept").entry.body == body, "it can be retried");

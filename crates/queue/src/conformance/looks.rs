@@ -38,6 +38,11 @@ pub(super) async fn calls_are_listed_newest_first(queue: &dyn Queue) {
     assert_eq!(count(Filter { namespace: ns, function: Some(named("b")), ..Filter::default() }).await, 0);
     assert_eq!(count(Filter { since_ms: Some(u64::MAX), ..Filter::default() }).await, 0);
     assert_eq!(count(Filter { since_ms: Some(1), ..Filter::default() }).await, 25);
+    assert_eq!(count(Filter { before_ms: Some(u64::MAX), ..Filter::default() }).await, 25);
+    let accepted = queue.get(&ids[20]).await.expect("a look").expect("known").invocation.accepted_ms;
+    let earlier = count(Filter { before_ms: Some(accepted), ..Filter::default() }).await;
+    assert_eq!(earlier + count(Filter { since_ms: Some(accepted), ..Filter::default() }).await, 25);
+    assert_eq!(count(Filter { since_ms: Some(accepted), before_ms: Some(accepted), ..Filter::default() }).await, 0);
     let trigger = Name::new("nightly").expect("a name");
     for function in ["t", "t.ns", "u"] {
         let origin = Some(Origin { trigger: Some(trigger.clone()), ..Origin::default() });
@@ -98,7 +103,7 @@ pub(super) async fn every_change_is_told(queue: &dyn Queue) {
     let tried = lease(queue).await;
     queue.settle(&tried, settled(Verdict::Done, 200, b"")).await.expect("settled");
     let other = push(queue, entry("g", b"x")).await;
-    queue.cancel(&other).await.expect("it waits");
+    queue.cancel(&other, "somebody").await.expect("it waits");
     let mut seen = Vec::new();
     loop {
         match changes.try_recv() {

@@ -92,8 +92,8 @@ pub(super) async fn calls_of_a_key_run_one_after_another(queue: &dyn Queue) {
     drop(lease(queue).await);
     let second = lease(queue).await;
     assert_eq!(second.entry.id, ids[1]);
-    queue.cancel(&ids[1]).await.expect("it runs");
-    queue.cancel(&ids[3]).await.expect("it waits");
+    queue.cancel(&ids[1], "somebody").await.expect("it runs");
+    queue.cancel(&ids[3], "somebody").await.expect("it waits");
     let third = lease(queue).await;
     assert_eq!(third.entry.id, ids[2]);
     drop(second);
@@ -124,7 +124,7 @@ pub(super) async fn an_order_outlives_the_process(make: &impl Make) {
     let queue = make(Start::Again, unlimited()).await;
     nothing_else_runs(&*queue).await;
     assert_eq!(state(&*queue, &head).await, State::Waiting);
-    queue.cancel(&head).await.expect("it waits");
+    queue.cancel(&head, "somebody").await.expect("it waits");
     for id in ids {
         let lease = lease(&*queue).await;
         assert_eq!(lease.entry.id, id);

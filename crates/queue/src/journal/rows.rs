@@ -220,18 +220,17 @@ impl Db<'_> {
         now: u64,
         dropped: &mut Vec<String>,
     ) -> Result<Option<Vec<Owing>>, Error> {
-        let text = "SELECT history, size, file FROM call WHERE seq = ?1 AND state = 0";
+        let text = "SELECT history, size, file, parcels FROM call WHERE seq = ?1 AND state = 0";
         let before = self.one(text, [seq], |row| {
-            // How it ends counts more than how it came to that.
-            let history: Vec<Attempt> = self.text(row, 0).and_then(|text| self.parse(&text)).unwrap_or_default();
-            Ok((history, self.get::<u64>(row, 1).unwrap_or(0), self.column::<Option<String>>(row, 2).unwrap_or(None)))
+            Ok((
+                self.history(row),
+                self.get::<u64>(row, 1).unwrap_or(0),
+                self.column::<Option<String>>(row, 2).unwrap_or(None),
+                self.get(row, 3).unwrap_or(0),
+            ))
         })?;
-        let Some((mut history, size, file)) = before else { return Ok(None) };
-        history.push(settled.attempt.clone());
-        if history.len() > ATTEMPTS {
-            history.drain(..history.len() - ATTEMPTS);
-        }
-        let (history, status) = (self.json(&history)?, i64::from(settled.attempt.status));
+        let Some((history, size, file, first)) = before else { return Ok(None) };
+        let (history, status) = (self.after(history, &settled.attempt)?, settled.attempt.status);
         if let Verdict::Again { counts, .. } = settled.verdict {
             let text = "UPDATE call SET due_ms = ?2, attempts = attempts + ?3, deferred = iif(?3, 0, deferred + 1),
                         history = ?4, status = ?5 WHERE seq = ?1";
@@ -252,13 +251,13 @@ impl Db<'_> {
         };
         // A dead letter can be run again, and what is owed may tell what was asked.
         let keeps = reason.is_some() || !settled.parcels.is_empty();
+        // Nothing is asked back of it: for what could be undone half way, SQLite would first copy every page that it changes.
         let text = "UPDATE call SET state = ?2, ended_ms = ?3, attempts = attempts + 1, history = ?4, status = ?5, reason = ?6,
                     answer = ?7, answer_body = ?8, kept = ?9, body = iif(?10, body, NULL), file = iif(?10, file, NULL),
-                    parcels = parcels + ?11 WHERE seq = ?1 RETURNING parcels - ?11";
+                    parcels = parcels + ?11 WHERE seq = ?1";
         let body = answer.map(|a| &a.body[..]);
         let owed = int(settled.parcels.len() as u64);
-        let values = params![seq, state, int(now), history, status, reason, head, body, int(kept), keeps, owed];
-        let first = self.one(text, values, |row| Ok(self.get(row, 0).unwrap_or(0)))?.unwrap_or(0);
+        self.run(text, params![seq, state, int(now), history, status, reason, head, body, int(kept), keeps, owed])?;
         dropped.extend(file.filter(|_| !keeps));
         self.owe(seq, first, &settled.parcels, now).map(Some)
     }
@@ -278,15 +277,39 @@ impl Db<'_> {
         self.owe(seq, first, parcels, now).map(Some)
     }
 
-    /// Ends a call that waits.
-    pub(super) fn cancel(&self, id: &CallId, now: u64, dropped: &mut Vec<String>) -> Result<Waiting, Error> {
+    /// A call's attempts, in the first column. How it ends counts more than how it came to that.
+    fn history(&self, row: &Row<'_>) -> Vec<Attempt> {
+        self.text(row, 0).and_then(|text| self.parse(&text)).unwrap_or_default()
+    }
+
+    /// A call's attempts with one more, as they are written.
+    fn after(&self, mut history: Vec<Attempt>, attempt: &Attempt) -> Result<String, Error> {
+        history.push(attempt.clone());
+        history.drain(..history.len().saturating_sub(ATTEMPTS));
+        self.json(&history)
+    }
+
+    /// Ends a call that waits or runs; of one that runs, `cut_off` says what is to be written of its attempt.
+    pub(super) fn cancel(
+        &self,
+        id: &CallId,
+        now: u64,
+        cut_off: impl FnOnce(Seq) -> Option<Attempt>,
+        dropped: &mut Vec<String>,
+    ) -> Result<Waiting, Error> {
         let (waiting, state) = self.placed(id)?;
         if state != WAITING {
             return Err(Error::State { id: id.clone(), state: self.state(state)?, asked: "cancelled" });
         }
-        let text = "UPDATE call SET state = ?2, ended_ms = ?3 WHERE seq = ?1";
-        self.run(text, params![waiting.key.1, CANCELLED, int(now)])?;
-        self.drop_body(waiting.key.1, dropped)?;
+        let seq = waiting.key.1;
+        self.run("UPDATE call SET state = ?2, ended_ms = ?3 WHERE seq = ?1", params![seq, CANCELLED, int(now)])?;
+        if let Some(attempt) = cut_off(seq) {
+            let text = "SELECT history FROM call WHERE seq = ?1";
+            let history = self.one(text, [seq], |row| Ok(self.history(row)))?.unwrap_or_default();
+            let text = "UPDATE call SET attempts = attempts + 1, history = ?2, status = ?3 WHERE seq = ?1";
+            self.run(text, params![seq, self.after(history, &attempt)?, attempt.status])?;
+        }
+        self.drop_body(seq, dropped)?;
         Ok(waiting)
     }
 

@@ -73,4 +73,10 @@ CREATE INDEX call_waiting ON call (namespace, seq, name, due_ms, size, order_key
 
 CREATE TABLE cursor (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 ",
+    "
+-- Of what has ended only. What waits of a function is looked for among what waits of its namespace: an index for it would cost each call
+-- an entry when it is accepted, and its removal when it ends.
+DROP INDEX call_function;
+CREATE INDEX call_function ON call (namespace, name, state, seq) WHERE state > 0;
+",
 ];

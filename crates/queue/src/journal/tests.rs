@@ -107,7 +107,7 @@ async fn one_wrong_command_fails_alone() {
     journal.push(first.clone()).await.unwrap();
     let unknown = crate::invocation_id();
     let (again, gone, new) =
-        tokio::join!(journal.push(first), journal.cancel(&unknown), journal.push(entry("f", b"y")));
+        tokio::join!(journal.push(first), journal.cancel(&unknown, "somebody"), journal.push(entry("f", b"y")));
     assert!(again.unwrap().repeated && matches!(gone, Err(Error::NotFound(_))));
     new.unwrap();
     assert_eq!(journal.stats().depth, 2);
@@ -202,7 +202,16 @@ async fn what_was_accepted_is_there_again() {
 #[tokio::test]
 async fn every_bound_is_held_and_says_so() {
     let dir = tempfile::tempdir().unwrap();
-    let config = Config { function_calls: 3, calls: 4, bytes: 50_000, body: 40_000, ..Config::default() };
+    let (namespace_calls, namespace_bytes) = (Some(4), Some(50_000));
+    let config = Config {
+        function_calls: 3,
+        namespace_calls,
+        namespace_bytes,
+        calls: 4,
+        bytes: 50_000,
+        body: 40_000,
+        ..Config::default()
+    };
     let journal = open(&dir, config.clone());
     for body in [40_001, 1 << 20] {
         let refused = journal.push(entry("f", &vec![1; body])).await;
@@ -230,6 +239,55 @@ async fn every_bound_is_held_and_says_so() {
     // A bound that was made smaller loses nothing.
     let journal = open(&dir, Config { calls: 1, ..config });
     assert_eq!(journal.stats().depth, 4);
+}
+
+/// What one namespace has, in calls and in bytes, leaves room for the others.
+#[tokio::test]
+async fn a_namespace_has_a_bound_of_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = Config { calls: 8, bytes: 80_000, ..Config::default() };
+    let journal = open(&dir, config.clone());
+    let full = async |entry: Entry| match journal.push(entry).await {
+        Err(error @ Error::Full { .. }) => {
+            let text = error.to_string();
+            assert!(error.fault().retry == taper_model::Retry::After(Duration::from_secs(5)));
+            text
+        }
+        other => panic!("{other:?}"),
+    };
+    for n in 0..4 {
+        journal.push(entry(&format!("f{n}.greedy"), b"x")).await.unwrap();
+    }
+    let text = full(entry("g.greedy", b"x")).await;
+    for part in ["queue of namespace greedy", "4 calls", "queue.namespaceCalls in the platform's", "try again in 5 s"] {
+        assert!(text.contains(part), "{text}");
+    }
+    // The other half is there for all others.
+    let mut waits = Vec::new();
+    for n in 0..3 {
+        waits.push(journal.push(entry(&format!("f.ns{n}"), b"x")).await.unwrap().id);
+    }
+    journal.push(entry("f.large", &[1; 60_000])).await.expect("more than half, and alone");
+    assert!(full(entry("f.other", b"x")).await.contains("queue.calls in the platform's"));
+    // What has ended, in whichever way, makes room; also after a restart.
+    drop(journal);
+    let journal = open(&dir, config);
+    let runs = lease(&journal).await;
+    assert_eq!(runs.entry.function.namespace.as_str(), "greedy", "it was accepted first");
+    for id in [&runs.entry.id, &waits[0]] {
+        journal.cancel(id, "somebody").await.unwrap();
+    }
+    assert_eq!(journal.stats().depth, 6);
+    let text = journal.push(entry("g.large", &[1; 10_000])).await.unwrap_err().to_string();
+    assert!(text.contains("40000 bytes (queue.namespaceBytes in the"), "{text}");
+    journal.push(entry("g.greedy", b"x")).await.expect("one of it has ended");
+    while journal.stats().depth > 0 {
+        end(&journal, Verdict::Done).await;
+    }
+    for n in 0..4 {
+        journal.push(entry(&format!("f{n}.greedy"), b"x")).await.unwrap();
+    }
+    assert!(journal.push(entry("g.greedy", b"x")).await.is_err());
 }
 
 #[tokio::test]
@@ -460,7 +518,7 @@ async fn what_is_owed_is_kept_beyond_every_bound() {
     assert_eq!(there, owed, "and nothing else");
     assert_eq!(bodies(&dir), 1);
     for _ in 0..420 {
-        journal.delivered(journal.outbox().await.unwrap(), None).await.unwrap();
+        journal.delivered(&mut journal.outbox().await.unwrap(), None).await.unwrap();
     }
     assert_eq!(bodies(&dir), 0, "its body went with what was owed");
     expire(&journal).await;
@@ -469,28 +527,87 @@ async fn what_is_owed_is_kept_beyond_every_bound() {
 
 #[tokio::test]
 async fn a_journal_of_before_comes_forward() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("queue");
-    fs::create_dir(&path).unwrap();
-    let mut db = Connection::open(path.join("journal.db")).unwrap();
-    migrate(&mut db, &path, &schema::MIGRATIONS[..2], |db, step| db.execute_batch(step).map_err(Error::sql(&path)))
+    let shape = |path: &Path| {
+        let db = Connection::open(path.join("journal.db")).unwrap();
+        let text = "SELECT name, sql FROM sqlite_schema WHERE tbl_name IN ('call', 'delivery', 'cursor') ORDER BY name";
+        let mut statement = db.prepare(text).unwrap();
+        let rows = statement.query_map((), |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
+        rows.map(Result::unwrap).collect::<Vec<(String, Option<String>)>>()
+    };
+    let (new, _journal) = fresh();
+    for version in [2, 3] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("queue");
+        fs::create_dir(&path).unwrap();
+        let mut db = Connection::open(path.join("journal.db")).unwrap();
+        let bring = |db: &mut Connection, to: usize| {
+            migrate(db, &path, &schema::MIGRATIONS[..to], |db, step| db.execute_batch(step).map_err(Error::sql(&path)))
+                .unwrap();
+        };
+        bring(&mut db, 2);
+        db.execute_batch(
+            r#"INSERT INTO call (id, namespace, name, state, due_ms, since_ms, accepted_ms, ended_ms, size, head, deliver_ms, deliveries, body)
+               VALUES ('waits', 'default', 'f', 0, 5, 5, 5, NULL, 1, '{"method":"POST","path":"/","headers":[]}', NULL, 0, x'61'),
+                      ('owes', 'default', 'f', 1, 5, 5, 5, 9, 1, '{"method":"POST","path":"/","headers":[],"callback":"https://a.b/"}', 77, 2, NULL),
+                      ('done', 'default', 'f', 1, 5, 5, 5, 9, 1, '{"method":"POST","path":"/","headers":[],"callback":"https://a.b/"}', NULL, 1, NULL)"#,
+        )
         .unwrap();
-    db.execute_batch(
-        r#"INSERT INTO call (id, namespace, name, state, due_ms, since_ms, accepted_ms, ended_ms, size, head, deliver_ms, deliveries, body)
-           VALUES ('waits', 'default', 'f', 0, 5, 5, 5, NULL, 1, '{"method":"POST","path":"/","headers":[]}', NULL, 0, x'61'),
-                  ('owes', 'default', 'f', 1, 5, 5, 5, 9, 1, '{"method":"POST","path":"/","headers":[],"callback":"https://a.b/"}', 77, 2, NULL),
-                  ('done', 'default', 'f', 1, 5, 5, 5, 9, 1, '{"method":"POST","path":"/","headers":[],"callback":"https://a.b/"}', NULL, 1, NULL)"#,
-    )
-    .unwrap();
-    drop(db);
-    let journal = open(&dir, Config::default());
-    assert_eq!((journal.stats().depth, journal.stats().parcels), (1, 1));
-    let delivery = journal.outbox().await.unwrap();
-    assert_eq!((delivery.details.invocation.id.as_str(), delivery.tries), ("owes", 2));
-    assert_eq!((&delivery.parcel, delivery.number), (&crate::Parcel::Callback, 0));
-    journal.delivered(delivery, None).await.unwrap();
-    assert_eq!(lease(&journal).await.entry.id.as_str(), "waits");
-    assert_eq!(journal.list(Filter::default(), Page::default()).await.unwrap().invocations.len(), 3);
+        if version == 3 {
+            bring(&mut db, 3);
+            db.execute_batch(
+                r#"INSERT INTO call (seq, id, namespace, name, state, due_ms, since_ms, accepted_ms, ended_ms, size, kept, attempts, status, reason,
+                                     key, head, history, answer, answer_body, body, order_key, trigger, origin)
+                   VALUES (9, 'dead', 'n', 'g', 2, 5, 5, 6, 9, 1, 3, 1, 500, 'no', 'k', '{"method":"PUT","path":"/x","headers":[["a","b"]]}',
+                           '[{"startedMs":7,"tookMs":5,"status":500}]', '{"status":500,"headers":[],"cut":false}', x'6263', x'61', 'o', 'nightly',
+                           '{"trigger":"nightly"}')"#,
+            )
+            .unwrap();
+        }
+        drop(db);
+        let journal = open(&dir, Config::default());
+        assert_eq!(shape(&path), shape(&new.path().join("queue")), "from version {version}");
+        assert_eq!((journal.stats().depth, journal.stats().parcels), (1, 1));
+        let mut delivery = journal.outbox().await.unwrap();
+        assert_eq!((delivery.details.invocation.id.as_str(), delivery.tries), ("owes", 2));
+        assert_eq!((&delivery.parcel, delivery.number), (&crate::Parcel::Callback, 0));
+        journal.delivered(&mut delivery, None).await.unwrap();
+        assert_eq!(lease(&journal).await.entry.id.as_str(), "waits");
+        let added = journal.push(entry("f", b"x")).await.unwrap().id;
+        let listed = journal.list(Filter::default(), Page::default()).await.unwrap().invocations;
+        assert_eq!((listed.len(), &listed[0].id), (if version == 3 { 5 } else { 4 }, &added));
+        if version == 3 {
+            let dead = journal.get(&CallId::given("dead").unwrap()).await.unwrap().unwrap();
+            let (shown, asked, answer) = (&dead.invocation, &dead.entry, dead.answer.unwrap());
+            assert_eq!((shown.state, shown.accepted_ms, shown.ended_ms), (State::Dead, 6, Some(9)));
+            assert_eq!((shown.attempts, shown.status, shown.reason.as_deref()), (1, Some(500), Some("no")));
+            assert_eq!((asked.method.as_str(), asked.path.as_str()), ("PUT", "/x"));
+            assert_eq!(asked.headers["a"], "b");
+            assert_eq!((asked.idempotency_key.as_deref(), asked.order_key.as_deref()), (Some("k"), Some("o")));
+            assert_eq!((&asked.body[..], &answer.body[..], dead.attempts.len()), (&b"a"[..], &b"bc"[..], 1));
+            let of = Filter { function: Some(FunctionName::parse("g.n").unwrap()), ..Filter::default() };
+            assert_eq!(journal.list(of, Page::default()).await.unwrap().invocations, std::slice::from_ref(shown));
+            journal.retry(&shown.id).await.unwrap();
+            assert_eq!(journal.stats().depth, 3);
+        }
+    }
+}
+
+/// A number that was given stands for one call, also when the latest calls are removed.
+#[tokio::test]
+async fn no_number_is_given_twice() {
+    let (dir, journal) = fresh();
+    let db = Connection::open(dir.path().join("queue/journal.db")).unwrap();
+    let last = || db.query_row("SELECT max(seq) FROM call", (), |row| row.get::<_, Option<Seq>>(0)).unwrap();
+    let mut before = 0;
+    for _ in 0..3 {
+        let pushed = journal.push(entry("f", b"x")).await.unwrap().id;
+        let number = last().unwrap();
+        assert!(number > before);
+        before = number;
+        assert!(journal.push(Entry { id: pushed, ..entry("f", b"x") }).await.unwrap().repeated);
+        end(&journal, Verdict::Done).await;
+        assert_eq!((journal.purge(Filter::default()).await.unwrap(), last()), (1, None));
+    }
 }
 
 /// A list of any kind looks at what it shows, and at little more: however much there is.
@@ -506,8 +623,12 @@ async fn no_list_looks_at_everything() {
     };
     for (text, by) in [
         (
-            "SELECT namespace FROM call INDEXED BY call_function WHERE namespace > 'a' ORDER BY namespace LIMIT 1",
-            "COVERING INDEX call_function (namespace>?)",
+            "SELECT namespace FROM call INDEXED BY call_waiting WHERE state = 0 AND namespace > 'a' ORDER BY namespace LIMIT 1",
+            "COVERING INDEX call_waiting (namespace>?)",
+        ),
+        (
+            "SELECT namespace FROM call INDEXED BY call_over WHERE state > 0 AND namespace > 'a' ORDER BY namespace LIMIT 1",
+            "COVERING INDEX call_over (namespace>?)",
         ),
         (
             "SELECT seq FROM call INDEXED BY call_waiting WHERE namespace = 'a' AND state = 0 AND seq < 9 ORDER BY seq DESC LIMIT 1",
@@ -519,7 +640,12 @@ async fn no_list_looks_at_everything() {
             "COVERING INDEX call_over (namespace=? AND state=? AND seq<?)",
         ),
         (
-            "SELECT seq FROM call INDEXED BY call_function WHERE namespace = 'a' AND name = 'b' AND state = 0 AND seq < 9
+            "SELECT seq FROM call INDEXED BY call_waiting WHERE namespace = 'a' AND name = 'b' AND state = 0 AND seq < 9
+             ORDER BY seq DESC LIMIT 1",
+            "COVERING INDEX call_waiting (namespace=? AND seq<?)",
+        ),
+        (
+            "SELECT seq FROM call INDEXED BY call_function WHERE namespace = 'a' AND name = 'b' AND state > 0 AND state = 2 AND seq < 9
              ORDER BY seq DESC LIMIT 1",
             "COVERING INDEX call_function (namespace=? AND name=? AND state=? AND seq<?)",
         ),
@@ -534,5 +660,27 @@ async fn no_list_looks_at_everything() {
     ] {
         let plan = plan(text);
         assert!(plan.contains(by) && !plan.contains("TEMP B-TREE"), "{text}: {plan}");
+    }
+}
+
+/// The book has the lease until the commit: what is being written as the attempt's end is not to be written as one that was cut off, too.
+#[tokio::test]
+async fn a_cancel_beside_the_end_of_an_attempt_invents_no_other() {
+    let (_dir, journal) = fresh();
+    for _ in 0..50 {
+        let id = journal.push(entry("f", b"x")).await.unwrap().id;
+        let lease = journal.lease().await.unwrap();
+        lease.held.place().given(&taper_model::InstanceId::new("i"), tokio::time::Instant::now());
+        let again = Verdict::Again { after: Duration::from_secs(3600), counts: true };
+        // The first one keeps the writer busy, so that the others come together.
+        let (_, ended, cancelled) = tokio::join!(
+            journal.set_cursor("c", Some(1)),
+            journal.settle(&lease, settled(again, 500, b"")),
+            journal.cancel(&id, "somebody"),
+        );
+        ended.unwrap();
+        cancelled.unwrap();
+        let shown = journal.get(&id).await.unwrap().unwrap();
+        assert_eq!(shown.attempts.len(), 1, "{:?} {:?}", shown.invocation, shown.attempts);
     }
 }

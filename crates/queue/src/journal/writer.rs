@@ -17,6 +17,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use super::{
     Shared,
     find::{Keep, Kept},
+    mark::Mark,
     rows::Db,
 };
 use crate::{Error, Seq};
@@ -62,6 +63,10 @@ impl Writer {
         let work = move || {
             let _end = end;
             work(&db, &shared, &waiting);
+            // Else what is there is somebody else's.
+            if super::identity(&shared.path).ok() == Some(shared.file) {
+                Mark::of(&shared.path).remove(&db);
+            }
         };
         let thread = thread::Builder::new().name("taper-queue".into()).spawn(work)?;
         Ok(Self { commands: Mutex::new(Some(commands)), room, thread: Mutex::new(Some(thread)) })

@@ -49,9 +49,11 @@ pub(super) struct Pace {
 
 impl Pace {
     /// When the next attempt may begin.
-    pub(super) fn next(self, rate: f64) -> u64 {
+    pub(super) fn next(&mut self, now: u64, rate: f64) -> u64 {
         // A second's worth may begin at once, and one always.
         let burst = (rate.max(1.0) - 1.0) * 1000.0 / rate;
+        // Nobody has begun more than one beyond that at this rate: it was a slower one.
+        self.full = self.full.min(now as f64 + burst + 1000.0 / rate);
         (self.full - burst).max(0.0).ceil() as u64
     }
 
@@ -125,5 +127,20 @@ impl Line {
         if of.calls.is_empty() && !of.running {
             self.orders.remove(order);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_that_is_raised_holds_from_the_next_attempt_on() {
+        let mut pace = Pace::default();
+        pace.take(0, 0.001);
+        assert_eq!(pace.next(0, 0.001), 1_000_000);
+        let next = pace.next(0, 100.0);
+        assert!(next <= 10, "{next}");
+        assert_eq!(pace.next(next, 100.0), next, "it comes nearer");
     }
 }

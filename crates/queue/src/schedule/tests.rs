@@ -8,6 +8,8 @@ use super::*;
 
 const OPEN: Bounds = Bounds {
     function_calls: 100_000,
+    namespace_calls: 2_000_000,
+    namespace_bytes: 1 << 40,
     calls: 2_000_000,
     bytes: 1 << 40,
     function_workers: 1_000_000,
@@ -376,7 +378,7 @@ proptest! {
                 }
                 Step::Cancel(at) if !plain.running.is_empty() => {
                     let (ticket, call) = plain.running.remove(at % plain.running.len());
-                    let token = schedule.cancel_token(&ticket).expect("it runs");
+                    let token = schedule.begin(&ticket, &Place::default(), now).expect("it runs");
                     schedule.cancelled(&call.function, call.key, now);
                     prop_assert!(token.is_cancelled() && !schedule.settle(&ticket));
                 }
@@ -406,6 +408,15 @@ proptest! {
             let bytes = plain.weighs() + plain.waiting.iter().map(|call| call.size).sum::<u64>();
             prop_assert_eq!(schedule.total(), Backlog { waiting, running, bytes });
             prop_assert_eq!(schedule.weighs, plain.weighs());
+            let all = || plain.waiting.iter().chain(plain.running.iter().map(|(_, call)| call));
+            let namespaces: BTreeSet<_> = all().map(|call| call.function.namespace.clone()).collect();
+            prop_assert_eq!(schedule.spaces.len(), namespaces.len());
+            for namespace in namespaces {
+                let has = schedule.spaces[&namespace];
+                let of = || all().filter(|call| call.function.namespace == namespace);
+                let bytes = of().map(|call| call.size).sum::<u64>();
+                prop_assert_eq!((has.waiting + has.running, has.bytes), (of().count() as u64, bytes));
+            }
             if waiting + running == 0 {
                 prop_assert!(schedule.lines.is_empty() && schedule.ordered.is_empty() && schedule.timers.is_empty());
             }

@@ -131,10 +131,10 @@ async fn what_is_inside_the_host_is_never_sent_to() {
     assert_eq!((delivery.tries, delivery.details.answer.as_ref().unwrap().body.len()), (0, 10));
     // Dropped, it is due as it was; tried, it comes again and counts.
     drop(delivery);
-    queue.delivered(queue.outbox().await.unwrap(), Some(Duration::from_millis(5))).await.unwrap();
-    let delivery = queue.outbox().await.unwrap();
+    queue.delivered(&mut queue.outbox().await.unwrap(), Some(Duration::from_millis(5))).await.unwrap();
+    let mut delivery = queue.outbox().await.unwrap();
     assert_eq!(delivery.tries, 1);
-    queue.delivered(delivery, None).await.unwrap();
+    queue.delivered(&mut delivery, None).await.unwrap();
     drop(queue);
     let queue = open(&dir);
     assert!(futures_util::poll!(queue.outbox()).is_pending(), "it is over");
@@ -150,4 +150,35 @@ async fn what_is_inside_the_host_is_never_sent_to() {
     let over = until(|| queue.stats().done == 4 && queue.stats().parcels == 0);
     serve(Arc::clone(&queue) as _, refused, over).await;
     assert!(futures_util::poll!(Box::pin(listener.accept())).is_pending());
+}
+
+/// The receiver has the callback when the shutdown begins, and answers after that.
+#[tokio::test]
+async fn a_callback_that_is_under_way_at_a_shutdown_is_not_sent_again() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let uri: Uri = format!("http://{}/back", listener.local_addr().unwrap()).parse().unwrap();
+    let (tell, told) = tokio::sync::oneshot::channel();
+    let (answer, may_answer) = tokio::sync::oneshot::channel();
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut request = String::new();
+        while !request.ends_with("|end") {
+            let mut part = [0; 4096];
+            let n = stream.read(&mut part).await.unwrap();
+            request.push_str(std::str::from_utf8(&part[..n]).unwrap());
+        }
+        tell.send(()).unwrap();
+        may_answer.await.unwrap();
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+    });
+    let dir = tempfile::tempdir().unwrap();
+    let queue = open(&dir);
+    queue.push(entry(&uri)).await.unwrap();
+    let shutdown = async {
+        told.await.unwrap();
+        // The answer comes when the service has seen the shutdown.
+        tokio::spawn(async move { answer.send(()).unwrap() });
+    };
+    serve(Arc::clone(&queue) as _, tools(200), shutdown).await;
+    assert_eq!(queue.stats().parcels, 0);
 }

@@ -158,14 +158,14 @@ fn work(journal: &Arc<Journal>, say: impl Fn(String) + Clone + Send + 'static) -
         let (journal, say) = (Arc::clone(journal), say.clone());
         tasks.spawn(async move {
             loop {
-                let delivery = journal.outbox().await.unwrap();
+                let mut delivery = journal.outbox().await.unwrap();
                 let (call, _) = who(&delivery.details.entry);
                 assert_eq!(delivery.parcel, Parcel::Reply(Name::new("topic").unwrap()));
                 // Once for each parcel, as whoever receives it would see.
                 if delivery.number == 1 {
                     say(format!("told {call}"));
                 }
-                journal.delivered(delivery, None).await.unwrap();
+                journal.delivered(&mut delivery, None).await.unwrap();
             }
         });
     }

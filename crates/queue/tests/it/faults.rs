@@ -13,9 +13,9 @@ use std::{
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use rusqlite::Connection;
-use taper_model::{CallId, Name};
+use taper_model::{CallId, Name, invocation::Destination};
 use taper_queue::{
-    Config, Entry, Error, Filter, Journal, Lease, Page, Parcel, Queue, Settled, State, Verdict,
+    Condition, Config, Entry, Error, Filter, Journal, Lease, Page, Parcel, Queue, Settled, State, Verdict,
     conformance::{entry, settled, unlimited},
 };
 use tokio::time::timeout;
@@ -101,7 +101,10 @@ async fn a_damaged_record_hurts_no_other() {
             }
             let stats = journal.stats();
             assert_eq!((stats.depth, stats.running), (0, 0), "{damage}");
-            assert!(journal.cancel(&hurt).await.is_err() && journal.get(&sound).await.unwrap().is_some(), "{damage}");
+            assert!(
+                journal.cancel(&hurt, "somebody").await.is_err() && journal.get(&sound).await.unwrap().is_some(),
+                "{damage}"
+            );
             let done = Filter { state: Some(State::Done), ..Filter::default() };
             assert_eq!(journal.list(done, Page::default()).await.unwrap().invocations.len(), 21 + usize::from(runs));
             let (state, reason): (i64, Option<String>) = Connection::open(&path)
@@ -156,6 +159,83 @@ async fn a_call_whose_body_is_gone_tells_so() {
     assert!(delivery.details.invocation.reason.as_ref().unwrap().contains("gone"));
 }
 
+/// A body that cannot be read at the moment, behind `hide` and until `show`: it is a folder.
+struct Hidden {
+    file: PathBuf,
+    kept: PathBuf,
+}
+
+impl Hidden {
+    fn hide(dir: &Path) -> Self {
+        let file = fs::read_dir(dir.join("queue/bodies")).unwrap().next().unwrap().unwrap().path();
+        let kept = dir.join("kept");
+        fs::rename(&file, &kept).unwrap();
+        fs::create_dir(&file).unwrap();
+        Self { file, kept }
+    }
+
+    fn show(self) {
+        fs::remove_dir(&self.file).unwrap();
+        fs::rename(self.kept, self.file).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_cannot_be_read_now_holds_up_no_other_call_and_comes_later() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = open(dir.path());
+    let large = journal.push(entry("f", &[7; 100_000])).await.unwrap().id;
+    let hidden = Hidden::hide(dir.path());
+    for n in 0..200 {
+        journal.push(entry("g", &[n])).await.unwrap();
+    }
+    // One second for each turn of the call that cannot be read would be three minutes.
+    for _ in 0..200 {
+        let lease = lease(&journal).await;
+        assert_eq!(lease.entry.function.name.as_str(), "g");
+        journal.settle(&lease, settled(Verdict::Done, 200, b"")).await.unwrap();
+    }
+    hidden.show();
+    let lease = lease(&journal).await;
+    assert_eq!((&lease.entry.id, lease.entry.body.len(), lease.attempts), (&large, 100_000, 0));
+    let tried = journal.get(&large).await.unwrap().unwrap().attempts;
+    assert!(tried[0].message.as_ref().is_some_and(|said| said.contains("cannot be read")), "{tried:?}");
+}
+
+#[tokio::test]
+async fn a_record_waits_for_a_body_that_cannot_be_read_now() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = open(dir.path());
+    journal.push(entry("f", &[7; 100_000])).await.unwrap();
+    let parcels = vec![Parcel::Record { to: Destination::default(), condition: Condition::RetriesExhausted }];
+    let end = Settled { parcels, ..settled(Verdict::Bury("no".into()), 500, b"") };
+    journal.settle(&lease(&journal).await, end).await.unwrap();
+    let hidden = Hidden::hide(dir.path());
+    assert!(timeout(Duration::from_millis(300), journal.outbox()).await.is_err(), "nothing goes without it");
+    hidden.show();
+    let delivery = timeout(Duration::from_secs(60), journal.outbox()).await.unwrap().unwrap();
+    assert_eq!(delivery.details.entry.body.len(), 100_000);
+}
+
+#[tokio::test]
+async fn a_delivery_whose_end_cannot_be_written_stays_in_its_hands() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = open(dir.path());
+    journal.push(entry("f", b"x")).await.unwrap();
+    let end = Settled { parcels: vec![Parcel::Callback], ..settled(Verdict::Done, 200, b"") };
+    journal.settle(&lease(&journal).await, end).await.unwrap();
+    let mut delivery = timeout(Duration::from_secs(60), journal.outbox()).await.unwrap().unwrap();
+    let (there, away) = (dir.path().join("queue/journal.db"), dir.path().join("away"));
+    fs::rename(&there, &away).unwrap();
+    for _ in 0..2 {
+        assert!(journal.delivered(&mut delivery, None).await.is_err());
+        assert!(timeout(Duration::from_millis(100), journal.outbox()).await.is_err(), "it is not sent again");
+    }
+    fs::rename(&away, &there).unwrap();
+    journal.delivered(&mut delivery, None).await.unwrap();
+    assert_eq!(journal.stats().parcels, 0);
+}
+
 #[tokio::test]
 async fn a_damaged_parcel_holds_up_no_other() {
     let dir = tempfile::tempdir().unwrap();
@@ -167,9 +247,9 @@ async fn a_damaged_parcel_holds_up_no_other() {
     let db = Connection::open(dir.path().join("queue/journal.db")).unwrap();
     db.execute("UPDATE delivery SET parcel = '?' WHERE number = 1", ()).unwrap();
     for number in [0, 2] {
-        let delivery = timeout(Duration::from_secs(60), journal.outbox()).await.unwrap().unwrap();
+        let mut delivery = timeout(Duration::from_secs(60), journal.outbox()).await.unwrap().unwrap();
         assert_eq!(delivery.number, number);
-        journal.delivered(delivery, None).await.unwrap();
+        journal.delivered(&mut delivery, None).await.unwrap();
     }
     assert_eq!(journal.stats().parcels, 0);
     assert!(journal.get(&id).await.unwrap().unwrap().entry.body.is_empty(), "nothing is owed any more");

@@ -266,3 +266,19 @@ fn children_that_are_being_started_do_not_hold_the_lock() {
         done.store(true, Ordering::Relaxed);
     });
 }
+
+/// What a killed one could not sync may be in the system's memory only: nothing that is acknowledged later stands behind it.
+#[tokio::test]
+async fn what_a_kill_left_in_the_log_is_brought_into_the_database() {
+    let (dir, left) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let store = open(dir.path());
+    store.publish(deploy("hello", "1")).await.unwrap();
+    for file in ["taper.db", "taper.db-wal", "secret-key"] {
+        fs::copy(dir.path().join(file), left.path().join(file)).unwrap();
+    }
+    let log = left.path().join("taper.db-wal");
+    assert!(fs::metadata(&log).unwrap().len() > 0);
+    let next = open(left.path());
+    assert_eq!(fs::metadata(&log).unwrap().len(), 0);
+    assert!(next.snapshot().borrow().functions.get(&function("hello")).is_some());
+}

@@ -3,15 +3,19 @@
 use std::sync::Arc;
 
 use axum::{
-    Json, Router,
+    Extension, Json, Router,
     body::Body,
-    extract::{Path, State},
+    extract::{Path, Request, State},
+    middleware::{Next, from_fn},
     response::{IntoResponse, Response},
     routing::post,
 };
-use http::{HeaderMap, StatusCode, header::RETRY_AFTER};
+use http::{
+    HeaderMap, Method, StatusCode, Uri,
+    header::{CONTENT_LENGTH, RETRY_AFTER},
+};
 use serde_json::{Value, json};
-use taper_model::{Fault, Invalid, Name, Retry, event::Event};
+use taper_model::{CallId, Fault, Invalid, Name, Retry, event::Event};
 
 use super::{Made, Outcome, Published, default_topic, message, message::Mode, status};
 use crate::Config;
@@ -29,7 +33,29 @@ pub(crate) fn router(config: &Config, events: Arc<Published>) -> Router {
     Router::new()
         .route("/v1/namespaces/{namespace}/events", post(publish))
         .route("/v1/namespaces/{namespace}/events/{topic}", post(publish_to))
+        .method_not_allowed_fallback(async |method: Method, uri: Uri| {
+            let text = format!("{method} is not served at {}; see /v1/openapi.json", uri.path());
+            refusal(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", &text)
+        })
+        .layer(from_fn(identified))
         .with_state(door)
+}
+
+/// What is refused, on its way out.
+#[derive(Clone)]
+struct Refused(Value);
+
+/// Writes the body of what is refused, with the request's id where the gateway gave it one.
+async fn identified(request: Request, next: Next) -> Response {
+    let id = request.extensions().get::<CallId>().cloned();
+    let mut response = next.run(request).await;
+    let Some(Refused(mut body)) = response.extensions_mut().remove() else { return response };
+    if let Some(id) = id {
+        body["callId"] = id.as_str().into();
+    }
+    let (mut head, _) = response.into_parts();
+    head.headers.remove(CONTENT_LENGTH);
+    (head.status, head.headers, Json(body)).into_response()
 }
 
 async fn publish(State(door): State<Door>, Path(namespace): Path<String>, headers: HeaderMap, body: Body) -> Response {
@@ -55,7 +81,8 @@ async fn accept(
     let refuse = |Invalid(why)| refusal(StatusCode::BAD_REQUEST, "invalid", &why);
     let namespace = Name::namespace(namespace).map_err(refuse)?;
     if !door.events.snapshot().namespaces.contains_key(&namespace) {
-        return Err(refusal(StatusCode::NOT_FOUND, "not_found", &format!("there is no namespace {namespace}")));
+        let text = format!("there is no namespace `{namespace}`; create it with `taper namespace create {namespace}`");
+        return Err(refusal(StatusCode::NOT_FOUND, "not_found", &text));
     }
     let topic = topic.map_or_else(|| Ok(default_topic()), Name::new);
     let topic = topic.map_err(|Invalid(why)| refuse(Invalid(format!("topic: {why}"))))?;
@@ -64,7 +91,7 @@ async fn accept(
     let (mode, events) = message::read(headers, body, door.batch).map_err(refuse)?;
     let (mut shown, mut failed) = (Vec::with_capacity(events.len()), None);
     for event in &events {
-        let Outcome { calls, failed: why } = door.events.deliver(&namespace, &topic, event, 0).await;
+        let Outcome { calls, failed: why } = door.events.deliver(&namespace, &topic, event, None).await;
         shown.push(accepted(event, &calls, why.as_ref()));
         failed = failed.or(why);
     }
@@ -118,7 +145,7 @@ fn incomplete(fault: &Fault, events: &[Value]) -> Response {
     let (status, code) = status(fault);
     let mend = "send the same again: what is accepted already is not accepted twice";
     let body = json!({"error": code, "message": format!("{}; {mend}", fault.message), "events": events});
-    let mut response = (status, Json(body)).into_response();
+    let mut response = (status, Extension(Refused(body))).into_response();
     if let Retry::After(wait) = fault.retry {
         response.headers_mut().insert(RETRY_AFTER, wait.as_secs().max(1).into());
     }
@@ -126,5 +153,5 @@ fn incomplete(fault: &Fault, events: &[Value]) -> Response {
 }
 
 fn refusal(status: StatusCode, code: &str, message: &str) -> Response {
-    (status, Json(json!({"error": code, "message": message}))).into_response()
+    (status, Extension(Refused(json!({"error": code, "message": message})))).into_response()
 }

@@ -229,7 +229,10 @@ fn batch(body: &[u8], most: usize) -> Result<Vec<Event>, Invalid> {
     let mut from = serde_json::Deserializer::from_slice(body);
     let all = from.deserialize_seq(Reader(most)).map_err(|e| no_json(&e))?;
     from.end().map_err(|e| no_json(&e))?;
-    let read = |(at, members)| structured(members).map_err(|Invalid(why)| Invalid(format!("event {at}: {why}")));
+    let count = all.len();
+    let read = |(at, members)| {
+        structured(members).map_err(|Invalid(why)| Invalid(format!("event {} of {count}: {why}", at + 1)))
+    };
     all.into_iter().enumerate().map(read).collect()
 }
 

@@ -15,12 +15,12 @@ use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use http::{HeaderMap, StatusCode};
 use taper_model::{
-    BoxFuture, CallId, Cause, Fault, FunctionName, Invalid, Name, Retry, Stage,
+    BoxFuture, CallId, Cause, Fault, FunctionName, Invalid, Name, Retry, Stage, clock,
     event::Event,
-    invocation::MAX_HOPS,
+    invocation::MAX_CALLS,
     trigger::{DEFAULT_TOPIC, Trigger},
 };
-use taper_queue::{Origin, Topics};
+use taper_queue::{Chain, Origin, Topics};
 use taper_store::{Snapshot, Triggers};
 
 use crate::{Error, Push, push::Shared};
@@ -87,8 +87,8 @@ impl Published {
     }
 
     /// Pushes the calls of every trigger of the topic that the event matches. One that cannot be pushed keeps none of the others from it: whoever
-    /// publishes the event again completes them, and makes none twice.
-    pub(crate) async fn deliver(&self, namespace: &Name, topic: &Name, event: &Event, hops: u8) -> Outcome {
+    /// publishes the event again completes them, and makes none twice. They share what `chain` allows; without one each is a first call.
+    pub(crate) async fn deliver(&self, namespace: &Name, topic: &Name, event: &Event, chain: Option<Chain>) -> Outcome {
         let counts = &self.shared.board.counts;
         counts.events.fetch_add(1, Relaxed);
         let mut outcome = Outcome { calls: Vec::new(), failed: None };
@@ -100,9 +100,9 @@ impl Published {
             let matched = self.wants(&push, event);
             push.note(|status| {
                 status.events = Some(status.events.unwrap_or_default() + 1);
+                status.matched = Some(status.matched.unwrap_or_default() + u64::from(matched));
                 if matched {
-                    status.matched = Some(status.matched.unwrap_or_default() + 1);
-                    status.last_tick_ms = Some(push.clock().now_ms());
+                    status.last_event_ms = Some(push.clock().now_ms());
                 }
             });
             if matched {
@@ -110,19 +110,19 @@ impl Published {
                 wanted.push(push);
             }
         }
-        let hops = spread(hops, wanted.len());
-        if hops > MAX_HOPS {
+        let Some(chain) = chain.map_or(Some(Chain::default()), |chain| chain.split(wanted.len())) else {
             counts.errors.fetch_add(1, Relaxed);
             let text = format!(
-                "topic {topic}: calls have made one another, and more would follow than may; the event that would make {} is not published",
+                "topic {topic}: of the {MAX_CALLS} calls that may follow from one, {} are left; this event would make {}, and is not published",
+                chain.map_or(0, |chain| chain.budget),
                 wanted.len()
             );
             outcome.failed = Some(never(Cause::Limited, text));
             return outcome;
-        }
+        };
         // Beside each other: many calls share a commit.
         let pushed = wanted.into_iter().map(async |push| {
-            let call = self.call(&push, topic, event, hops).await;
+            let call = self.call(&push, topic, event, chain).await;
             (push, call)
         });
         let mut pushed = stream::iter(pushed).buffered(AT_A_TIME);
@@ -135,31 +135,34 @@ impl Published {
             }
         }
         for push in full {
-            outcome.learn(self.call(&push, topic, event, hops).await);
+            outcome.learn(self.call(&push, topic, event, chain).await);
         }
         outcome
     }
 
     /// Whether the trigger's filters all pass the event.
     fn wants(&self, push: &Push, event: &Event) -> bool {
-        push.trigger().spec.filters.iter().all(|filter| {
+        push.trigger().spec.filters.iter().enumerate().all(|(at, filter)| {
             let verdict = filter.explain(event);
             if let Some(failure) = verdict.failures.first() {
                 self.shared.board.counts.filter_errors.fetch_add(verdict.failures.len() as u64, Relaxed);
-                push.note(|status| status.error = Some(format!("spec.filters: {failure}")));
+                let (id, source) = (brief(event.id()), brief(event.source()));
+                let when = clock::rfc3339(push.clock().now_ms());
+                let why = format!("spec.filters[{at}]: {failure}, at event `{id}` of `{source}`, {when}");
+                push.note(|status| status.error = Some(why));
             }
             verdict.passes
         })
     }
 
-    async fn call(&self, push: &Push, topic: &Name, event: &Event, hops: u8) -> Result<Option<Made>, Fault> {
+    async fn call(&self, push: &Push, topic: &Name, event: &Event, chain: Chain) -> Result<Option<Made>, Fault> {
         let of = ["event", topic.as_str(), event.source(), event.id()];
         let mut entry = push.entry(&of).map_err(|error| internal(&error))?;
         message::write(event, &mut entry.headers);
         entry.body = event.data().cloned().unwrap_or_default();
         let reply = push.trigger().spec.events.as_ref().and_then(|events| events.reply.clone());
         let origin = entry.origin.take().unwrap_or_default();
-        entry.origin = Some(Origin { reply: Some(reply.unwrap_or_else(|| topic.clone())), hops, ..origin });
+        entry.origin = Some(Origin { reply: Some(reply.unwrap_or_else(|| topic.clone())), chain, ..origin });
         let function = entry.function.clone();
         match push.push_once(entry).await {
             Ok(accepted) => {
@@ -230,20 +233,15 @@ impl Topics for Published {
         topic: &'a Name,
         headers: HeaderMap,
         body: Bytes,
-        hops: u8,
+        chain: Chain,
     ) -> BoxFuture<'a, Result<(), Fault>> {
         Box::pin(async move {
-            if hops > MAX_HOPS {
-                self.shared.board.counts.errors.fetch_add(1, Relaxed);
-                let text = format!(
-                    "topic {topic}: {MAX_HOPS} calls have made one another; the event that would make the next is not published"
-                );
-                return Err(never(Cause::Limited, text));
-            }
             let (_, events) =
                 message::read(&headers, body, ANSWERED).map_err(|Invalid(why)| never(Cause::Malformed, why))?;
+            // Each event has its part; where that is nothing, it is its first call that says so.
+            let part = chain.split(events.len()).unwrap_or(Chain { budget: 0, ..chain });
             for event in &events {
-                if let Some(fault) = self.deliver(namespace, topic, event, hops).await.failed {
+                if let Some(fault) = self.deliver(namespace, topic, event, Some(part)).await.failed {
                     return Err(fault);
                 }
             }
@@ -252,11 +250,9 @@ impl Topics for Published {
     }
 }
 
-/// How far along a chain those calls are that an event makes so many of; `hops` is for one alone. Each doubling is one more, so that what follows
-/// from one call is bounded in all, and not only in a row. What comes from outside begins a chain for each.
-fn spread(hops: u8, calls: usize) -> u8 {
-    let doublings = calls.next_power_of_two().ilog2().max(1);
-    if hops == 0 { 0 } else { hops.saturating_add(u8::try_from(doublings - 1).unwrap_or(u8::MAX)) }
+/// What is shown of an attribute.
+fn brief(text: &str) -> String {
+    text.chars().take(64).flat_map(char::escape_debug).collect()
 }
 
 /// A fault that would come again.

@@ -150,7 +150,7 @@ impl Life {
         let attempt = Attempt {
             started_ms: 0,
             took_ms: 0,
-            status: 200,
+            status: Some(200),
             stage: None,
             message: None,
             start: None,
@@ -351,6 +351,8 @@ async fn what_a_call_is_made_of() {
     let headers: BTreeMap<&str, &str> = entry.headers.iter().map(|(k, v)| (k.as_str(), v.to_str().unwrap())).collect();
     let expect = [
         ("content-type", "application/json"),
+        // Which function it is for that name, should there be another one when it runs.
+        ("x-taper-made", "7"),
         ("x-taper-tick", "2027-01-16T02:00:00.000Z"),
         ("x-taper-trigger", "nightly"),
     ];
@@ -376,6 +378,9 @@ async fn what_is_broken_says_so_and_goes_on() {
     let status = life.status("nobodys");
     assert_eq!(status.state, TriggerState::Broken);
     assert!(status.error.unwrap().contains("there is no function gone.default"));
+    // There is nobody to be called: both ticks are missed.
+    world.pass(2_000);
+    life.until("nobodys", |status| status.missed == Some(2)).await;
     // Annotations make a trigger, a wrong one none that ever calls.
     let hello = |schedule| Arc::new(function("hello", &[("topic", "cron-function"), ("schedule", schedule)]));
     let with = |version, schedule| {

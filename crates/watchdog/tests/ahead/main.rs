@@ -6,6 +6,8 @@
 #[path = "../watchdog/instance.rs"]
 #[allow(dead_code, reason = "the other tests use the rest of it")]
 mod instance;
+#[path = "../watchdog/lines.rs"]
+mod lines;
 #[path = "../watchdog/node.rs"]
 mod node;
 #[path = "../watchdog/python.rs"]

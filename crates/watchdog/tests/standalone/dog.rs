@@ -3,14 +3,19 @@
 use std::{
     fs::{self, File},
     io::{Read, Write},
-    net::{TcpListener, TcpStream},
+    net::{Ipv4Addr, SocketAddrV4, TcpStream},
+    os::fd::OwnedFd,
     path::PathBuf,
     process::{Child, Command, Stdio},
+    sync::Mutex,
     thread::sleep,
     time::Duration,
 };
 
-use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use rustix::{
+    net::{AddressFamily, SocketFlags, SocketType, bind, getsockname, socket_with, sockopt::set_socket_reuseaddr},
+    process::{Pid, Signal, kill_process, test_kill_process},
+};
 use tokio::time::Instant;
 
 use crate::program::write_program;
@@ -143,9 +148,16 @@ pub(crate) fn wait_for_death(pid: Pid) {
     });
 }
 
-/// A port that was free just now.
+/// A port for a server that begins later. It is held and not listened on, so that nobody else is given it, and whoever binds it as servers do
+/// (`SO_REUSEADDR`) may have it all the same.
 pub(crate) fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    static HELD: Mutex<Vec<OwnedFd>> = Mutex::new(Vec::new());
+    let socket = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
+    set_socket_reuseaddr(&socket, true).unwrap();
+    bind(&socket, &SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let port = SocketAddrV4::try_from(getsockname(&socket).unwrap()).unwrap().port();
+    HELD.lock().unwrap().push(socket);
+    port
 }
 
 /// One connection.

@@ -1,7 +1,15 @@
 //! Mode `http`: a server of the user's own.
 
-use std::{net::TcpListener, os::fd::OwnedFd, time::Duration};
+use std::{
+    net::{Ipv4Addr, SocketAddrV4},
+    os::fd::OwnedFd,
+    sync::Mutex,
+    time::Duration,
+};
 
+use rustix::net::{
+    AddressFamily, SocketFlags, SocketType, bind, getsockname, socket_with, sockopt::set_socket_reuseaddr,
+};
 use taper_model::{function::Probe, quantity::Span};
 use taper_runtimes::Mode;
 use taper_watchdog::control::{Claim, FailedKind, Order, Report};
@@ -49,8 +57,16 @@ else:
     http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler).serve_forever()
 "#;
 
+/// A port for a server that begins later. It is held and not listened on, so that nobody else is given it, and whoever binds it as servers do
+/// (`SO_REUSEADDR`) may have it all the same.
 fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    static HELD: Mutex<Vec<OwnedFd>> = Mutex::new(Vec::new());
+    let socket = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
+    set_socket_reuseaddr(&socket, true).unwrap();
+    bind(&socket, &SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let port = SocketAddrV4::try_from(getsockname(&socket).unwrap()).unwrap().port();
+    HELD.lock().unwrap().push(socket);
+    port
 }
 
 fn server() -> (Instance, Claim) {

@@ -6,6 +6,7 @@ mod classic;
 mod http;
 mod instance;
 mod life;
+mod lines;
 mod node;
 mod python;
 mod python_workers;

@@ -229,7 +229,7 @@ async fn an_exception_is_a_fault_with_the_users_frames() {
         "{detail}"
     );
     let log = instance.err.wait_for("ValueError").await;
-    assert!(log.lines().all(|l| l.starts_with("[call-1] ")), "{log}");
+    assert!(log.lines().all(|l| l.starts_with("\u{1e}[call-1] ")), "{log}");
     // It is the call that failed, not the worker.
     assert_eq!(instance.post(b"").await.fault().message, "ValueError: no such city: Gotham");
 }
@@ -414,20 +414,29 @@ async fn what_a_function_prints_is_in_the_log_at_once() {
     let instance = python(source, "hello.handle").await;
     instance.out.wait_for("loading\n").await;
     assert_eq!(instance.post(b"").await.text(), "x");
-    instance.out.wait_for("loading\n[call-1] out\n[call-1] partial").await;
-    instance.err.wait_for("[call-1] err\n").await;
+    instance.out.wait_for("loading\n\u{1e}[call-1] out\n\u{1e}[call-1]\tpartial\n\u{1e}[call-1] \n").await;
+    instance.err.wait_for("\u{1e}[call-1] err\n").await;
 }
 
 #[tokio::test]
 async fn a_start_that_takes_too_long_is_given_up() {
-    let instance =
-        Instance::parked(&[("hello.py", "import sys, time\nprint('still here', file=sys.stderr)\ntime.sleep(600)\n")]);
-    let claim = Claim { start_timeout_ms: 1000, ..instance.handler_claim(Runtime::Python3, "hello", 1) };
-    let found = instance.fail(claim).await;
-    assert_eq!(
-        (found.what, found.message.as_str()),
-        (FailedKind::Timeout, "the function was not loaded within 1s:\nstill here")
-    );
+    // Longer from time to time, until the runtime has come as far as the function.
+    for seconds in [1, 4, 16] {
+        let instance = Instance::parked(&[(
+            "hello.py",
+            "import sys, time\nprint('still here', file=sys.stderr)\ntime.sleep(600)\n",
+        )]);
+        let claim = Claim { start_timeout_ms: seconds * 1000, ..instance.handler_claim(Runtime::Python3, "hello", 1) };
+        let found = instance.fail(claim).await;
+        let (said, rest) = found.message.split_once(':').unwrap_or((&found.message, ""));
+        let given = taper_model::quantity::Span(std::time::Duration::from_secs(seconds));
+        assert_eq!((found.what, said), (FailedKind::Timeout, &*format!("the function was not loaded within {given}")));
+        if rest == "\nstill here" {
+            return;
+        }
+        assert_eq!(rest, "");
+    }
+    panic!("it never came as far as the function");
 }
 
 /// An instance that serves `handler.py` among these files, by the convention of OpenFaaS's templates.

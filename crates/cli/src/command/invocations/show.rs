@@ -2,7 +2,7 @@
 
 use std::{io::IsTerminal, time::Duration};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use http::Method;
 use serde_json::Value;
@@ -26,7 +26,7 @@ pub(crate) struct Show {
     /// Wait until it has ended, at most this long
     #[arg(long, value_name = "TIME")]
     wait: Option<String>,
-    /// Then print what the function wrote while it ran the call
+    /// Then print what the function wrote while it ran the call, attempt by attempt
     #[arg(long)]
     logs: bool,
     /// Print what the function answered, and nothing else
@@ -40,7 +40,7 @@ impl Show {
         let wait = self.wait.as_deref().map(span).transpose()?;
         let call = ended(client, &path, Some(wait.unwrap_or(Duration::ZERO)))?;
         if self.result {
-            return result(client, &path);
+            return self.print(client, &path, &call);
         }
         if !output::machine(&call, global.output)? {
             show(&call)?;
@@ -51,6 +51,22 @@ impl Show {
         if self.logs { self.logs(client, &path, &call) } else { Ok(()) }
     }
 
+    /// Prints the answer alone, and says so where that is not all of it.
+    fn print(&self, client: &Client, path: &str, call: &Value) -> Result<()> {
+        let id = text(call, "/id");
+        if !has_ended(call) {
+            bail!("call {id} is {} and has no result yet; --wait 30s waits for it", text(call, "/status"));
+        }
+        result(client, path)?;
+        if call.pointer("/result/cut") == Some(&Value::Bool(true)) {
+            let kept = text(call, "/result/bytes");
+            bail!(
+                "the answer to call {id} was longer: this is its first {kept} bytes, more is not kept (`queue.resultBody` in the platform's configuration)"
+            );
+        }
+        Ok(())
+    }
+
     fn logs(&self, client: &Client, path: &str, call: &Value) -> Result<()> {
         let prefix = format!("{}-", text(call, "/function"));
         let mut lines = client.lines(Method::GET, &format!("{path}/logs"), None)?.peekable();
@@ -58,11 +74,29 @@ impl Show {
             output::note("no line in the function's log is known to be this call's");
             return Ok(());
         }
-        output::line("")?;
+        // The attempt that the last line was of.
+        let mut told = None;
         lines.try_for_each(|line| {
             let line = line?;
+            let attempt = line["attempt"].as_u64();
+            if told != Some(attempt) {
+                told = Some(attempt);
+                output::line("")?;
+                output::line(&written_in(attempt, call))?;
+            }
             output::line(&harmless(&(origin(&line, &prefix) + &text(&line, "/text"))))
         })
+    }
+}
+
+/// Which attempt the lines that follow are of.
+fn written_in(attempt: Option<u64>, call: &Value) -> String {
+    let Some(number) = attempt else { return "LINES of the call, of no attempt that is known".into() };
+    let place =
+        usize::try_from(number).ok().and_then(|number| call.pointer(&format!("/attempts/{}", number.max(1) - 1)));
+    match place.map(|attempt| text(attempt, "/status")) {
+        Some(status) if status != "-" => format!("LINES of attempt {number}, which ended with {status}"),
+        _ => format!("LINES of attempt {number}"),
     }
 }
 
@@ -144,7 +178,8 @@ fn timeline(call: &Value) -> Result<()> {
         return Ok(());
     }
     let accepted = instant(call, "/acceptedAt");
-    let row = |attempt: &Value| {
+    let row = |(at, attempt): (usize, &Value)| {
+        let number = (at + 1).to_string();
         let at = accepted
             .zip(instant(attempt, "/startedAt"))
             .map_or("-".into(), |(from, at)| format!("+{}", brief(at - from)));
@@ -154,11 +189,11 @@ fn timeline(call: &Value) -> Result<()> {
         };
         let place = attempt["instance"].as_str().or_else(|| attempt["revision"].as_str()).unwrap_or("-");
         let took = attempt["tookMs"].as_i64().map_or("-".into(), brief);
-        vec![at, took, text(attempt, "/start"), status, place.to_owned(), harmless(&text(attempt, "/message"))]
+        vec![number, at, took, text(attempt, "/start"), status, place.to_owned(), harmless(&text(attempt, "/message"))]
     };
-    let rows: Vec<_> = attempts.iter().map(row).collect();
+    let rows: Vec<_> = attempts.iter().enumerate().map(row).collect();
     output::line("")?;
-    output::table(&["ATTEMPT", "TOOK", "START", "STATUS", "WHERE", "MESSAGE"], &rows)
+    output::table(&["ATTEMPT", "BEGUN", "TOOK", "START", "STATUS", "WHERE", "MESSAGE"], &rows)
 }
 
 /// A time in milliseconds since the Unix epoch.
@@ -179,7 +214,22 @@ fn brief(ms: i64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::brief;
+    use serde_json::json;
+
+    use super::{brief, written_in};
+
+    #[test]
+    fn lines_say_which_attempt_they_are_of() {
+        let call = json!({"attempts": [{"status": 502}, {}]});
+        for (attempt, expect) in [
+            (Some(1), "LINES of attempt 1, which ended with 502"),
+            (Some(2), "LINES of attempt 2"),
+            (Some(3), "LINES of attempt 3"),
+            (None, "LINES of the call, of no attempt that is known"),
+        ] {
+            assert_eq!(written_in(attempt, &call), expect);
+        }
+    }
 
     #[test]
     fn times_are_brief() {

@@ -66,7 +66,12 @@ impl Shown {
             return Ok(());
         }
         match self.output {
-            Output::Json | Output::Yaml => output::line(&call.to_string()),
+            Output::Json => output::line(&call.to_string()),
+            // A document each.
+            Output::Yaml => {
+                output::line("---")?;
+                output::machine(call, Output::Yaml).map(drop)
+            }
             Output::Table => self.print(&row(call)),
         }
     }

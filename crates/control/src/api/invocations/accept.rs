@@ -56,7 +56,7 @@ struct Wanted {
 
 /// A header's value, or several.
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected a string, or a list of strings")]
 enum Values {
     One(String),
     Many(Vec<String>),

@@ -60,10 +60,11 @@ fn event(name: &str, data: &serde_json::Value) -> String {
 
 /// Whether a call is one of those that are asked for.
 fn matches(filter: &Filter, call: &Invocation) -> bool {
-    let Filter { namespace, function, state, trigger, since_ms } = filter;
+    let Filter { namespace, function, state, trigger, since_ms, before_ms } = filter;
     namespace.as_ref().is_none_or(|name| *name == call.function.namespace)
         && function.as_ref().is_none_or(|name| *name == call.function)
         && state.is_none_or(|state| state == call.state)
         && (trigger.is_none() || *trigger == call.trigger)
         && since_ms.is_none_or(|since| call.accepted_ms >= since)
+        && before_ms.is_none_or(|before| call.accepted_ms < before)
 }

@@ -1,6 +1,9 @@
 //! Dead letters that run again, all that match.
 
-use std::sync::Arc;
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use axum::{Json, extract::State};
 use futures_util::{StreamExt, stream};
@@ -35,37 +38,46 @@ pub(crate) async fn redrive(
         }
     }
     let queue = &shared.parts.queue;
-    let (mut redriven, mut refusals, mut refused, mut after, mut full) = (0_u64, Vec::new(), 0_u64, None, false);
+    let (mut redriven, mut refusals, mut refused, mut after) = (0_u64, Vec::new(), 0_u64, None);
+    // Functions for which there was no room: the rest of theirs stays what it is.
+    let full = Mutex::new(BTreeSet::new());
+    let full = || full.lock().unwrap_or_else(PoisonError::into_inner);
     let complete = loop {
         // What has begun is finished; the rest is still dead, and can be asked for again.
-        if full || shared.closing.is_cancelled() {
+        if shared.closing.is_cancelled() {
             break false;
         }
         let listed = queue.list(filter.clone(), Page { after: after.take(), size: 1000 }).await?;
         let tries = listed.invocations.into_iter().map(|call| async move {
+            if full().contains(&call.function) {
+                return (call, None);
+            }
             let tried = queue.retry(&call.id).await;
-            (call.id, tried)
+            (call, Some(tried))
         });
         let mut tries = stream::iter(tries).buffer_unordered(AT_ONCE);
-        while let Some((id, tried)) = tries.next().await {
+        while let Some((call, tried)) = tries.next().await {
             match tried {
-                Ok(()) => redriven += 1,
+                None => refused += 1,
+                Some(Ok(())) => redriven += 1,
                 // Somebody else was there first.
-                Err(QueueError::NotFound(_)) => {}
-                Err(error @ (QueueError::State { .. } | QueueError::Full { .. })) => {
+                Some(Err(QueueError::NotFound(_))) => {}
+                Some(Err(error @ (QueueError::State { .. } | QueueError::Full { .. }))) => {
                     refused += 1;
-                    full |= matches!(error, QueueError::Full { .. });
                     if refusals.len() < TOLD {
-                        refusals.push(json!({"id": id.as_str(), "message": error.to_string()}));
+                        refusals.push(json!({"id": call.id.as_str(), "message": error.to_string()}));
+                    }
+                    if matches!(error, QueueError::Full { .. }) {
+                        full().insert(call.function);
                     }
                 }
-                Err(error) => return Err(error.into()),
+                Some(Err(error)) => return Err(error.into()),
             }
         }
         drop(tries);
         match listed.next {
             Some(next) => after = Some(next),
-            None => break !full,
+            None => break full().is_empty(),
         }
     };
     Ok(Json(json!({"redriven": redriven, "refused": refused, "refusals": refusals, "complete": complete})))

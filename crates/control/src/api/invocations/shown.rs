@@ -1,7 +1,7 @@
 //! Calls as the API shows them. Of what was asked the values of headers and the bytes of the body stay where they are: both may hold what
 //! nobody else is to read.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use http::{HeaderMap, HeaderName, Uri, header::CONTENT_TYPE};
@@ -37,7 +37,7 @@ pub(super) struct Item<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     last_status: Option<u16>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<&'a str>,
+    reason: Option<Cow<'a, str>>,
 }
 
 impl<'a> Item<'a> {
@@ -53,7 +53,10 @@ impl<'a> Item<'a> {
             ended_at: call.ended_ms.map(rfc3339),
             tries: call.attempts,
             last_status: call.status,
-            reason: call.reason.as_deref(),
+            reason: match (call.state, call.status) {
+                (State::Waiting, Some(status)) => Some(format!("the last attempt ended with {status}").into()),
+                _ => call.reason.as_deref().map(Cow::Borrowed),
+            },
         }
     }
 }
@@ -85,7 +88,8 @@ struct Whole<'a> {
 struct Tried<'a> {
     started_at: String,
     took_ms: u64,
-    status: u16,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<u16>,
     #[serde(skip_serializing_if = "Option::is_none")]
     start: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -132,8 +136,14 @@ pub(super) async fn whole(call: Details) -> Value {
 
 fn show(call: &Details) -> Value {
     let Details { invocation, entry, attempts, answer, owed } = call;
+    let mut item = Item::of(invocation);
+    if invocation.state == State::Waiting
+        && let Some(why) = attempts.last().and_then(|attempt| attempt.message.as_deref())
+    {
+        item.reason = Some(why.into());
+    }
     json!(Whole {
-        item: Item::of(invocation),
+        item,
         cause: entry.origin.as_ref().and_then(|origin| origin.cause.as_ref()).map(CallId::as_str),
         correlation: entry.correlation.as_deref(),
         method: entry.method.as_str(),

@@ -18,6 +18,11 @@ pub(super) fn paths() -> Value {
             "string",
             "Only those that were accepted at a time (RFC 3339) or later, or within an age such as `1h`.",
         ),
+        query(
+            "before",
+            "string",
+            "Only those that were accepted before a time (RFC 3339), or longer ago than an age such as `7d`.",
+        ),
     ];
     let pages = [
         query("limit", "integer", "At most so many, 1 to 1000. Default 100."),
@@ -39,11 +44,11 @@ pub(super) fn paths() -> Value {
                 Some((JSON, named("InvocationDetails"))),
             ),
             "delete": operation(
-                "Forget calls that have ended",
+                "Forget calls that have ended; `owed` is how many stay because something is still to be told of them",
                 &which_of(std::slice::from_ref(&all)),
                 None,
                 200,
-                Some((JSON, object(&[("purged", "integer")], &["purged"]))),
+                Some((JSON, object(&[("purged", "integer"), ("owed", "integer")], &["purged", "owed"]))),
             ),
         },
         "/v1/namespaces/{namespace}/invocations/redrive": {
@@ -84,7 +89,7 @@ pub(super) fn paths() -> Value {
             ),
         },
         "/v1/namespaces/{namespace}/invocations/{id}/logs": {
-            "get": operation("What the function wrote while it ran the call", &one, None, 200, Some((NDJSON, named("LogLine")))),
+            "get": operation("What the function wrote while it ran the call", &one, None, 200, Some((NDJSON, named("CallLine")))),
         },
     })
 }
@@ -159,7 +164,7 @@ pub(super) fn schemas() -> Value {
                 ("revision", "string"),
                 ("instance", "string"),
             ],
-            &["startedAt", "tookMs", "status"],
+            &["startedAt", "tookMs"],
         ),
         "InvocationRequest": {
             "type": "object",
@@ -181,6 +186,10 @@ pub(super) fn schemas() -> Value {
                 "orderKey": {"type": "string"},
                 "callback": {"type": "string", "format": "uri"},
             },
+        },
+        "CallLine": {
+            "description": "A line that a call's function wrote. `attempt` is the place among the call's `attempts`, from 1 on; one more is the one that runs.",
+            "allOf": [named("LogLine"), object(&[("attempt", "integer")], &[])],
         },
         "Redriven": object(
             &[("redriven", "integer"), ("refused", "integer"), ("refusals", "array"), ("complete", "boolean")],

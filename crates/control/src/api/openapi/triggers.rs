@@ -7,6 +7,7 @@ use super::{JSON, list, named, object, operation, path};
 /// The operations.
 pub(super) fn paths() -> Value {
     let trigger = [path("namespace", "The namespace."), path("name", "The trigger's name.")];
+    let topic = path("topic", "The topic: a name.");
     json!({
         "/v1/namespaces/{namespace}/triggers": {
             "get": operation("List triggers", &trigger[..1], None, 200, Some((JSON, list("Trigger")))),
@@ -16,7 +17,26 @@ pub(super) fn paths() -> Value {
             "put": operation("Make or replace a trigger", &trigger, Some((JSON, named("Trigger"))), 200, Some((JSON, named("Trigger")))),
             "delete": operation("Delete a trigger", &trigger, None, 204, None),
         },
+        "/v1/namespaces/{namespace}/events": {"post": publish(&trigger[..1], "Publish events to the topic `default`")},
+        "/v1/namespaces/{namespace}/events/{topic}": {"post": publish(&[trigger[0].clone(), topic], "Publish events to a topic")},
     })
+}
+
+/// A message of events, in each of the modes of HTTP; the crate `taper-trigger` serves it.
+fn publish(place: &[Value], summary: &str) -> Value {
+    let summary = format!("{summary}: 202 when all calls that they make are on disk");
+    let mut operation = operation(&summary, place, None, 202, Some((JSON, named("PublishedEvent"))));
+    let events = json!({"type": "array", "items": {"type": "object"}});
+    operation["requestBody"] = json!({
+        "description": "CloudEvents 1.0: structured, batched, or, with any other type, binary: the attributes in `ce-…` headers and the data as the body.",
+        "content": {
+            "application/cloudevents+json": {"schema": {"type": "object"}},
+            "application/cloudevents-batch+json": {"schema": events},
+            "*/*": {"schema": {"type": "string", "format": "binary"}},
+        },
+    });
+    operation["responses"]["202"]["content"][JSON]["schema"] = json!({"description": "A list of these for a batch.", "oneOf": [named("PublishedEvent"), list("PublishedEvent")]});
+    operation
 }
 
 /// The shapes.
@@ -28,6 +48,7 @@ pub(super) fn schemas() -> Value {
             ("state", "string"),
             ("createdAt", "string"),
             ("lastTick", "string"),
+            ("lastEvent", "string"),
             ("nextTick", "string"),
             ("lastCall", "string"),
             ("missed", "integer"),
@@ -86,6 +107,19 @@ pub(super) fn schemas() -> Value {
             },
         },
         "TriggerStatus": status,
+        "PublishedEvent": {
+            "type": "object",
+            "required": ["id", "source", "calls"],
+            "properties": {
+                "id": {"type": "string"},
+                "source": {"type": "string"},
+                "calls": {
+                    "type": "array",
+                    "items": object(&[("trigger", "string"), ("function", "string"), ("id", "string")], &["trigger", "function", "id"]),
+                },
+                "error": {"type": "string"},
+            },
+        },
         "Filter": {
             "description": "A condition on an event's attributes.",
             "oneOf": [

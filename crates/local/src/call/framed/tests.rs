@@ -66,7 +66,7 @@ fn raw_bench(slots: usize, serve: Serve) -> Bench {
     });
     let slots = Arc::new(Semaphore::new(slots));
     let framed = Framed::new(connect, fate.clone(), Handle::current());
-    let run = Run { way: Way::Framed(framed), slots: slots.clone(), calls: None };
+    let run = Run { way: Way::Framed(framed), slots: slots.clone() };
     Bench { run, fate, slots, accepted, kills, server, dir }
 }
 
@@ -263,6 +263,12 @@ async fn a_caller_that_leaves_holds_its_slot_until_the_runtime_rests() {
     }
     was_cancelled.recv().await.unwrap();
     assert_eq!(bench.slots.available_permits(), 0, "the runtime still works on it");
+    // A place is kept for it, and one only.
+    let place = Arc::new(());
+    assert_eq!(bench.run.lingers(), 1);
+    bench.run.keep(Box::new(place.clone()));
+    bench.run.keep(Box::new(place.clone()));
+    assert_eq!((bench.run.lingers(), Arc::strong_count(&place)), (0, 2));
     // The next call waits for the slot, and no longer than its own deadline.
     let fault = bench.run.invoke(call_within(Duration::from_millis(50), call::full("quick"))).await.unwrap_err();
     assert_eq!((fault.stage, fault.cause), (Stage::Queue, Cause::Deadline));
@@ -270,6 +276,8 @@ async fn a_caller_that_leaves_holds_its_slot_until_the_runtime_rests() {
     assert!(futures_util::poll!(next.as_mut()).is_pending());
     go.send(true).unwrap();
     assert_eq!(next.await.unwrap().status(), 200);
+    bench.run.keep(Box::new(place.clone()));
+    assert_eq!((bench.run.lingers(), Arc::strong_count(&place)), (0, 1));
     // The reply's body is dropped half way.
     let mut reply = bench.call("stream").await.unwrap();
     assert_eq!(reply.body_mut().frame().await.unwrap().unwrap().into_data().unwrap(), "first");

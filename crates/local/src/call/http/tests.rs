@@ -54,7 +54,7 @@ fn raw_bench(serve: Serve) -> Bench {
         Box::pin(async move { Ok(UnixStream::connect(path).await?.into_std()?.into()) })
     });
     let slots = Arc::new(Semaphore::new(4));
-    let run = Run { way: Way::Http(Http::new(connect, fate.clone())), slots: slots.clone(), calls: None };
+    let run = Run { way: Way::Http(Http::new(connect, fate.clone())), slots: slots.clone() };
     Bench { run, fate, slots, accepted, _dir: dir }
 }
 
@@ -408,7 +408,7 @@ async fn a_request_that_breaks_is_the_callers_doing() {
 async fn a_server_that_is_gone_gives_the_call_back_and_is_condemned() {
     let bench = bench(echo);
     let refused: Connect = Arc::new(|| Box::pin(async { Err(io::Error::new(io::ErrorKind::ConnectionRefused, "no")) }));
-    let run = Run { way: Way::Http(Http::new(refused, bench.fate.clone())), slots: bench.slots.clone(), calls: None };
+    let run = Run { way: Way::Http(Http::new(refused, bench.fate.clone())), slots: bench.slots.clone() };
     let bench = Bench { run, ..bench };
     let fault = bench.invoke(request("POST", call::full("precious"))).await.unwrap_err();
     let back = fault.unsent.unwrap().request;
@@ -430,7 +430,7 @@ async fn a_call_is_small() {
     };
     let Way::Http(http) = &bench.run.way else { unreachable!() };
     let permit = bench.slots.clone().try_acquire_owned().unwrap();
-    let size = size_of_val(&http.invoke(call, Slot { _permit: permit, _noted: None }));
+    let size = size_of_val(&http.invoke(call, Slot { _permit: permit }));
     assert!(size < 1000, "{size} bytes");
 }
 
