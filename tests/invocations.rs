@@ -303,6 +303,11 @@ fn what_is_cut_what_is_owed_and_what_comes_first_is_said() {
     let platform = Platform::start_configured("queue: {resultBody: 4, privateCallbacks: true}\n");
     deploy(&platform, "shout", SHOUT, 1);
     deploy(&platform, "job", FAILS, 1);
+    let wrong = "com.openfaas.retry.attempts=lots";
+    let out = platform.taper(&["deploy", "--name", "bare", "--command", "cat", "--annotation", wrong]);
+    let expect =
+        "bare.default: annotation com.openfaas.retry.attempts: `lots` is no number; the annotation has no effect";
+    assert!(out.status.success() && text(&out.stderr).contains(expect), "{}", text(&out.stderr));
     let long = hand_over(&platform, &["shout", "-d", "hello"]);
     shown(&platform, &long);
     let out = platform.taper(&["invocations", "show", &long, "--result"]);

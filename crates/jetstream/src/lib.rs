@@ -330,12 +330,12 @@ async fn prepare(link: &Link, address: &Address) -> Result<Stream, Error> {
 }
 
 async fn load(link: &Link) -> Result<(Arc<Index>, Rest), Error> {
-    let mut tries = 0;
+    let (begun, mut tries) = (Instant::now(), 0);
     loop {
         let index = Index::new();
         match load::load(link, &index).await {
             Ok(rest) => return Ok((index, rest)),
-            Err(trouble) if tries < LOADS => {
+            Err(trouble) if tries < LOADS || trouble.is_passing() && begun.elapsed() < ELECTION => {
                 tries += 1;
                 tracing::warn!(%trouble, "the queue's stream is read anew");
                 sleep(Duration::from_secs(1)).await;

@@ -460,6 +460,10 @@ fn follow(client: &Client, name: &FunctionName, events: impl Iterator<Item = Res
         if let Some(ready) = event.get("ready") {
             return finished(name, ready);
         }
+        if let Some(warning) = event["warning"].as_str() {
+            output::note(&format!("{name}: {}", output::harmless(warning)));
+            continue;
+        }
         match event["line"].as_str() {
             Some(line) => progress(&format!("  {line}")),
             None => progress(&format!("{name}: {}", event["stage"].as_str().unwrap_or("working"))),

@@ -120,7 +120,7 @@ pub(crate) async fn put(
 /// When it could not be published.
 pub(crate) async fn publish(shared: &Arc<Shared>, deploy: Deploy) -> Result<Response, Error> {
     let said = Retries::of_annotations(&deploy.annotations).1.into_iter().map(|why| {
-        let line = json!({"stage": "prepare", "line": format!("{why}; the annotation has no effect")});
+        let line = json!({"warning": format!("{why}; the annotation has no effect")});
         Ok(format!("{line}\n"))
     });
     let steps = shared.board.listen(deploy.function.clone());

@@ -307,6 +307,7 @@ fn schemas() -> Value {
         "DeployEvent": {
             "description": "One line of a deploy's report. `ready` or `failed` is the last.",
             "oneOf": [
+                object(&[("warning", "string")], &["warning"]),
                 object(&[("stage", "string"), ("line", "string")], &["stage"]),
                 {"type": "object", "required": ["ready"], "properties": {"ready": named("Function")}},
                 {"type": "object", "required": ["failed"], "properties": {"failed": named("Error")}},

@@ -46,7 +46,7 @@ async fn an_annotation_that_makes_no_sense_is_told_to_whoever_deploys() {
     wanted["metadata"]["annotations"] = json!({"com.openfaas.retry.attempts": "lots", "com.openfaas.retry.codes": "x", "com.openfaas.retry.max_wait": "2m"});
     let (_, text) = house.send("PUT", &path("hello"), wanted.to_string()).await;
     let lines: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    let said: Vec<&str> = lines.iter().filter_map(|line| line["line"].as_str()).collect();
+    let said: Vec<&str> = lines.iter().filter_map(|line| line["warning"].as_str()).collect();
     assert_eq!(said[0], "annotation com.openfaas.retry.attempts: `lots` is no number; the annotation has no effect");
     assert!(said[1].starts_with("annotation com.openfaas.retry.codes: `x` is "), "{said:?}");
     assert!(said.len() == 2 && lines.last().is_some_and(|last| last["ready"].is_object()), "{text}");
