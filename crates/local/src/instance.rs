@@ -479,6 +479,11 @@ impl Instance {
         (self.slots as usize).saturating_sub(self.run.slots.available_permits())
     }
 
+    /// Whether what runs on it are calls that are over.
+    fn only_lingers(&self) -> bool {
+        self.run.left().is_some_and(|left| left.calls() >= self.busy())
+    }
+
     /// Begins its end: what runs may end, for as long as the function's timeout allows, or its grace where that is longer.
     pub(crate) fn stop(&self) {
         self.stop.cancel();
@@ -510,8 +515,12 @@ impl Keeper {
                         // What ends need not be well. That it is gone is noticed below.
                         let _ = self.channel.send(&Order::Rest, &[]).await;
                     }
-                    // What lives longer than any call has as long as the function's grace.
-                    let patience = self.instance.revision.spec.timeout().max(self.grace());
+                    // What lives longer than any call has as long as the function's grace; for calls that nobody waits for any more that is
+                    // enough, and they have it when the function is asked to end.
+                    let patience = match self.instance.only_lingers() {
+                        true => Duration::ZERO,
+                        false => self.instance.revision.spec.timeout().max(self.grace()),
+                    };
                     break (self.drain(patience).await, true);
                 }
                 Some(probed) = self.probed.recv() => match probed {

@@ -151,6 +151,11 @@ impl Entry {
         let correlation = text(&headers, &CALL_ID).ok().flatten().filter(|id| CallId::given(id).is_ok());
         let correlation = correlation.map(str::to_owned);
         let order_key = text(&headers, &ORDER_KEY)?.filter(|key| !key.is_empty()).map(str::to_owned);
+        if let (Some(_), false) = (&order_key, due == Due::Now) {
+            let why = "it would hold up every later call with that key until its time; leave one of the two out";
+            let header = if headers.contains_key(DELAY) { DELAY } else { AT };
+            return Err(Invalid(format!("{ORDER_KEY} does not go together with {header}: {why}")));
+        }
         for own in [DELAY, AT, ASYNC, ORDER_KEY] {
             headers.remove(own);
         }

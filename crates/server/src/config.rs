@@ -176,7 +176,7 @@ fn env(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|v| !v.is_empty())
 }
 
-/// Where a queue is kept that is not in the data directory: `nats://[user:password@]host[:port][,host…][?stream=NAME&replicas=N&ca=FILE]`,
+/// Where a queue is kept that is not in the data directory: `nats://[user:password@]host[:port][,host…][?stream=NAME&replicas=N&ca=FILE&cert=FILE&key=FILE]`,
 /// or the same with `tls://`. A password in it is never shown.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(transparent)]

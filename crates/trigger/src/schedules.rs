@@ -3,7 +3,8 @@
 //! The cursor `at` is the last tick that was worked off. A tick's call is pushed first and the cursor is moved after; whoever is killed in between pushes it
 //! again, under the id that follows from the tick, and the queue has it already. `schedule` says which schedule the cursor is of: ticks that
 //! another one would have had in the past were not missed. `last` is the last tick that made a call, written before the call, for
-//! triggers whose calls must not overlap.
+//! triggers whose calls must not overlap. Jitter is the queue's to wait for: a tick's call is pushed at its time, and is due later, so that no tick
+//! waits for another one's.
 
 mod plan;
 #[cfg(test)]
@@ -17,7 +18,7 @@ use taper_model::{
     BoxFuture, clock,
     trigger::{Input, Missed, Overlap, TriggerSpec, schedule::Schedule},
 };
-use taper_queue::{Entry, State};
+use taper_queue::{Due, Entry, State};
 
 use crate::{Error, Push, Source, clock::WRONG};
 use plan::Plan;
@@ -69,32 +70,29 @@ async fn run(push: Push) -> Result<(), Error> {
         // The schedule has some KB.
         let next = schedule(&push)?.after(at);
         let Some(next) = next else { return Ok(()) };
-        let due = next.saturating_add(jitter(&push, next));
-        push.note(|status| status.next_tick_ms = Some(due));
-        if due > now {
-            push.clock().until(due.min(now.saturating_add(LOOK))).await;
+        push.note(|status| status.next_tick_ms = Some(due(&push, next)));
+        if next > now {
+            push.clock().until(next.min(now.saturating_add(LOOK))).await;
             continue;
         }
-        at = Box::pin(work_off(&push, at, next, now)).await?;
+        at = Box::pin(work_off(&push, at, now)).await?;
     }
 }
 
-/// Works off what is due, and says how far that is.
-async fn work_off(push: &Push, at: u64, next: u64, now: u64) -> Result<u64, Error> {
+/// Works off the ticks that have come since, of which there is one, and says how far that is.
+async fn work_off(push: &Push, at: u64, now: u64) -> Result<u64, Error> {
     let spec = &push.trigger().spec;
     let (missed, overlap) = (spec.missed.unwrap_or_default(), spec.overlap.unwrap_or_default());
     // Of several that each end the one before, only the last would be left.
     let missed = if overlap == Overlap::Replace && missed == Missed::All { Missed::Once } else { missed };
-    let mut ticks = schedule(push)?.ticks(at, now, plan::MOST);
-    while ticks.last().is_some_and(|tick| tick.saturating_add(jitter(push, *tick)) > now) {
-        ticks.pop();
-    }
-    if ticks.is_empty() {
-        ticks.push(next);
-    }
-    let late = |tick: u64| now.saturating_sub(tick.saturating_add(jitter(push, tick)));
-    let Plan { calls, mut missed } = plan::plan(missed, &ticks, late(ticks[ticks.len() - 1]));
-    let to = ticks[ticks.len() - 1];
+    let ticks = schedule(push)?.ticks(at, now, plan::MOST);
+    let to = ticks.last().copied().unwrap_or(now);
+    let late = |tick: u64| now.saturating_sub(due(push, tick));
+    // What is put off beyond now was not missed.
+    let is_over = |tick: &u64| overlap != Overlap::Allow || due(push, *tick) <= now;
+    let (over, ahead): (Vec<u64>, Vec<u64>) = ticks.into_iter().partition(is_over);
+    let Plan { mut calls, mut missed } = plan::plan(missed, &over, over.last().map_or(0, |tick| late(*tick)));
+    calls.extend(ahead);
     let (mut made, mut skipped) = (0, 0);
     if overlap != Overlap::Allow && calls.len() == 1 && !may_run(push, overlap, calls[0]).await? {
         skipped = 1;
@@ -103,7 +101,7 @@ async fn work_off(push: &Push, at: u64, next: u64, now: u64) -> Result<u64, Erro
             push.set_cursor(LAST, *last).await?;
         }
         for (at, tick) in calls.iter().enumerate() {
-            match push.push(entry(push, *tick)?).await {
+            match push.push(entry(push, *tick, now)?).await {
                 Ok(accepted) => made += u64::from(!accepted.repeated),
                 // Nobody would be called: it is as if there were no trigger, until there is a function.
                 Err(Error::NoFunction(_)) => {
@@ -168,8 +166,9 @@ async fn may_run(push: &Push, overlap: Overlap, tick: u64) -> Result<bool, Error
     }
 }
 
-fn entry(push: &Push, tick: u64) -> Result<Entry, Error> {
+fn entry(push: &Push, tick: u64, now: u64) -> Result<Entry, Error> {
     let mut entry = push.entry(&["tick", &tick.to_string()])?;
+    entry.due = Some(due(push, tick)).filter(|due| *due > now).map_or(Due::Now, Due::At);
     let spec = &push.trigger().spec;
     if spec.overlap == Some(Overlap::Forbid) {
         // Ticks that were missed are pushed at once, and run one after another.
@@ -205,15 +204,15 @@ fn schedule(push: &Push) -> Result<Schedule, Error> {
     Ok(read.anchored(push.trigger().created_ms))
 }
 
-/// How much later than its time a tick is due, in milliseconds: the same whenever it is asked for.
-fn jitter(push: &Push, tick: u64) -> u64 {
+/// When a tick's call is due: later than the tick by up to the trigger's jitter, and the same whenever it is asked for.
+fn due(push: &Push, tick: u64) -> u64 {
     let most = push.trigger().spec.jitter.map_or(0, |span| u64::try_from(span.0.as_millis()).unwrap_or(u64::MAX));
     if most == 0 {
-        return 0;
+        return tick;
     }
     let trigger = push.trigger();
     let parts = [trigger.namespace.as_str(), trigger.name.as_str(), &trigger.created_ms.to_string(), &tick.to_string()];
-    hash(&parts) % most.saturating_add(1)
+    tick.saturating_add(hash(&parts) % most.saturating_add(1))
 }
 
 fn hash(parts: &[&str]) -> u64 {

@@ -34,6 +34,11 @@ impl Left {
         }
     }
 
+    /// How many linger, whether something is kept for them or not.
+    pub(crate) fn calls(&self) -> usize {
+        self.lock().len() + self.bare.load(Ordering::Relaxed) as usize
+    }
+
     /// A call is over and not at rest.
     pub(crate) fn linger(self: &Arc<Self>) -> Lingering {
         let _places = self.lock();

@@ -63,6 +63,31 @@ async fn a_call_that_outlasts_the_timeout_does_not_hold_a_stop() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_nobody_waits_for_does_not_hold_a_stop() {
+    let world = World::start().await;
+    let mut revision = (*world.python("sleeps", SLEEPS)).clone();
+    revision.spec.timeout = Some("10m".parse().unwrap());
+    let revision = revision.into();
+    let mut watch = Watch::open(&world.local).await;
+    let instance = world.one(&revision).await;
+    let held = instance.clone();
+    let call = tokio::spawn(async move { within(PATIENCE, &held, post(call::full("600"))).await });
+    while world.local.usage(revision.id.function()).is_empty() {
+        tokio::task::yield_now().await;
+    }
+    // It has been sent when the next one finds no slot.
+    let busy = async { while within(Duration::from_millis(1), &instance, post(call::full("0"))).await.is_ok() {} };
+    timeout(PATIENCE, busy).await.unwrap();
+    call.abort();
+    assert!(call.await.is_err());
+    let began = Instant::now();
+    world.apply(&revision, 0).await;
+    watch.gone(&instance.id).await;
+    assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_start_that_is_not_wanted_any_more_leaves_nothing() {
     let world = World::start().await;
     let revision = world.python("slow", "import time\ntime.sleep(600)\ndef handle(text):\n    return text\n");

@@ -257,6 +257,50 @@ async fn killed_anywhere_no_tick_is_lost_or_made_twice() {
     life.kill().await;
 }
 
+/// However long it is, and however near the ticks are: each has its own, and none is lost to another's.
+#[tokio::test(flavor = "multi_thread")]
+async fn jitter_puts_each_tick_off_by_itself() {
+    for missed in ["skip", "once", "all"] {
+        let spec = format!(r#"{{"schedule": "*/2 * * * * *; */3 * * * * *", "jitter": "20s", "missed": "{missed}"}}"#);
+        let world = World::new(&[trigger("tick", &spec)]);
+        let mut expect: Vec<u64> = (1..=30).filter(|n| n % 2 == 0 || n % 3 == 0).map(|n| BEGIN + n * 1000).collect();
+        let mut life = world.live();
+        for tick in &expect {
+            life.until("tick", |status| status.next_tick_ms >= Some(*tick)).await;
+            world.pass(tick - world.now());
+            life.worked_off("tick", *tick).await;
+            // What was put off is not forgotten over a restart.
+            if tick % 10_000 == 0 {
+                life.kill().await;
+                life = world.live();
+            }
+        }
+        assert_eq!(life.handle.stats().missed, 0, "{missed}");
+        let page = life.journal.list(Filter::default(), Page { after: None, size: 1000 }).await.unwrap();
+        let mut put_off = Vec::new();
+        for call in page.invocations {
+            let entry = life.journal.get(&call.id).await.unwrap().unwrap().entry;
+            let tick: jiff::Timestamp = entry.headers["x-taper-tick"].to_str().unwrap().parse().unwrap();
+            put_off.push((tick.as_millisecond() as u64, call.due_ms.unwrap()));
+        }
+        put_off.sort_unstable();
+        assert_eq!(put_off.iter().map(|(tick, _)| *tick).collect::<Vec<_>>(), expect, "{missed}");
+        assert!(put_off.iter().all(|(tick, due)| (*tick..=tick + 20_000).contains(due)), "{missed}: {put_off:?}");
+        assert!(!put_off.is_sorted_by_key(|(_, due)| *due), "{missed}: each by its own time: {put_off:?}");
+        // Of what passes while nobody is there, that whose time has not come was not missed.
+        life.kill().await;
+        world.pass(4000);
+        let life = world.live();
+        life.worked_off("tick", BEGIN + 34_000).await;
+        expect.extend([32, 33, 34].map(|n| BEGIN + n * 1000));
+        let status = life.status("tick");
+        let made = life.ticks().await;
+        assert!(made.values().all(|calls| *calls == 1));
+        assert_eq!(made.len() as u64 + status.missed.unwrap_or_default(), expect.len() as u64, "{missed}");
+        life.kill().await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn calls_that_have_ended_make_room() {
     let world = World::new(&[trigger("tick", r#"{"schedule": "@every 1s", "overlap": "forbid"}"#)]);
