@@ -344,13 +344,15 @@ fn a_running_call_that_is_cancelled_is_cut_off_from_its_server() {
     assert_eq!(platform.call("s/await/left-later", b"").status, 200);
 }
 
+/// Sleeps for an hour when it is asked nothing.
+const NAPS: &str = "import time\n\ndef handle(req):\n    print('begun', flush=True)\n    time.sleep(0 if req else 3600)\n    return 'here'\n";
+
 /// Python cannot be stopped from outside: the call is cancelled at once, and what it does goes on until the function's timeout, when the kernel ends
 /// that worker. The next call waits for that.
 #[test]
 fn a_python_handler_whose_call_is_cancelled_works_on_until_its_time_is_up() {
     let platform = Platform::start();
-    let code = "import time\n\ndef handle(req):\n    print('begun', flush=True)\n    time.sleep(0 if req else 3600)\n    return 'here'\n";
-    let file = platform.file("naps.py", code);
+    let file = platform.file("naps.py", NAPS);
     platform.ok(&["deploy", &file, "--timeout", "4s", "--max", "1"]);
     let begun = now();
     let id = later(&platform, "naps");
@@ -368,8 +370,7 @@ fn a_python_handler_whose_call_is_cancelled_works_on_until_its_time_is_up() {
 #[test]
 fn a_python_handler_that_works_on_keeps_nobody_waiting_where_another_instance_may_start() {
     let platform = Platform::start();
-    let code = "import time\n\ndef handle(req):\n    print('begun', flush=True)\n    time.sleep(0 if req else 3600)\n    return 'here'\n";
-    let file = platform.file("naps.py", code);
+    let file = platform.file("naps.py", NAPS);
     platform.ok(&["deploy", &file, "--timeout", "20s", "--max", "2"]);
     let id = later(&platform, "naps");
     platform.until("it runs", || platform.ok(&["logs", "naps"]).contains("begun"));

@@ -2,9 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use taper_model::{Cause, call, call::Start};
-use taper_provider::{Error, Event, Progress, Provider};
-use tokio::time::{Instant, timeout};
+use taper_model::{Cause, Fault, Reply, Revision, call, call::Start};
+use taper_provider::{Error, Event, Instance, Progress, Provider};
+use tokio::{task::JoinHandle, time::timeout};
 
 use crate::world::{PATIENCE, Watch, World, bytes, endless, invoke, post, text, within};
 
@@ -40,23 +40,35 @@ async fn what_runs_may_end_when_an_instance_is_stopped() {
     world.end().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_call_that_outlasts_the_timeout_does_not_hold_a_stop() {
-    let world = World::start().await;
+/// An instance of a function with this timeout that is busy with a call of ten minutes.
+async fn busy(world: &World, time: &str) -> (Arc<Revision>, Instance, JoinHandle<Result<Reply, Fault>>) {
     let mut revision = (*world.python("sleeps", SLEEPS)).clone();
-    revision.spec.timeout = Some("500ms".parse().unwrap());
-    let revision = revision.into();
-    let mut watch = Watch::open(&world.local).await;
+    revision.spec.timeout = Some(time.parse().unwrap());
+    let revision = Arc::new(revision);
     let instance = world.one(&revision).await;
     let held = instance.clone();
     let call = tokio::spawn(async move { within(PATIENCE, &held, post(call::full("600"))).await });
-    while world.local.usage(revision.id.function()).is_empty() {
-        tokio::task::yield_now().await;
-    }
-    let began = Instant::now();
-    world.apply(&revision, 0).await;
+    // It has been sent when the next one finds no slot.
+    let taken = async { while within(Duration::from_millis(1), &instance, post(call::full("0"))).await.is_ok() {} };
+    timeout(PATIENCE, taken).await.unwrap();
+    (revision, instance, call)
+}
+
+/// Ends the function's instances, and says how long that took.
+async fn end_all(world: &World, revision: &Arc<Revision>, watch: &mut Watch, instance: &Instance) -> Duration {
+    let began = tokio::time::Instant::now();
+    world.apply(revision, 0).await;
     watch.gone(&instance.id).await;
-    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+    began.elapsed()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_outlasts_the_timeout_does_not_hold_a_stop() {
+    let world = World::start().await;
+    let mut watch = Watch::open(&world.local).await;
+    let (revision, instance, call) = busy(&world, "500ms").await;
+    let took = end_all(&world, &revision, &mut watch, &instance).await;
+    assert!(took < Duration::from_secs(15), "{took:?}");
     let fault = call.await.unwrap().unwrap_err();
     assert_eq!(fault.cause, Cause::Died, "{fault}");
     world.end().await;
@@ -65,25 +77,12 @@ async fn a_call_that_outlasts_the_timeout_does_not_hold_a_stop() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_that_nobody_waits_for_does_not_hold_a_stop() {
     let world = World::start().await;
-    let mut revision = (*world.python("sleeps", SLEEPS)).clone();
-    revision.spec.timeout = Some("10m".parse().unwrap());
-    let revision = revision.into();
     let mut watch = Watch::open(&world.local).await;
-    let instance = world.one(&revision).await;
-    let held = instance.clone();
-    let call = tokio::spawn(async move { within(PATIENCE, &held, post(call::full("600"))).await });
-    while world.local.usage(revision.id.function()).is_empty() {
-        tokio::task::yield_now().await;
-    }
-    // It has been sent when the next one finds no slot.
-    let busy = async { while within(Duration::from_millis(1), &instance, post(call::full("0"))).await.is_ok() {} };
-    timeout(PATIENCE, busy).await.unwrap();
+    let (revision, instance, call) = busy(&world, "10m").await;
     call.abort();
     assert!(call.await.is_err());
-    let began = Instant::now();
-    world.apply(&revision, 0).await;
-    watch.gone(&instance.id).await;
-    assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
+    let took = end_all(&world, &revision, &mut watch, &instance).await;
+    assert!(took < Duration::from_secs(60), "{took:?}");
     world.end().await;
 }
 
@@ -269,7 +268,7 @@ async fn a_function_has_its_own_grace() {
         let revision = Arc::new(revision);
         let mut watch = Watch::open(&world.local).await;
         let instance = world.one(&revision).await;
-        let began = Instant::now();
+        let began = tokio::time::Instant::now();
         world.apply(&revision, 0).await;
         assert_eq!(watch.gone(&instance.id).await, None);
         assert!(!tidied || began.elapsed() > Duration::from_millis(1500), "{:?}", began.elapsed());
@@ -288,7 +287,7 @@ async fn a_platform_that_stops_gives_a_function_its_own_grace() {
     revision.spec.grace = Some("30s".parse().unwrap());
     let revision = Arc::new(revision);
     world.one(&revision).await;
-    let began = Instant::now();
+    let began = tokio::time::Instant::now();
     world.local.stop().await;
     assert!(began.elapsed() > Duration::from_secs(6), "{:?}", began.elapsed());
     world.assert_nothing_left();

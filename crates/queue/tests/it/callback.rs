@@ -7,10 +7,10 @@ use taper_model::{
     BoxFuture, Fault, Reply,
     call::{self, Place},
 };
-use taper_queue::{Config, Entry, Journal, Parcel, Queue, Run, Settled, Verdict, conformance};
+use taper_queue::{Config, Entry, Journal, Parcel, Queue, Run, Settled, Tried, Verdict, conformance};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
     sync::mpsc,
 };
 
@@ -24,17 +24,23 @@ pub(crate) async fn receiver(answers: &'static [&'static str]) -> (Uri, mpsc::Un
     tokio::spawn(async move {
         for answer in answers {
             let (mut stream, _) = listener.accept().await.unwrap();
-            let mut request = String::new();
-            while !request.ends_with("|end") {
-                let mut part = [0; 4096];
-                let n = stream.read(&mut part).await.unwrap();
-                request.push_str(std::str::from_utf8(&part[..n]).unwrap());
-            }
+            let request = request(&mut stream).await;
             stream.write_all(format!("HTTP/1.1 {answer}\r\ncontent-length: 0\r\n\r\n").as_bytes()).await.unwrap();
             tell.send(request).unwrap();
         }
     });
     (format!("http://{address}/back?x=1").parse().unwrap(), told)
+}
+
+/// What comes on a connection, up to the end that every body here has.
+async fn request(stream: &mut TcpStream) -> String {
+    let mut request = String::new();
+    while !request.ends_with("|end") {
+        let mut part = [0; 4096];
+        let n = stream.read(&mut part).await.unwrap();
+        request.push_str(std::str::from_utf8(&part[..n]).unwrap());
+    }
+    request
 }
 
 pub(crate) struct Answers(pub(crate) u16);
@@ -131,10 +137,16 @@ async fn what_is_inside_the_host_is_never_sent_to() {
     assert_eq!((delivery.tries, delivery.details.answer.as_ref().unwrap().body.len()), (0, 10));
     // Dropped, it is due as it was; tried, it comes again and counts.
     drop(delivery);
-    queue.delivered(&mut queue.outbox().await.unwrap(), Some(Duration::from_millis(5))).await.unwrap();
+    queue
+        .delivered(
+            &mut queue.outbox().await.unwrap(),
+            Tried::Again { after: Duration::from_millis(5), why: "busy".into() },
+        )
+        .await
+        .unwrap();
     let mut delivery = queue.outbox().await.unwrap();
     assert_eq!(delivery.tries, 1);
-    queue.delivered(&mut delivery, None).await.unwrap();
+    queue.delivered(&mut delivery, Tried::Delivered).await.unwrap();
     drop(queue);
     let queue = open(&dir);
     assert!(futures_util::poll!(queue.outbox()).is_pending(), "it is over");
@@ -161,12 +173,7 @@ async fn a_callback_that_is_under_way_at_a_shutdown_is_not_sent_again() {
     let (answer, may_answer) = tokio::sync::oneshot::channel();
     tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.unwrap();
-        let mut request = String::new();
-        while !request.ends_with("|end") {
-            let mut part = [0; 4096];
-            let n = stream.read(&mut part).await.unwrap();
-            request.push_str(std::str::from_utf8(&part[..n]).unwrap());
-        }
+        request(&mut stream).await;
         tell.send(()).unwrap();
         may_answer.await.unwrap();
         stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
