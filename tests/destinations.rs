@@ -12,7 +12,7 @@ use std::{
 };
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::platform::{Answer, Platform};
 
@@ -183,6 +183,45 @@ fn every_record_arrives_although_the_platform_is_killed() {
         made["cause"].as_str().unwrap_or_else(|| panic!("it says whose record it is: {made}")).to_owned()
     });
     assert_eq!(causes.collect::<BTreeSet<_>>(), good);
+}
+
+/// While it is owed, once it was delivered, and once it was given up.
+#[test]
+fn what_became_of_a_delivery_can_be_seen() {
+    let receiver = Receiver::start();
+    receiver.busy.store(true, Relaxed);
+    let platform = Platform::start_with(&["--allow-private-callbacks"]);
+    let url = format!("{}/hook-4711?key=hook-4712", receiver.url());
+    let host = format!("http://127.0.0.1:{}", receiver.port);
+    deploy(&platform, "f", WORKS, &format!("  async: {{retry: {{attempts: 1}}, onFailure: {{url: '{url}'}}}}\n"));
+    let id = later(&platform, "f", &[], "bad");
+    let delivery = |id: &str| call(&platform, id)["deliveries"][0].clone();
+    platform.until("it is tried", || delivery(&id)["tries"].as_u64().is_some_and(|tries| tries > 1));
+    let told = delivery(&id);
+    assert_eq!((&told["kind"], &told["state"], &told["to"]), (&json!("record"), &json!("waiting"), &json!(host)));
+    assert!(told["last"] == "the receiver answered 503" && told["nextAt"].is_string(), "{told}");
+    let shown = platform.ok(&["invocations", "show", &id]);
+    assert!(shown.contains("LAST") && shown.contains("the receiver answered 503") && shown.contains(&host), "{shown}");
+    receiver.busy.store(false, Relaxed);
+    platform.until("it is told", || nothing_is_left(&platform));
+    let told = delivery(&id);
+    assert!(told["state"] == "delivered" && told["tries"].as_u64().is_some_and(|tries| tries > 2), "{told}");
+    assert!(told.get("nextAt").is_none() && told.get("last").is_none(), "{told}");
+    assert!(platform.ok(&["invocations", "show", &id]).contains("delivered"));
+    // The platform itself has no such function.
+    let nobody = format!("http://{}/function/nothing-here", platform.address());
+    let gone = later(&platform, "f", &[("x-callback-url", &nobody)], "good");
+    platform.until("it is given up", || delivery(&gone)["state"] == "givenUp");
+    assert_eq!(delivery(&gone)["last"], "the receiver answered 404");
+    assert!(platform.ok(&["invocations", "show", &gone]).contains("given up"));
+    // The log says so once at the first failure, and nothing says more than the host.
+    let said = platform.said();
+    assert_eq!(
+        said.lines().filter(|line| line.contains(&id) && line.contains("is tried again for 6 h")).count(),
+        1,
+        "{said}"
+    );
+    assert!(!said.contains("hook-471"), "{said}");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! watched while the platform is replaced.
 
 use std::{
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Read},
     process::Stdio,
     sync::mpsc,
 };
@@ -326,7 +326,7 @@ fn what_is_cut_what_is_owed_and_what_comes_first_is_said() {
     // Nobody answers there.
     let receiver = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let callback = format!("X-Callback-Url: http://{}/", receiver.local_addr().unwrap());
-    let owing = hand_over(&platform, &["shout", "-d", "x", "-H", &callback]);
+    let owing = hand_over(&platform, &["shout", "-d", "hello", "-H", &callback]);
     for id in [&owing, &later] {
         assert_eq!(shown(&platform, id)["status"], "done");
     }
@@ -334,6 +334,14 @@ fn what_is_cut_what_is_owed_and_what_comes_first_is_said() {
     assert_eq!((out.status.success(), text(&out.stdout).as_str()), (true, "2 calls forgotten\n"));
     assert!(text(&out.stderr).contains("1 call that ended stays, for its callback or record"), "{}", text(&out.stderr));
     assert_eq!(listed(&platform, &["--function", "shout"]), [owing]);
+    let (mut told, mut said) = (receiver.accept().unwrap().0, Vec::new());
+    while !said.ends_with(b"\r\n\r\nHELL") {
+        let mut piece = [0; 4096];
+        let read = told.read(&mut piece).unwrap();
+        assert!(read > 0, "{}", text(&said));
+        said.extend_from_slice(&piece[..read]);
+    }
+    assert!(text(&said).contains("\r\nx-taper-result-cut: true\r\n"), "{}", text(&said));
 }
 
 #[test]

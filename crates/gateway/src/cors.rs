@@ -83,7 +83,7 @@ fn secured(request: &Request, port: u16) -> Option<HeaderValue> {
 }
 
 /// Whether a proxy before us says that the request came to it by TLS.
-fn relayed(headers: &HeaderMap) -> bool {
+pub(crate) fn relayed(headers: &HeaderMap) -> bool {
     headers.get("x-forwarded-proto").is_some_and(|proto| proto.as_bytes().eq_ignore_ascii_case(b"https"))
 }
 

@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::{
     Context,
     accept::{self, Arrival, Request, Response},
-    forward, headers,
+    cors, forward, headers, host,
     limit::Gate,
     record::Record,
     reply,
@@ -46,12 +46,12 @@ pub(crate) async fn answer(context: &Context, request: Request) -> Response {
     let direct = record.door() == Door::Async;
     if direct && head.method == Method::DELETE {
         return match cancel(queue, head.uri.path()).await {
-            Ok(()) => reply::accepted(record, None),
+            Ok(()) => reply::accepted(record, None, false),
             Err(fault) => reply::fault(record, &fault, false),
         };
     }
     match enqueue(context, queue, head, upload, &mut record).await {
-        Ok((location, repeated)) => reply::accepted(record, Some((&location, repeated))),
+        Ok((location, repeated)) => reply::accepted(record, location.as_deref(), repeated),
         Err(fault) => reply::fault(record, &fault, false),
     }
 }
@@ -106,14 +106,29 @@ fn served(method: &Method, allowed: &[Method]) -> Result<(), Fault> {
     Err(Fault::new(Stage::Route, Cause::Method, text))
 }
 
-/// Puts the call into the queue; says where its record is, and whether that was there before.
+/// The platform's own host as whoever asked this reaches it, to be put before a path of the API: nothing where the request came by it, and none where it is
+/// not known. On a host of a function's own that path would lead into the function.
+fn home(context: &Context, head: &request::Parts, record: &Record) -> Option<String> {
+    let named = headers::host(&head.uri, &head.headers);
+    let text = named.as_ref().and_then(|host| host.to_str().ok()).unwrap_or("");
+    if record.door() != Door::Routed || context.routes[0].is_nobodys(context, text) {
+        return Some(String::new());
+    }
+    let host = host::read(text).ok()?;
+    let domain = context.templates.above(&host)?;
+    let port = text.split_once(':').map_or(String::new(), |(_, port)| format!(":{port}"));
+    let scheme = if record.link().is_secure() || cors::relayed(&head.headers) { "https" } else { "http" };
+    Some(format!("{scheme}://{domain}{port}"))
+}
+
+/// Puts the call into the queue; says where its record is, if that can be said, and whether that was there before.
 async fn enqueue(
     context: &Context,
     queue: &dyn Queue,
     head: request::Parts,
     upload: Upload,
     record: &mut Record,
-) -> Result<(String, bool), Fault> {
+) -> Result<(Option<String>, bool), Fault> {
     let allowed = match record.door() {
         Door::Async => &reply::ASYNC_METHODS[..],
         _ => &reply::METHODS[..],
@@ -124,6 +139,7 @@ async fn enqueue(
     if upload.announced().is_some_and(|length| length > max) {
         return Err(forward::too_large(max));
     }
+    let home = home(context, &head, record);
     let deadline = record.arrived() + found.function.latest().revision.spec.timeout();
     let address = found.address(head.uri.path(), record.link().is_secure());
     if let Some(choice) = &found.choice {
@@ -143,7 +159,7 @@ async fn enqueue(
     let (named, namespace) = (entry.correlation.is_some(), entry.function.namespace.clone());
     let accepted = queue.push(entry).await.map_err(taper_queue::Error::fault)?;
     drop(held);
-    let location = format!("/v1/namespaces/{namespace}/invocations/{}", accepted.id);
+    let location = home.map(|home| format!("{home}/v1/namespaces/{namespace}/invocations/{}", accepted.id));
     if !named {
         record.known_as(accepted.id);
     }

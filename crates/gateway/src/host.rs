@@ -134,6 +134,12 @@ impl Templates {
         pairs.into_iter()
     }
 
+    /// The domain, which is the platform's, where the host lies below it.
+    pub(crate) fn above(&self, host: &str) -> Option<&str> {
+        let is_below = !self.domain.is_empty() && host.strip_suffix(&*self.domain)?.ends_with('.');
+        is_below.then_some(&*self.domain)
+    }
+
     /// Whether the host is the domain itself, which is the platform's.
     pub fn is_domain(&self, host: &str) -> bool {
         !self.domain.is_empty() && host == self.domain

@@ -118,15 +118,15 @@ pub(crate) fn platform(mut record: Record, mut head: response::Parts, body: tape
     http::Response::from_parts(head, Departure::new(record, body, Limit::None))
 }
 
-/// The answer to a caller who does not wait: what he asked for is on disk. `call`: where its record is, and whether that was there before.
-pub(crate) fn accepted(record: Record, call: Option<(&str, bool)>) -> Response {
+/// The answer to a caller who does not wait: what he asked for is on disk. `location`: where that is looked up; `repeated`: it was there before.
+pub(crate) fn accepted(record: Record, location: Option<&str>, repeated: bool) -> Response {
     let mut head = http::Response::new(()).into_parts().0;
     head.status = StatusCode::ACCEPTED;
-    if let Some((location, repeated)) = call {
+    if let Some(location) = location {
         head.headers.insert(header::LOCATION, headers::value(location));
-        if repeated {
-            head.headers.insert(headers::REPEATED, HeaderValue::from_static("true"));
-        }
+    }
+    if repeated {
+        head.headers.insert(headers::REPEATED, HeaderValue::from_static("true"));
     }
     platform(record, head, call::empty())
 }

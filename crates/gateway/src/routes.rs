@@ -158,6 +158,11 @@ impl Routes {
         known
     }
 
+    /// Whether a host, as a request names it, is no function's and no rule's: the platform's own paths are there.
+    pub(crate) fn is_nobodys(&self, context: &Context, host: &str) -> bool {
+        matches!(self.known().whose(context, host), Ok(Whose::Nobody))
+    }
+
     fn decide(&self, context: &Context, request: &Request) -> Decision {
         let mut known = self.known();
         let path = request.uri().path();

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::future::join_all;
-use taper_queue::{Details, Entry, Error};
+use taper_queue::{Details, Entry, Error, Notice};
 use tokio::{sync::OwnedMutexGuard, time::sleep};
 
 use crate::{
@@ -141,8 +141,13 @@ impl Inner {
         let answer = tale.answer.map(|answer| answer.answer(body)).transpose()?;
         let invocation = call.shown(self.book.is_leased(call.seq));
         let answer = answer.filter(|_| call.ended().is_some());
-        let owed = call.owed().iter().map(|owing| owing.parcel.clone()).collect();
-        Ok(Details { invocation, entry, attempts: tale.attempts, answer, owed })
+        let mut deliveries = tale.deliveries;
+        deliveries.extend_from_slice(call.over());
+        deliveries.extend(call.owed().iter().map(|owing| {
+            Notice::of(owing.number, &owing.parcel, &entry, owing.due).tried(owing.tries, owing.last.clone())
+        }));
+        deliveries.sort_by_key(|notice| notice.number);
+        Ok(Details { invocation, entry, attempts: tale.attempts, answer, deliveries })
     }
 
     /// The same; none when there is no such call any more.

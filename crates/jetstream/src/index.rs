@@ -8,7 +8,7 @@ use std::{
 };
 
 use taper_model::{CallId, FunctionName, Name};
-use taper_queue::{Book, Config, Error, Filter, Invocation, Listed, Page, Seq, State};
+use taper_queue::{Book, Config, Error, Filter, Invocation, Listed, Notice, Page, Seq, State};
 use tokio::sync::Notify;
 
 use crate::record::{self, Ask, Closed, Owing, Progress};
@@ -57,6 +57,8 @@ pub(crate) struct Rest {
     pub(crate) owes: Option<u64>,
     pub(crate) parcels: u32,
     pub(crate) owed: Vec<Owing>,
+    /// What the one that says what it owes says of what is over.
+    pub(crate) over: Vec<Notice>,
 }
 
 /// All calls.
@@ -130,6 +132,7 @@ impl Call {
         (self.attempts, self.deferred, self.status) = (told.attempts, told.deferred, told.status);
         (rest.ended, rest.kept, rest.reason) = (told.ended, told.kept, told.reason.map(Into::into));
         (rest.parcels, rest.owed, rest.told, rest.owes) = (told.parcels, told.owed, Some((at, told.parts)), None);
+        rest.over = Vec::new();
     }
 
     /// How it ended was written at `at`, in the place of what was asked.
@@ -148,7 +151,7 @@ impl Call {
         let mut call = Self::of(ask, closed.seq, number);
         (call.state, call.attempts, call.status) = (closed.state, closed.attempts, closed.status);
         let rest = call.rest.get_or_insert_default();
-        (rest.ended, rest.kept, rest.closed) = (Some(closed.ended), closed.kept, Some(at));
+        (rest.ended, rest.kept, rest.closed, rest.owed) = (Some(closed.ended), closed.kept, Some(at), closed.owed);
         call
     }
 
@@ -167,6 +170,7 @@ impl Call {
             kept,
             key: rest.and_then(|r| r.key).map(record::hex),
             trigger: rest.and_then(|r| r.trigger.clone()),
+            owed: Vec::new(),
             parts: 0,
         }
     }
@@ -216,6 +220,10 @@ impl Call {
         self.rest.as_deref().map_or(&[], |rest| &rest.owed)
     }
 
+    pub(crate) fn over(&self) -> &[Notice] {
+        self.rest.as_deref().map_or(&[], |rest| &rest.over)
+    }
+
     /// As a list shows it.
     pub(crate) fn shown(&self, running: bool) -> Invocation {
         let rest = self.rest.as_deref();
@@ -259,12 +267,13 @@ impl Index {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Claims an id, and a key, for a call that is about to be written; `oldest` is when a call that has the key must have been accepted.
+    /// Claims an id, and a key, for a call that is about to be written; `oldest` is when a call that has the key and
+    /// has ended must have been accepted.
     pub(crate) fn claim(self: &Arc<Self>, id: &CallId, key: Option<u128>, oldest: u64) -> Claimed {
         let mut inner = self.lock();
         let number = record::number(id);
         let keyed = key.and_then(|key| inner.keys.get(&key)).and_then(|seq| inner.calls.get(seq));
-        if let Some(call) = keyed.filter(|call| call.accepted >= oldest) {
+        if let Some(call) = keyed.filter(|call| call.accepted >= oldest || call.state == State::Waiting) {
             return Claimed::Known(call.id());
         }
         if let Some(call) = inner.numbers.get(&number).and_then(|seq| inner.calls.get(seq)) {
@@ -468,4 +477,34 @@ impl Drop for Claim {
 
 fn short(mark: &str) -> String {
     mark.chars().take(40).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_holds_while_its_call_waits() {
+        let index = Index::new();
+        let id = |text| CallId::given(text).unwrap();
+        let ask = Ask {
+            id: "first".into(),
+            function: FunctionName::parse("f").unwrap(),
+            accepted: 10,
+            due: 10,
+            size: 1,
+            key: Some(record::hex(7)),
+            order: None,
+            trigger: None,
+            parts: 0,
+        };
+        let call = Call::of(ask, 1, record::number(&id("first")));
+        index.put(call.clone());
+        let claimed = |oldest| index.claim(&id("second"), Some(7), oldest);
+        assert!(matches!(claimed(10), Claimed::Known(known) if known == id("first")));
+        assert!(matches!(claimed(1000), Claimed::Known(known) if known == id("first")), "however long ago that was");
+        index.put(Call::closed(call.close(State::Done, 20, 1, Some(200), 0), 2, call.number));
+        assert!(matches!(claimed(10), Claimed::Known(_)));
+        assert!(matches!(claimed(1000), Claimed::Free(_)));
+    }
 }

@@ -213,7 +213,8 @@ impl JetStream {
             if call.state == State::Waiting {
                 book.restore(&call.function, (call.due, call.seq), call.size, call.order());
             }
-            call.owed().iter().for_each(|owing| book.owe(owing.due, call.seq, owing.number));
+            let namespace = &call.function.namespace;
+            call.owed().iter().for_each(|owing| book.owe(namespace, owing.due, call.seq, owing.number));
         });
         let stats = book.stats();
         tracing::debug!(stream = link.stream, servers = link.servers, waiting = stats.depth, "queue opened");

@@ -17,7 +17,7 @@ use tokio::time::timeout;
 use crate::{
     api::{Cluster, Link, Stored, Trouble},
     index::{Call, Index},
-    record::{Meta, Owing, Progress, unhex},
+    record::{Meta, Owes, Progress, unhex},
     sweep::{Forgotten, Sweep},
 };
 
@@ -36,7 +36,7 @@ struct Found {
     /// The call as it was asked for, or as it has ended.
     call: Option<Call>,
     told: Option<(Progress, u64)>,
-    owes: Option<(Vec<Owing>, u64)>,
+    owes: Option<(Owes, u64)>,
     /// Parts of what was asked, and answered: their numbers in the stream.
     asked: Vec<u64>,
     answered: Vec<u64>,
@@ -154,7 +154,7 @@ impl Pass {
                 before.map(|(_, seq)| Sweep::Message(seq))
             }
             (Some("call"), Some(id), Some("owed"), Some(Meta::Owed(owes))) => {
-                let before = self.calls.entry(id).or_default().owes.replace((owes.owed, seq));
+                let before = self.calls.entry(id).or_default().owes.replace((owes, seq));
                 before.map(|(_, seq)| Sweep::Message(seq))
             }
             _ => {
@@ -193,22 +193,23 @@ fn replaced(before: &Call) -> Sweep {
 fn take(found: Found, sweeps: &mut Vec<Sweep>) -> Option<Call> {
     let Found { call, told, owes, asked, answered } = found;
     let mut call = call;
-    let open = call.as_ref().is_some_and(|call| call.closed_at().is_none());
-    if let (Some(call), true) = (&mut call, open) {
+    let closed = call.as_ref().and_then(Call::closed_at);
+    let mut said = closed;
+    if let (Some(call), None) = (&mut call, closed) {
         // A state that is older than the question is of an earlier call with the same id.
         let newer = |seq: u64| seq > call.seq.cast_unsigned();
         let told = told.filter(|(_, seq)| keep(newer(*seq), *seq, sweeps));
-        let since = told.as_ref().map(|(_, seq)| *seq);
+        said = told.as_ref().map(|(_, seq)| *seq);
         if let Some((told, seq)) = told {
             call.told(told, seq);
         }
-        let owes = owes.filter(|(_, seq)| keep(since.is_some_and(|since| *seq > since), *seq, sweeps));
-        if let (Some((owed, seq)), Some(rest)) = (owes, &mut call.rest) {
-            (rest.owed, rest.owes) = (owed, Some(seq));
-        }
     } else {
         sweeps.extend(told.map(|(_, seq)| Sweep::Message(seq)));
-        sweeps.extend(owes.map(|(_, seq)| Sweep::Message(seq)));
+    }
+    // What was owed by then is in that itself.
+    let owes = owes.filter(|(_, seq)| keep(said.is_some_and(|said| *seq > said), *seq, sweeps));
+    if let (Some((Owes { owed, over }, seq)), Some(rest)) = (owes, call.as_mut().and_then(|call| call.rest.as_mut())) {
+        (rest.owed, rest.over, rest.owes) = (owed, over, Some(seq));
     }
     // Its parts are the messages right before the one that names them.
     let parts = |of: Option<(u64, u32)>| of.map_or(0..0, |(at, parts)| at.saturating_sub(parts.into())..at);

@@ -4,8 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use taper_model::{BoxFuture, CallId, FunctionName};
 use taper_queue::{
-    Accepted, Answer, Backlog, Delivery, Details, Due, Entry, Error, Filter, Held, Invocation, Lease, Listed, Page,
-    Queue, Room, Seq, Settled, State, Stats, Verdict,
+    Accepted, Answer, Backlog, Delivery, Details, Due, Entry, Error, Filter, Held, Invocation, Lease, Listed, Notice,
+    Page, Queue, Room, Seq, Settled, State, Stats, Tried, Verdict,
 };
 use tokio::{sync::broadcast, time::timeout};
 
@@ -14,7 +14,8 @@ use crate::{
     api::text,
     index::{Call, Claimed},
     record::{
-        AnswerHead, Ask, Broken, Head, MOST_META, Meta, Owes, Owing, Tale, brief, digest, hex, key, number, pack,
+        AnswerHead, Ask, Broken, Closed, Head, MOST_META, Meta, Owes, Owing, Tale, brief, digest, hex, key, number,
+        pack,
     },
     standing::away,
     sweep::{Forgotten, Sweep},
@@ -49,7 +50,7 @@ impl Inner {
                 }
             }
         };
-        let room = book.room(entry.function.clone(), entry.size())?;
+        let room = book.admit(&entry)?;
         let now = book.now_ms();
         let due = match entry.due {
             Due::Now => now,
@@ -167,9 +168,10 @@ impl Inner {
         let (book, seq) = (&self.book, lease.held.key().1);
         let guard = self.stripe(seq).await;
         // A lease that is spent has nothing to say.
-        let Some(settling) = lease.held.settle() else { return Ok(()) };
+        let Some(mut settling) = lease.held.settle() else { return Ok(()) };
         let Some(call) = self.index.get(seq).filter(|call| call.state == State::Waiting) else { return Ok(()) };
-        let Settled { attempt, verdict, answer, parcels } = settled;
+        let Settled { attempt, verdict, answer, mut parcels } = settled;
+        settling.bound(&mut parcels);
         let answer = answer.map(|mut answer| {
             let most = usize::try_from(book.config().result_body).unwrap_or(usize::MAX);
             if answer.body.len() > most {
@@ -213,25 +215,35 @@ impl Inner {
         let answered = answer.as_ref().map_or(0, |answer| answer.body.len() as u64);
         let kept = if state == State::Dead { call.size + answered } else { answered };
         let attempts = call.attempts.saturating_add(1);
-        if state == State::Done && parcels.is_empty() {
-            let closed = call.close(state, now, attempts, status, kept);
+        // No number is used twice: who delivers the first end of a call that was run again says nothing of the second.
+        let owing = (told.parcels..).zip(parcels).map(|(number, parcel)| Owing {
+            number,
+            due: now,
+            tries: 0,
+            parcel,
+            last: None,
+        });
+        let owed: Vec<Owing> = owing.collect();
+        if state == State::Done && !owed.iter().any(Owing::tells_what_was_asked) {
+            let closed = Closed { owed, ..call.close(state, now, attempts, status, kept) };
             tale.head = Some(Head::of(&lease.entry));
-            return self.close_call(call, closed, tale, answer, move |_| settling.settled(&verdict, due), guard).await;
+            let then = move |inner: &Inner, call: &Call| {
+                inner.owe(call);
+                settling.settled(&verdict, due);
+            };
+            return self.close_call(call, closed, tale, answer, then, guard).await;
         }
         (told.state, told.ended, told.attempts, told.kept, told.reason) = (state, Some(now), attempts, kept, reason);
-        // No number is used twice: who delivers the first end of a call that was run again says nothing of the second.
-        let owing = (told.parcels..).zip(parcels).map(|(number, parcel)| Owing { number, due: now, tries: 0, parcel });
-        told.owed = owing.collect();
+        told.owed = owed;
         told.parcels += u32::try_from(told.owed.len()).unwrap_or(u32::MAX);
         let messages = self.state(&call, &mut told, &tale, answer.as_ref());
         let inner = Arc::clone(&self);
         let after = move |at: u64| {
             let mut after = call.clone();
-            let owed = told.owed.clone();
             after.told(told, at);
             inner.leave(&call, false);
-            inner.put(after);
-            owed.iter().for_each(|owing| inner.book.owe(owing.due, seq, owing.number));
+            inner.put(after.clone());
+            inner.owe(&after);
             settling.settled(&verdict, due);
             drop(guard);
         };
@@ -246,7 +258,8 @@ impl Inner {
         tale: &Tale,
         answer: Option<&Answer>,
     ) -> Vec<Message> {
-        let tale = Tale { head: None, attempts: tale.attempts.clone(), answer: answer.map(AnswerHead::of) };
+        let (attempts, deliveries) = (tale.attempts.clone(), tale.deliveries.clone());
+        let tale = Tale { head: None, attempts, answer: answer.map(AnswerHead::of), deliveries };
         let payload = pack(&tale, answer.map_or(&[][..], |answer| &answer.body));
         let with = |parts| {
             told.parts = parts;
@@ -259,10 +272,10 @@ impl Inner {
     async fn close_call(
         self: &Arc<Self>,
         call: Call,
-        mut closed: crate::record::Closed,
+        mut closed: Closed,
         mut tale: Tale,
         answer: Option<Answer>,
-        then: impl FnOnce(&Inner) + Send + 'static,
+        then: impl FnOnce(&Inner, &Call) + Send + 'static,
         guard: impl Send + 'static,
     ) -> Result<(), Error> {
         if let Some(answer) = &answer {
@@ -278,8 +291,9 @@ impl Inner {
         let after = move |at: u64| {
             inner.leave(&call, true);
             inner.sweeper.sweep(Sweep::Message(call.seq.cast_unsigned()));
-            inner.put(Call::closed(closed, at, call.number));
-            then(&inner);
+            let after = Call::closed(closed, at, call.number);
+            inner.put(after.clone());
+            then(&inner, &after);
             drop(guard);
         };
         self.writing.write(messages, None, after).await
@@ -303,7 +317,7 @@ impl Inner {
         cut_off.into_iter().for_each(|attempt| tale.add(attempt));
         let closed = call.close(State::Cancelled, now, attempts, status, 0);
         let (function, at) = (call.function.clone(), (call.due, call.seq));
-        self.close_call(call, closed, tale, None, move |inner| inner.book.cancelled(&function, at), guard).await
+        self.close_call(call, closed, tale, None, move |inner, _| inner.book.cancelled(&function, at), guard).await
     }
 
     async fn retry(self: Arc<Self>, id: &CallId) -> Result<(), Error> {
@@ -328,7 +342,8 @@ impl Inner {
             }
             state => return Err(refused(state)),
         };
-        let tale = self.told_in_time(&call).await?.0;
+        let mut tale = self.told_in_time(&call).await?.0;
+        tale.remember(call.over());
         let messages = self.state(&call, &mut told, &tale, None);
         let inner = Arc::clone(&self);
         let after = move |at: u64| {
@@ -406,7 +421,7 @@ impl Inner {
                 // Trying again would find the same.
                 Err(error @ Error::Damaged { .. }) => {
                     tracing::error!(%error, "what is to be delivered cannot be read, and is given up");
-                    self.owe_no_more(seq, number).await?;
+                    self.owe_no_more(seq, number, None).await?;
                     owed.over();
                 }
                 Err(Error::Away { .. }) if !self.book.is_closed() => {
@@ -418,18 +433,19 @@ impl Inner {
         }
     }
 
-    async fn end_delivery(self: Arc<Self>, owed: &mut taper_queue::Owed, again: Option<Duration>) -> Result<(), Error> {
-        if !owed.is_of(&self.book) {
+    async fn end_delivery(self: Arc<Self>, delivery: &mut Delivery, tried: Tried) -> Result<(), Error> {
+        if !delivery.owed.is_of(&self.book) {
             return Ok(());
         }
+        let notice = delivery.noted(&tried, self.book.now_ms());
+        let owed = &mut delivery.owed;
         let (seq, number) = (owed.seq(), owed.number());
-        let Some(after) = again else {
-            self.owe_no_more(seq, number).await?;
+        let Some(due) = notice.next_ms else {
+            self.owe_no_more(seq, number, Some(notice)).await?;
             owed.over();
             return Ok(());
         };
         let guard = self.stripe(seq).await;
-        let due = later(self.book.now_ms(), after);
         let Some(mut call) = self.index.get(seq) else {
             owed.over();
             return Ok(());
@@ -438,35 +454,47 @@ impl Inner {
             owed.over();
             return Ok(());
         };
-        (owing.due, owing.tries) = (due, owing.tries.saturating_add(1));
+        (owing.due, owing.tries, owing.last) = (due, notice.tries, notice.last);
         self.write_owed(call, guard).await?;
         owed.again(due);
         Ok(())
     }
 
-    /// Writes down that a parcel is over. With the last one nobody needs what was asked any more, unless it is a dead letter.
-    async fn owe_no_more(self: &Arc<Self>, seq: Seq, number: u32) -> Result<(), Error> {
+    /// Writes down that a parcel is over, and what became of it. With the last record nobody needs what was asked any more, unless it is a
+    /// dead letter.
+    async fn owe_no_more(self: &Arc<Self>, seq: Seq, number: u32, notice: Option<Notice>) -> Result<(), Error> {
         let guard = self.stripe(seq).await;
         let Some(mut call) = self.index.get(seq) else { return Ok(()) };
         let Some(rest) = call.rest.as_mut() else { return Ok(()) };
+        let before = rest.owed.len();
         rest.owed.retain(|owing| owing.number != number);
-        if !rest.owed.is_empty() || call.state != State::Done {
+        if rest.owed.len() == before {
+            // The call is run again.
+            return Ok(());
+        }
+        if let Some(notice) = notice {
+            notice.remember(&mut rest.over);
+        }
+        let needed = rest.owed.iter().any(Owing::tells_what_was_asked);
+        if needed || call.state != State::Done || call.closed_at().is_some() {
             return self.write_owed(call, guard).await;
         }
         let (mut tale, body) = self.told_in_time(&call).await?;
         let entry = self.asked_in_time(&call).await?;
         let Ok(entry) = entry else { return self.write_owed(call, guard).await };
         tale.head = Some(Head::of(&entry));
+        tale.remember(call.over());
         let Ok(answer) = tale.answer.take().map(|answer| answer.answer(body)).transpose() else {
             return self.write_owed(call, guard).await;
         };
         let kept = answer.as_ref().map_or(0, |answer| answer.body.len() as u64);
         let closed = call.close(State::Done, call.ended().unwrap_or(0), call.attempts, call.status, kept);
-        self.close_call(call, closed, tale, answer, |_| (), guard).await
+        let closed = Closed { owed: call.owed().to_vec(), ..closed };
+        self.close_call(call, closed, tale, answer, |_, _| (), guard).await
     }
 
     async fn write_owed(self: &Arc<Self>, mut call: Call, guard: impl Send + 'static) -> Result<(), Error> {
-        let owes = Meta::Owed(Owes { owed: call.owed().to_vec() });
+        let owes = Meta::Owed(Owes { owed: call.owed().to_vec(), over: call.over().to_vec() });
         let inner = Arc::clone(self);
         let messages = Self::bare(self.at(call.number, ".owed"), &owes);
         let after = move |at: u64| {
@@ -499,6 +527,12 @@ impl Inner {
     fn put(&self, call: Call) {
         self.tell(&call);
         self.index.put(call);
+    }
+
+    /// What is to be told of it is to be delivered from now on.
+    fn owe(&self, call: &Call) {
+        let namespace = &call.function.namespace;
+        call.owed().iter().for_each(|owing| self.book.owe(namespace, owing.due, call.seq, owing.number));
     }
 
     fn tell(&self, call: &Call) {
@@ -554,12 +588,8 @@ impl Queue for JetStream {
         Box::pin(Arc::clone(&self.inner).next_delivery())
     }
 
-    fn delivered<'a>(
-        &'a self,
-        delivery: &'a mut Delivery,
-        again: Option<Duration>,
-    ) -> BoxFuture<'a, Result<(), Error>> {
-        Box::pin(Arc::clone(&self.inner).end_delivery(&mut delivery.owed, again))
+    fn delivered<'a>(&'a self, delivery: &'a mut Delivery, tried: Tried) -> BoxFuture<'a, Result<(), Error>> {
+        Box::pin(Arc::clone(&self.inner).end_delivery(delivery, tried))
     }
 
     fn changes(&self) -> broadcast::Receiver<Arc<Invocation>> {

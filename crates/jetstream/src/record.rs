@@ -4,7 +4,7 @@
 //! STREAM.owner               whose the stream is; see `owner`
 //! STREAM.call.ID             what was asked; once the call has ended, and nobody needs its body, what became of it instead
 //! STREAM.call.ID.state       what became of it so far, where that is more than that it waits
-//! STREAM.call.ID.owed        what is still to be delivered, where that is other than `state` says
+//! STREAM.call.ID.owed        what is still to be delivered, where that is other than it was at the call's end
 //! STREAM.body.ID.N           the first parts of what was asked, where one message cannot hold it
 //! STREAM.answer.ID.N         the same of what was answered
 //! STREAM.cursor.NAME         a value that is kept under a name
@@ -24,7 +24,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use sha2::{Digest as _, Sha256};
 use taper_model::{CallId, FunctionName, Name};
-use taper_queue::{Answer, Attempt, Due, Entry, Origin, Parcel, State};
+use taper_queue::{Answer, Attempt, Due, Entry, Notice, Origin, Parcel, State};
 
 /// The header that holds a [`Meta`].
 pub(crate) const META: &str = "Taper";
@@ -119,6 +119,8 @@ pub(crate) struct Closed {
     pub(crate) key: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) trigger: Option<Name>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) owed: Vec<Owing>,
     #[serde(default)]
     pub(crate) parts: u32,
 }
@@ -127,6 +129,9 @@ pub(crate) struct Closed {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Owes {
     pub(crate) owed: Vec<Owing>,
+    /// What became of those that are over, since what is said beside this was.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) over: Vec<Notice>,
 }
 
 /// A parcel that is to be delivered.
@@ -136,6 +141,9 @@ pub(crate) struct Owing {
     pub(crate) due: u64,
     pub(crate) tries: u32,
     pub(crate) parcel: Parcel,
+    /// Why it failed last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) last: Option<String>,
 }
 
 /// See [`Meta::Owner`].
@@ -180,6 +188,9 @@ pub(crate) struct Tale {
     pub(crate) attempts: Vec<Attempt>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) answer: Option<AnswerHead>,
+    /// What became of its deliveries.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) deliveries: Vec<Notice>,
 }
 
 /// What was answered, without its body.
@@ -193,6 +204,13 @@ pub(crate) struct AnswerHead {
 /// What of a message is not as it was written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Broken(pub(crate) &'static str);
+
+impl Owing {
+    /// Whether what was asked is needed for it.
+    pub(crate) fn tells_what_was_asked(&self) -> bool {
+        matches!(self.parcel, Parcel::Record { .. })
+    }
+}
 
 impl Head {
     pub(crate) fn of(entry: &Entry) -> Self {
@@ -228,6 +246,11 @@ impl Head {
 }
 
 impl Tale {
+    /// What was said beside it of deliveries that are over.
+    pub(crate) fn remember(&mut self, over: &[Notice]) {
+        over.iter().for_each(|notice| notice.clone().remember(&mut self.deliveries));
+    }
+
     pub(crate) fn add(&mut self, attempt: Attempt) {
         self.attempts.push(attempt);
         let more = self.attempts.len().saturating_sub(ATTEMPTS);

@@ -12,7 +12,7 @@ use std::{
 use taper_queue::Error;
 use tokio::{
     sync::{Notify, mpsc, oneshot},
-    time::timeout,
+    time::{Instant, timeout, timeout_at},
 };
 
 use crate::{
@@ -161,13 +161,19 @@ impl Writing {
         }
         let (tell, mut told) = oneshot::channel();
         let finish = Box::new(move |landed: Result<u64, Error>| drop(tell.send(landed.map(after))));
-        self.commands.send(Command::Write(Write { messages, kind, finish })).await.map_err(|_| stopped())?;
-        let (Some(patience), Some(caller)) = (patience, caller) else { return told.await.map_err(|_| stopped())? };
-        match timeout(patience, &mut told).await {
+        let until = patience.map(|patience| Instant::now() + patience);
+        let too_slow = || self.is_there().err().unwrap_or_else(|| away(&format!("{} is too slow", self.link.servers)));
+        let sent = self.commands.send(Command::Write(Write { messages, kind, finish }));
+        match until {
+            // Nothing was handed over.
+            Some(until) => timeout_at(until, sent).await.map_err(|_| too_slow())?,
+            None => sent.await,
+        }
+        .map_err(|_| stopped())?;
+        let (Some(until), Some(caller)) = (until, caller) else { return told.await.map_err(|_| stopped())? };
+        match timeout_at(until, &mut told).await {
             Ok(told) => told.map_err(|_| stopped())?,
-            Err(_) if caller.compare_exchange(WAITS, LEFT, SeqCst, SeqCst).is_ok() => {
-                Err(self.is_there().err().unwrap_or_else(|| away(&format!("{} is too slow", self.link.servers))))
-            }
+            Err(_) if caller.compare_exchange(WAITS, LEFT, SeqCst, SeqCst).is_ok() => Err(too_slow()),
             Err(_) => told.await.map_err(|_| stopped())?,
         }
     }

@@ -22,7 +22,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Attempt, Backlog, Config, Error, Invocation, State, Stats, Verdict,
+    Attempt, Backlog, Config, Entry, Error, Invocation, Parcel, State, Stats, Verdict,
     outbox::{Outbox, Told},
     schedule::{Bounds, Key, Next, Passed, Schedule, Seq, Ticket},
 };
@@ -96,6 +96,8 @@ pub struct Held {
 pub struct Settling {
     book: Arc<Book>,
     ticket: Ticket,
+    /// Parcels that are given up with it.
+    given_up: u64,
 }
 
 impl Book {
@@ -156,6 +158,30 @@ impl Book {
     pub fn restore(&self, function: &FunctionName, key: Key, size: u64, order: Option<&str>) {
         let now = self.now_ms();
         self.schedule().restore(function, key, size, order, now);
+    }
+
+    /// Takes room for a call that is about to be accepted.
+    ///
+    /// # Errors
+    /// [`Error::Full`], also where it has a callback and as much is to be delivered as may be.
+    pub fn admit(self: &Arc<Self>, entry: &Entry) -> Result<Room, Error> {
+        let namespace = &entry.function.namespace;
+        let full = self.outbox.full(namespace, &self.config);
+        let Some((bound, of_namespace)) = full.filter(|_| entry.callback.is_some()) else {
+            return self.room(entry.function.clone(), entry.size());
+        };
+        self.counts.refused.fetch_add(1, Relaxed);
+        let (of, raise) = if of_namespace {
+            (
+                format!("namespace {namespace}"),
+                "queue.deliveries in the platform's configuration, of which one namespace has half",
+            )
+        } else {
+            ("all calls".to_owned(), "queue.deliveries in the platform's configuration")
+        };
+        let (what, bound) =
+            (format!("what is still to be delivered of {of}"), format!("{bound} callbacks and records"));
+        Err(Error::Full { what, bound, raise, retry_after: RETRY })
     }
 
     /// Takes room for a call that is about to be written.
@@ -403,7 +429,7 @@ impl Held {
     /// The attempt's end is about to be written; none when the lease is spent.
     pub fn settle(&self) -> Option<Settling> {
         let settling = self.book.schedule().settle(&self.ticket);
-        settling.then(|| Settling { book: Arc::clone(&self.book), ticket: self.ticket.clone() })
+        settling.then(|| Settling { book: Arc::clone(&self.book), ticket: self.ticket.clone(), given_up: 0 })
     }
 
     /// The medium does not hold the call any more.
@@ -425,9 +451,20 @@ impl Held {
 }
 
 impl Settling {
+    /// Gives up what there is no room for of what is to be told of the end. A callback has its room since its call was accepted.
+    pub fn bound(&mut self, parcels: &mut Vec<Parcel>) {
+        let full = || self.book.outbox.full(&self.ticket.function.namespace, &self.book.config).is_some();
+        let before = parcels.len();
+        if parcels.iter().any(|parcel| *parcel != Parcel::Callback) && full() {
+            parcels.retain(|parcel| *parcel == Parcel::Callback);
+        }
+        self.given_up = (before - parcels.len()) as u64;
+    }
+
     /// The call's end was written, or when it is due again.
     pub fn settled(self, verdict: &Verdict, due: u64) {
         let (book, now) = (&self.book, self.book.now_ms());
+        book.outbox.give_up(self.given_up, &self.ticket.function.namespace);
         let count = &book.counts;
         let counters: &[&AtomicU64] = match verdict {
             Verdict::Done => &[&count.done],

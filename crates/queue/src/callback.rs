@@ -11,12 +11,15 @@ use taper_model::{FunctionName, name::DEFAULT_NAMESPACE};
 
 use crate::{Details, post::say};
 
+/// Beside an answer of which only the first part was kept.
+const CUT: HeaderName = HeaderName::from_static("x-taper-result-cut");
+
 /// The function's answer, with its headers, and what OpenFaaS says beside them.
 pub(crate) fn callback(details: &Details) -> (HeaderMap, Bytes) {
     let Details { invocation, entry, attempts, answer, .. } = details;
     let mut headers = answer.as_ref().map(|answer| answer.headers.clone()).unwrap_or_default();
-    for hop in [CONNECTION, UPGRADE, TE, TRAILER, TRANSFER_ENCODING] {
-        headers.remove(hop);
+    for gone in [CONNECTION, UPGRADE, TE, TRAILER, TRANSFER_ENCODING, CUT] {
+        headers.remove(gone);
     }
     let body = match (answer, &invocation.reason) {
         (Some(answer), _) => answer.body.clone(),
@@ -25,6 +28,9 @@ pub(crate) fn callback(details: &Details) -> (HeaderMap, Bytes) {
             reason.clone().unwrap_or_default().into()
         }
     };
+    if answer.as_ref().is_some_and(|answer| answer.cut) {
+        headers.insert(CUT, HeaderValue::from_static("true"));
+    }
     let took = Duration::from_millis(attempts.last().map_or(0, |attempt| attempt.took_ms));
     let status = invocation.status.unwrap_or(StatusCode::SERVICE_UNAVAILABLE.as_u16());
     for (name, text) in [

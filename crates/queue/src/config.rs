@@ -28,7 +28,11 @@ pub struct Config {
     /// Largest body of a call, in bytes; the gateway's `maxAsyncBody` comes before it. Default 256 MiB.
     #[serde(deserialize_with = "bytes")]
     pub body: u64,
-    /// Most calls that run at a time; a function that nothing runs of may have one more, up to 10,000 in all. Default 1,000.
+    /// Most callbacks, records and replies that are still to be delivered, half of them for one namespace: beyond that, calls with a callback
+    /// are answered with 429, and records and replies are given up. Default 100,000.
+    pub deliveries: u64,
+    /// Most calls that run at a time; a function that nothing runs of may have one more, up to 10,000 in all, and one
+    /// of which fewer than 8 run (a 125th of these, where that is less), up to 5,000. Default 1,000.
     pub workers: usize,
     /// Most calls of one function that run at a time, where the function says nothing else. Default 100.
     pub function_workers: u64,
@@ -71,6 +75,7 @@ impl Default for Config {
             calls: 1_000_000,
             bytes: 4 << 30,
             body: 256 << 20,
+            deliveries: 100_000,
             workers: 1_000,
             function_workers: 100,
             running_bytes: 256 << 20,
@@ -98,6 +103,11 @@ impl Config {
         self.namespace_bytes.unwrap_or(self.bytes.div_ceil(2))
     }
 
+    /// Most deliveries of one namespace.
+    pub(crate) fn namespace_deliveries(&self) -> u64 {
+        self.deliveries.div_ceil(2)
+    }
+
     /// Checks what serde cannot.
     ///
     /// # Errors
@@ -110,6 +120,7 @@ impl Config {
             ("functionCalls", self.function_calls),
             ("namespaceCalls", self.namespace_calls.unwrap_or(1)),
             ("calls", self.calls),
+            ("deliveries", self.deliveries),
             ("functionWorkers", self.function_workers),
             ("workers", self.workers as u64),
         ];
@@ -165,6 +176,7 @@ mod tests {
             ("queue.workers", Config { workers: 0, ..Config::default() }),
             ("queue.functionWorkers", Config { function_workers: 0, ..Config::default() }),
             ("queue.namespaceCalls", Config { namespace_calls: Some(0), ..Config::default() }),
+            ("queue.deliveries", Config { deliveries: 0, ..Config::default() }),
             ("queue.calls", Config { calls: u64::MAX, ..Config::default() }),
             ("queue.body", Config { body: 1 << 30, ..Config::default() }),
         ] {

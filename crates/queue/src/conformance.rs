@@ -60,6 +60,7 @@ pub async fn run(make: impl AsyncFn(Start, LimitsOf) -> Arc<dyn Queue>) {
     ends::a_dead_letter_keeps_all_and_can_run_again(&*empty().await).await;
     ends::a_call_can_be_run_now(&*empty().await).await;
     ends::what_is_owed_is_delivered(&make).await;
+    ends::only_a_record_keeps_what_was_asked(&make).await;
     ends::a_dead_letter_that_is_retried_owes_nothing_of_before(&*empty().await).await;
     ends::only_what_has_ended_is_purged(&*empty().await).await;
     ends::what_is_not_there_is_named(&*empty().await).await;

@@ -19,7 +19,7 @@ use tokio::{
 };
 
 use crate::{
-    Chain, Condition, Config, Delivery, Details, Due, Entry, Error, Origin, Owed, Parcel, Parts, Policy,
+    Chain, Condition, Config, Delivery, Details, Due, Entry, Error, Notice, Origin, Owed, Parcel, Parts, Policy, Tried,
     callback::callback,
     derived_id,
     lanes::{Ask, LONGEST, Lanes, Place},
@@ -164,31 +164,36 @@ impl Courier {
         place.end();
         let invocation = &delivery.details.invocation;
         let (call, function) = (invocation.id.clone(), invocation.function.clone());
-        let again = match tried {
+        // Without an address's path: it may hold a key.
+        let to = Notice::of(delivery.number, &delivery.parcel, &delivery.details.entry, 0).to;
+        let tried = match tried {
             Ok(()) => {
                 delivery.owed.tell(Told::Delivered);
-                None
+                Tried::Delivered
             }
             Err(Missed::Stopped) => return,
             Err(Missed::Later(why, asked)) => {
                 let age = delivery.owed.now_ms().saturating_sub(invocation.ended_ms.unwrap_or_default());
                 let again = again(delivery.tries, Duration::from_millis(age), asked, rand::rng().random());
                 match again {
-                    Some(_) => {
-                        tracing::debug!(%call, why, "what became of a call could not be delivered; it is tried again");
+                    Some(after) => {
+                        // Once for each: what follows is in the call's record.
+                        if delivery.tries == 0 {
+                            tracing::warn!(%call, %function, to, why, "what became of a call could not be delivered; it is tried again for 6 h");
+                        }
+                        Tried::Again { after, why }
                     }
-                    // Without the address: it may hold a key.
                     None => {
                         delivery.owed.tell(Told::GivenUp);
-                        tracing::warn!(%call, %function, why, "what became of a call could not be delivered within 6 h and is given up");
+                        tracing::warn!(%call, %function, to, why, "what became of a call could not be delivered within 6 h and is given up");
+                        Tried::GivenUp(why)
                     }
                 }
-                again
             }
             Err(Missed::Never(why)) => {
                 delivery.owed.tell(Told::GivenUp);
-                tracing::warn!(%call, %function, why, "what became of a call cannot be delivered and is given up");
-                None
+                tracing::warn!(%call, %function, to, why, "what became of a call cannot be delivered and is given up");
+                Tried::GivenUp(why)
             }
             Err(Missed::Cut) => {
                 delivery.owed.tell(Told::Cut);
@@ -198,11 +203,14 @@ impl Courier {
                     "what became of a call is not delivered: of calls that make one another at most {MAX_HOPS} may follow the first in a row, and \
                      there may be at most {MAX_CALLS} in all; look for a circle of destinations and topics"
                 );
-                None
+                Tried::GivenUp(
+                    "more calls would have made one another than may; look for a circle of destinations and topics"
+                        .into(),
+                )
             }
         };
         let mut said = false;
-        while let Err(error) = self.parts.queue.delivered(&mut delivery, again).await {
+        while let Err(error) = self.parts.queue.delivered(&mut delivery, tried.clone()).await {
             if matches!(error, Error::Stopped) {
                 return;
             }

@@ -29,7 +29,7 @@ use std::{
 
 use rusqlite::{Connection, config::DbConfig};
 use taper_medium::{Lock, fold, lock, make_private_dir, migrate, private_file, sync_dir};
-use taper_model::{BoxFuture, CallId, FunctionName, Stage, clock};
+use taper_model::{BoxFuture, CallId, FunctionName, Name, Stage, clock};
 use tokio::{sync::broadcast, task::spawn_blocking};
 
 use self::{
@@ -41,7 +41,7 @@ use self::{
 };
 use crate::{
     Accepted, Attempt, Backlog, Book, Config, Delivery, Details, Entry, Error, Filter, Held, Invocation, Lease,
-    LimitsOf, Listed, Owed, Page, Parcel, Policy, Queue, Seq, Settled, State, Stats, Verdict,
+    LimitsOf, Listed, Page, Parcel, Policy, Queue, Seq, Settled, State, Stats, Tried, Verdict,
 };
 
 /// Larger bodies are files.
@@ -154,7 +154,7 @@ impl Journal {
             tracing::error!(%error, seq, "a call cannot be read");
             db.bury(seq, &unreadable(&error), book.now_ms())?;
         }
-        db.owed(|owing| book.owe(owing.due, owing.seq, owing.number))?;
+        db.owed(|owing, namespace| book.owe(namespace, owing.due, owing.seq, owing.number))?;
         for name in bodies.list()? {
             bodies.remove(&name, || db.names_file(&name))?;
         }
@@ -186,7 +186,7 @@ impl Journal {
         let (shared, config) = (Arc::clone(&self.shared), self.shared.book.config());
         entry.fits(config)?;
         shared.damage.refuse()?;
-        let room = shared.book.room(entry.function.clone(), entry.size())?;
+        let room = shared.book.admit(&entry)?;
         let (body, pin) = if entry.body.len() > INLINE {
             let (bodies, body) = (Arc::clone(&shared.bodies), entry.body.clone());
             let pin = spawn_blocking(move || bodies.keep(&body)).await.map_err(|_| Error::Stopped)??;
@@ -293,7 +293,7 @@ impl Journal {
     async fn bury(&self, held: Held, error: &Error) -> Result<(), Error> {
         let Some(settling) = held.settle() else { return Ok(()) };
         let (seq, now, book) = (held.key().1, self.shared.book.now_ms(), Arc::clone(&self.shared.book));
-        let reason = unreadable(error);
+        let (reason, namespace) = (unreadable(error), held.function().namespace.clone());
         let verdict = Verdict::Bury(reason.clone());
         let told = Arc::clone(&book);
         let job = move |batch: &mut Batch<'_>| {
@@ -303,7 +303,7 @@ impl Journal {
         let after = move |(owing, shown): (Option<Vec<Owing>>, Option<Invocation>)| {
             // Else it was cancelled, and whoever did so has counted it.
             let Some(owing) = owing else { return };
-            owe(&book, &owing);
+            owe(&book, &namespace, &owing);
             tell(&book, shown);
             settling.settled(&verdict, now);
         };
@@ -316,7 +316,9 @@ impl Journal {
             return Ok(());
         }
         // A lease that is spent has nothing to say.
-        let Some(settling) = held.settle() else { return Ok(()) };
+        let Some(mut settling) = held.settle() else { return Ok(()) };
+        settling.bound(&mut settled.parcels);
+        let namespace = held.function().namespace.clone();
         if let Some(answer) = &mut settled.answer {
             let most = usize::try_from(book.config().result_body).unwrap_or(usize::MAX);
             if answer.body.len() > most {
@@ -331,13 +333,17 @@ impl Journal {
         };
         let (verdict, told) = (settled.verdict.clone(), Arc::clone(&book));
         let job = move |batch: &mut Batch<'_>| {
-            let owing = batch.db.settle(seq, &settled, due, now, &mut batch.dropped)?;
+            let ended = batch.db.settle(seq, &settled, due, now, &mut batch.dropped)?;
+            let owing = ended.map(|(owing, kept)| {
+                batch.kept += kept;
+                owing
+            });
             Ok((owing, batch.shown(&told, seq)))
         };
         let after = move |(owing, shown): (Option<Vec<Owing>>, Option<Invocation>)| {
             // Else it was cancelled, and whoever did so has counted it.
             let Some(owing) = owing else { return };
-            owe(&book, &owing);
+            owe(&book, &namespace, &owing);
             tell(&book, shown);
             settling.settled(&verdict, due);
         };
@@ -443,13 +449,14 @@ impl Journal {
         }
     }
 
-    async fn end_delivery(&self, owed: &mut Owed, again: Option<Duration>) -> Result<(), Error> {
-        if !owed.is_of(&self.shared.book) {
+    async fn end_delivery(&self, delivery: &mut Delivery, tried: Tried) -> Result<(), Error> {
+        if !delivery.owed.is_of(&self.shared.book) {
             return Ok(());
         }
-        let (seq, number) = (owed.seq(), owed.number());
-        let again = again.map(|after| later(self.shared.book.now_ms(), after));
-        let job = move |batch: &mut Batch<'_>| batch.db.delivered(seq, number, again, &mut batch.dropped);
+        let notice = delivery.noted(&tried, self.shared.book.now_ms());
+        let owed = &mut delivery.owed;
+        let (seq, number, again) = (owed.seq(), owed.number(), notice.next_ms);
+        let job = move |batch: &mut Batch<'_>| batch.db.delivered(seq, number, Some(notice), &mut batch.dropped);
         let there = self.writer.write(job, |there| there).await?;
         match again.filter(|_| there) {
             Some(at) => owed.again(at),
@@ -518,12 +525,8 @@ impl Queue for Journal {
         Box::pin(self.next_delivery())
     }
 
-    fn delivered<'a>(
-        &'a self,
-        delivery: &'a mut Delivery,
-        again: Option<Duration>,
-    ) -> BoxFuture<'a, Result<(), Error>> {
-        Box::pin(self.end_delivery(&mut delivery.owed, again))
+    fn delivered<'a>(&'a self, delivery: &'a mut Delivery, tried: Tried) -> BoxFuture<'a, Result<(), Error>> {
+        Box::pin(self.end_delivery(delivery, tried))
     }
 
     fn changes(&self) -> broadcast::Receiver<Arc<Invocation>> {
@@ -558,11 +561,10 @@ impl Shared {
             Some(digest) => self.bodies.read(digest).map(|body| whole.entry.body = body).err(),
             None => None,
         };
-        let rows::Whole { invocation, entry, attempts, answer, seq, .. } = whole;
+        let rows::Whole { invocation, entry, attempts, answer, deliveries, seq, .. } = whole;
         let runs = invocation.state == State::Waiting && self.book.is_leased(seq);
         let invocation = if runs { running(invocation) } else { invocation };
-        let owed = db.parcels(seq)?;
-        Ok(Some((Details { invocation, entry, attempts, answer, owed }, unread)))
+        Ok(Some((Details { invocation, entry, attempts, answer, deliveries }, unread)))
     }
 }
 
@@ -604,8 +606,8 @@ fn tell(book: &Book, shown: Option<Invocation>) {
     }
 }
 
-fn owe(book: &Book, owing: &[Owing]) {
-    owing.iter().for_each(|owing| book.owe(owing.due, owing.seq, owing.number));
+fn owe(book: &Book, namespace: &Name, owing: &[Owing]) {
+    owing.iter().for_each(|owing| book.owe(namespace, owing.due, owing.seq, owing.number));
 }
 
 fn unreadable(error: &Error) -> String {

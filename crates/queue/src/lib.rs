@@ -18,6 +18,7 @@ mod error;
 mod journal;
 mod lanes;
 mod names;
+mod notice;
 mod outbox;
 mod policy;
 mod post;
@@ -39,6 +40,7 @@ pub use config::Config;
 pub use entry::{Chain, Due, Entry, MADE, Origin, derived_id, invocation_id};
 pub use error::Error;
 pub use journal::Journal;
+pub use notice::{Fate, Kind, Notice, Tried};
 pub use outbox::Owed;
 pub use policy::{Condition, Outcome, Policy};
 pub use schedule::{Key, Seq};
@@ -137,13 +139,12 @@ pub trait Queue: Send + Sync {
     /// As [`lease`](Self::lease).
     fn outbox(&self) -> BoxFuture<'_, Result<Delivery, Error>>;
 
-    /// Says how a delivery went: it is over, or due again after this long.
+    /// Says how a delivery went, which the call's [`Details::deliveries`] show from then on: it is over, or due again.
     ///
     /// # Errors
     /// [`Error::Stopped`], and those of the medium: nothing is written then, and it is to be said again. A delivery that is dropped before it
     /// was said is due again at once.
-    fn delivered<'a>(&'a self, delivery: &'a mut Delivery, again: Option<Duration>)
-    -> BoxFuture<'a, Result<(), Error>>;
+    fn delivered<'a>(&'a self, delivery: &'a mut Delivery, tried: Tried) -> BoxFuture<'a, Result<(), Error>>;
 
     /// Every change of a call's state from now on, as a list would show the call. Whoever reads too slowly misses some, and is told how many.
     fn changes(&self) -> broadcast::Receiver<Arc<Invocation>>;
@@ -209,7 +210,7 @@ pub enum Parcel {
 
 /// A parcel in the hands of one worker. Dropping it leaves it due.
 pub struct Delivery {
-    /// The call that has ended, with all that a parcel may need: also the body that was asked with.
+    /// The call that has ended, with all that its parcel needs: for a record also the body that was asked with.
     pub details: Details,
     /// What is to be delivered.
     pub parcel: Parcel,
@@ -358,14 +359,14 @@ pub struct Invocation {
 pub struct Details {
     /// The call.
     pub invocation: Invocation,
-    /// What was asked; its body is empty when the call has ended otherwise than as a dead letter and nothing is to be delivered any more.
+    /// What was asked; its body is empty when the call has ended otherwise than as a dead letter, and no record of it is to be delivered (any more).
     pub entry: Entry,
     /// Every attempt, the first one first; of very many, the latest.
     pub attempts: Vec<Attempt>,
     /// What the function answered last, once the call has ended.
     pub answer: Option<Answer>,
-    /// What is still to be delivered of it.
-    pub owed: Vec<Parcel>,
+    /// What was told of it, the latest few of those, and what is still to be, in the order of their numbers.
+    pub deliveries: Vec<Notice>,
 }
 
 /// Which calls. Empty matches all.

@@ -2,22 +2,29 @@
 //! medium, and as durable as that.
 
 use std::{
-    collections::{BTreeSet, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
-use tokio::{sync::Notify, time::sleep_until};
+use taper_model::Name;
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep_until},
+};
 
 use crate::{
-    Book, Error, Seq,
+    Book, Config, Error, Seq,
     lanes::{Place, Waits},
 };
 
 /// A parcel: when it is due, whose it is, and its number among the call's.
 type Parcel = (u64, Seq, u32);
+/// How often it is said at most that something is not delivered because a bound is reached.
+const SAY: Duration = Duration::from_secs(60);
 /// Where a parcel may go.
 type Room = Box<Place<Owed>>;
 
@@ -25,8 +32,6 @@ type Room = Box<Place<Owed>>;
 #[derive(Default)]
 pub(crate) struct Outbox {
     due: Mutex<Due>,
-    /// Those that are in somebody's hands among them.
-    open: AtomicU64,
     counts: [AtomicU64; 3],
     changed: Notify,
 }
@@ -34,8 +39,13 @@ pub(crate) struct Outbox {
 #[derive(Default)]
 struct Due {
     /// Those that may go now: they had to wait for a place, and have it.
-    go: VecDeque<(Parcel, Room)>,
-    waiting: BTreeSet<Parcel>,
+    go: VecDeque<(Parcel, Name, Room)>,
+    waiting: BTreeMap<Parcel, Name>,
+    /// How many there are, those in somebody's hands among them, and how many of each namespace that has any.
+    open: u64,
+    spaces: HashMap<Name, u64>,
+    /// When it was said last that there are too many.
+    said: Option<Instant>,
 }
 
 /// What became of a parcel, for counting.
@@ -51,6 +61,7 @@ pub(crate) enum Told {
 pub struct Owed {
     book: Arc<Book>,
     parcel: Parcel,
+    namespace: Name,
     /// Where it may go, once it had to wait for that.
     pub(crate) place: Option<Room>,
     /// It is in nobody's hands any more.
@@ -60,7 +71,7 @@ pub struct Owed {
 impl Outbox {
     /// How many are to be delivered.
     pub(crate) fn open(&self) -> u64 {
-        self.open.load(Relaxed)
+        self.due().open
     }
 
     /// How often that became of a parcel.
@@ -68,14 +79,45 @@ impl Outbox {
         self.counts[what as usize].load(Relaxed)
     }
 
-    fn put(&self, parcel: Parcel, place: Option<Room>) {
-        let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Which bound is reached, if one is, and whether it is that of a namespace.
+    pub(crate) fn full(&self, namespace: &Name, config: &Config) -> Option<(u64, bool)> {
+        let (due, half) = (self.due(), config.namespace_deliveries());
+        match due.spaces.get(namespace) {
+            _ if due.open >= config.deliveries => Some((config.deliveries, false)),
+            Some(has) if *has >= half => Some((half, true)),
+            _ => None,
+        }
+    }
+
+    /// Parcels of a call that has ended were given up, because a bound is reached.
+    pub(crate) fn give_up(&self, count: u64, namespace: &Name) {
+        if count == 0 {
+            return;
+        }
+        self.counts[Told::GivenUp as usize].fetch_add(count, Relaxed);
+        let (mut due, now) = (self.due(), Instant::now());
+        if due.said.is_none_or(|said| now - said >= SAY) {
+            due.said = Some(now);
+            tracing::warn!(
+                %namespace,
+                "so much is still to be delivered that the records and replies of calls that end are given up; look for receivers that do not \
+                 answer, or raise queue.deliveries in the platform's configuration"
+            );
+        }
+    }
+
+    fn put(&self, parcel: Parcel, namespace: Name, place: Option<Room>) {
+        let mut due = self.due();
         match place {
-            Some(place) => due.go.push_back((parcel, place)),
-            None => drop(due.waiting.insert(parcel)),
+            Some(place) => due.go.push_back((parcel, namespace, place)),
+            None => drop(due.waiting.insert(parcel, namespace)),
         }
         drop(due);
         self.wake();
+    }
+
+    fn due(&self) -> MutexGuard<'_, Due> {
+        self.due.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn wake(&self) {
@@ -83,30 +125,47 @@ impl Outbox {
     }
 
     /// Takes the first one that is due, or says when one will be.
-    fn take(&self, now: u64) -> Result<(Parcel, Option<Room>), Option<u64>> {
-        let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((parcel, place)) = due.go.pop_front() {
-            return Ok((parcel, Some(place)));
+    fn take(&self, now: u64) -> Result<(Parcel, Name, Option<Room>), Option<u64>> {
+        let mut due = self.due();
+        if let Some((parcel, namespace, place)) = due.go.pop_front() {
+            return Ok((parcel, namespace, Some(place)));
         }
-        match due.waiting.first() {
-            Some((at, ..)) if *at <= now => Ok((due.waiting.pop_first().expect("it was just seen"), None)),
-            later => Err(later.map(|(at, ..)| *at)),
+        let Some(first) = due.waiting.first_entry() else { return Err(None) };
+        if first.key().0 > now {
+            return Err(Some(first.key().0));
+        }
+        let (parcel, namespace) = first.remove_entry();
+        Ok((parcel, namespace, None))
+    }
+}
+
+impl Due {
+    fn close(&mut self, namespace: &Name) {
+        self.open -= 1;
+        if let Some(has) = self.spaces.get_mut(namespace) {
+            *has -= 1;
+            if *has == 0 {
+                self.spaces.remove(namespace);
+            }
         }
     }
 }
 
 impl Book {
-    /// A parcel is to be delivered.
-    pub fn owe(&self, due: u64, seq: Seq, number: u32) {
-        self.outbox.open.fetch_add(1, Relaxed);
-        self.outbox.put((due, seq, number), None);
+    /// A parcel of a call in that namespace is to be delivered.
+    pub fn owe(&self, namespace: &Name, due: u64, seq: Seq, number: u32) {
+        let mut open = self.outbox.due();
+        open.open += 1;
+        *open.spaces.entry(namespace.clone()).or_default() += 1;
+        drop(open);
+        self.outbox.put((due, seq, number), namespace.clone(), None);
     }
 
     /// A parcel that was to be delivered then is not any more. One that is in somebody's hands is, until they say how that went.
     pub fn forgive(&self, due: u64, seq: Seq, number: u32) {
-        let mut waiting = self.outbox.due.lock().unwrap_or_else(PoisonError::into_inner);
-        if waiting.waiting.remove(&(due, seq, number)) {
-            self.outbox.open.fetch_sub(1, Relaxed);
+        let mut waiting = self.outbox.due();
+        if let Some(namespace) = waiting.waiting.remove(&(due, seq, number)) {
+            waiting.close(&namespace);
         }
     }
 
@@ -125,7 +184,9 @@ impl Book {
                 return Err(Error::Stopped);
             }
             match self.outbox.take(self.now_ms()) {
-                Ok((parcel, place)) => return Ok(Owed { book: Arc::clone(self), parcel, place, over: false }),
+                Ok((parcel, namespace, place)) => {
+                    return Ok(Owed { book: Arc::clone(self), parcel, namespace, place, over: false });
+                }
                 Err(None) => changed.await,
                 Err(Some(at)) => {
                     tokio::select! {
@@ -167,7 +228,7 @@ impl Owed {
     /// It was delivered, or is not to be any more.
     pub fn over(&mut self) {
         if !std::mem::replace(&mut self.over, true) {
-            self.book.outbox.open.fetch_sub(1, Relaxed);
+            self.book.outbox.due().close(&self.namespace);
         }
     }
 
@@ -181,7 +242,7 @@ impl Owed {
 impl Owed {
     fn put_back(&mut self) {
         if !std::mem::replace(&mut self.over, true) {
-            self.book.outbox.put(self.parcel, self.place.take());
+            self.book.outbox.put(self.parcel, self.namespace.clone(), self.place.take());
         }
     }
 }

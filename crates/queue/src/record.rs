@@ -144,7 +144,7 @@ mod tests {
             status: attempts.last().and_then(|a| a.status),
             reason: Some("it went wrong".into()),
         };
-        Details { invocation, entry, attempts, answer, owed: Vec::new() }
+        Details { invocation, entry, attempts, answer, deliveries: Vec::new() }
     }
 
     fn attempt(status: u16, stage: Option<Stage>) -> Attempt {

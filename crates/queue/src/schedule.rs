@@ -95,6 +95,11 @@ enum May {
 const ALL: usize = 0;
 /// Of those that nothing runs of: each may have one call run whatever else does, so that nobody's backlog delays another's.
 const IDLE: usize = 1;
+/// Of those that few run of: each may have so many run although all places are taken, so that those who came first leave others more than one
+/// at a time. Those are 8, and fewer where there are few places.
+const FEW: usize = 2;
+const SOME: u64 = 8;
+const PLACES: u64 = 125;
 
 pub(crate) struct Schedule {
     bounds: Bounds,
@@ -102,7 +107,7 @@ pub(crate) struct Schedule {
     leased: HashMap<Seq, Leased>,
     /// The order keys of calls that have one, while they wait or run.
     ordered: HashMap<Seq, Arc<str>>,
-    turns: [Turns; 2],
+    turns: [Turns; 3],
     /// Functions whose first call is not due yet, or that their rates hold back.
     timers: BTreeSet<(u64, FunctionName)>,
     /// Functions without calls that are still remembered, lest their rates began anew.
@@ -178,8 +183,13 @@ impl Schedule {
     /// What to do next. A function that gives a call comes after all others of its namespace, and that after all others.
     pub(crate) fn next(&mut self, now: u64, limits: &dyn Fn(&FunctionName) -> Limits) -> Next {
         self.wake(now);
-        for kind in [ALL, IDLE] {
-            let most = if kind == ALL { self.bounds.workers } else { self.bounds.workers.max(MOST) };
+        for kind in [ALL, IDLE, FEW] {
+            let most = match kind {
+                ALL => self.bounds.workers,
+                IDLE => self.bounds.workers.max(MOST),
+                // Half is left to those that nothing runs of.
+                _ => self.bounds.workers.max(MOST / 2),
+            };
             while self.total.running < most {
                 let Some(function) = self.turns[kind].first().cloned() else { break };
                 match self.may(&function, now, &limits(&function)) {
@@ -368,7 +378,7 @@ impl Schedule {
         if let Some(order) = &order {
             line.runs(order, true);
         }
-        for kind in [ALL, IDLE] {
+        for kind in [ALL, IDLE, FEW] {
             if let Some(turn) = self.line(function).turns[kind].take() {
                 self.turns[kind].leave(&function.namespace, turn);
             }
@@ -438,7 +448,8 @@ impl Schedule {
         let Some(line) = self.lines.get_mut(function) else { return };
         let first = line.first().filter(|_| !line.held).map(|((due, _), _)| due.max(line.until.unwrap_or(0)));
         let due = first.is_some_and(|at| at <= now);
-        for (kind, wanted) in [(ALL, due), (IDLE, due && line.has.running == 0)] {
+        let few = line.has.running < (self.bounds.workers / PLACES).min(SOME);
+        for (kind, wanted) in [(ALL, due), (IDLE, due && line.has.running == 0), (FEW, due && few)] {
             match (wanted, line.turns[kind]) {
                 (true, None) => line.turns[kind] = Some(self.turns[kind].join(function)),
                 (false, Some(turn)) => {

@@ -122,6 +122,9 @@ impl Describe {
         say("Instances", &instances)?;
         say("Scaling", &text(function, "/status/scaling"))?;
         say("Timeout", &text(function, "/spec/timeout"))?;
+        let [terms, backlog] = waitless(&function["status"]["async"]);
+        say("Async", &terms)?;
+        say("Backlog", &backlog)?;
         say("Age", &age(&text(function, "/status/createdAt")))?;
         for (label, line) in starts(&function["status"]["starts"]) {
             output::line(&format!("{label:<12} {line}"))?;
@@ -177,12 +180,41 @@ fn leading(function: &Value, routes: &Value) -> Vec<[String; 2]> {
 /// Each trigger that calls a function: its name, its source, and when it does or why it does not.
 fn calling(function: &Value, triggers: &Value) -> Vec<String> {
     let all = triggers.as_array().map_or(&[][..], Vec::as_slice);
-    let here = all.iter().filter(|trigger| trigger["spec"]["function"] == function["metadata"]["name"]);
+    // What stands in the annotations has a line of its own.
+    let put = all.iter().filter(|trigger| !trigger::is_annotation(trigger));
+    let here = put.filter(|trigger| trigger["spec"]["function"] == function["metadata"]["name"]);
     let line = |trigger: &Value| {
         let [name, _, source, state, _, next, _] = trigger::row(trigger);
         format!("{name}  {source}{}", trigger::coming(&state, &next))
     };
     here.map(line).collect()
+}
+
+/// What holds for the calls that nobody waits for, and how many there are; `-` where nothing is to be said.
+fn waitless(standing: &Value) -> [String; 2] {
+    let mut terms = Vec::new();
+    match standing["concurrency"].as_u64() {
+        Some(0) => terms.push("paused (concurrency 0)".to_owned()),
+        Some(most) => terms.push(format!("{most} at a time")),
+        None => {}
+    }
+    terms.extend(standing["rate"].as_f64().map(|rate| format!("{rate} a second")));
+    terms.extend(standing["queue"].as_u64().map(|most| format!("at most {most} waiting or running")));
+    terms.extend(Some(trigger::retry(&standing["retry"])).filter(|retry| !retry.is_empty()));
+    for (field, words) in [("onSuccess", "on success"), ("onFailure", "on failure")] {
+        let to = trigger::destination(&standing[field]);
+        terms.extend((!to.is_empty()).then(|| format!("{words} {to}")));
+    }
+    let more = if standing["deadAtLeast"] == true { "or more " } else { "" };
+    let count = |(field, words): (&str, &str)| {
+        let count = standing[field].as_u64().filter(|count| *count > 0)?;
+        Some(format!("{count} {}{words}", if field == "dead" { more } else { "" }))
+    };
+    let mut backlog: Vec<String> =
+        [("waiting", "waiting"), ("running", "running"), ("dead", "dead")].into_iter().filter_map(count).collect();
+    let oldest = standing["oldest"].as_str().map(|at| format!("the oldest that waits is {} old", age(at)));
+    backlog.extend(oldest);
+    [terms, backlog].map(|parts| if parts.is_empty() { "-".into() } else { parts.join(", ") })
 }
 
 /// What calls waited for that found nothing running: how many there were, and where the time of the last ones went.
@@ -261,6 +293,24 @@ mod tests {
             ["nightly  0 3 * * * UTC, next now", "orders  topic orders", "held  @daily, suspended"]
         );
         assert!(calling(&function, &Value::Null).is_empty());
+    }
+
+    #[test]
+    fn what_nobody_waits_for() {
+        let ago = taper_model::clock::rfc3339(taper_model::clock::unix_ms() - 180_500);
+        let standing = json!({"paused": true, "concurrency": 0, "rate": 2.5, "queue": 9, "retry": {"attempts": 5},
+            "onFailure": {"function": "audit"}, "waiting": 5, "running": 0, "dead": 1000, "deadAtLeast": true, "oldest": ago});
+        assert_eq!(
+            waitless(&standing),
+            [
+                "paused (concurrency 0), 2.5 a second, at most 9 waiting or running, attempts: 5, on failure function audit",
+                "5 waiting, 1000 or more dead, the oldest that waits is 3m old"
+            ]
+        );
+        let [terms, backlog] =
+            waitless(&json!({"paused": false, "concurrency": 2, "waiting": 0, "running": 1, "dead": 3}));
+        assert_eq!((terms.as_str(), backlog.as_str()), ("2 at a time", "1 running, 3 dead"));
+        assert_eq!(waitless(&json!({"waiting": 0, "running": 0, "dead": 0})), ["-", "-"]);
     }
 
     #[test]

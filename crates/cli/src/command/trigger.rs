@@ -58,12 +58,17 @@ pub(super) fn row(trigger: &Value) -> [String; 7] {
     [
         text(trigger, "/metadata/name"),
         text(trigger, "/spec/function"),
-        source(&trigger["spec"]),
+        source(&trigger["spec"]) + if is_annotation(trigger) { " (annotation)" } else { "" },
         state(trigger),
         ago(trigger["status"]["lastTick"].as_str().or_else(|| trigger["status"]["lastEvent"].as_str()).unwrap_or("-")),
         ahead(&text(trigger, "/status/nextTick")),
         age(&text(trigger, "/status/createdAt")),
     ]
+}
+
+/// Whether it stands in its function's annotations, and nobody has put it.
+pub(super) fn is_annotation(trigger: &Value) -> bool {
+    trigger["status"]["annotation"] == true
 }
 
 /// Whether it makes calls, and whether something has gone wrong since the last one.
@@ -84,6 +89,9 @@ pub(super) fn page(trigger: &Value) -> Vec<(&'static str, String)> {
         ("State", state(trigger)),
         ("Error", harmless(&said("/status/error"))),
     ];
+    if is_annotation(trigger) {
+        page.push(("From", "the function's annotations `topic` and `schedule`".into()));
+    }
     if spec["schedule"].is_string() {
         let jitter = spec["jitter"].as_str().map(|most| format!(", up to {} later", harmless(most)));
         page.push(("Schedule", source(spec) + &jitter.unwrap_or_default()));
@@ -189,7 +197,7 @@ fn condition(filter: &Value) -> String {
 }
 
 /// What is said of attempts, where something is.
-fn retry(retry: &Value) -> String {
+pub(super) fn retry(retry: &Value) -> String {
     let fields = [
         ("attempts", "attempts: "),
         ("minWait", "waits from "),
@@ -205,7 +213,7 @@ fn retry(retry: &Value) -> String {
 }
 
 /// `function audit`, `https://…`, `topic orders`.
-fn destination(destination: &Value) -> String {
+pub(super) fn destination(destination: &Value) -> String {
     let said = ["function", "url", "topic"].iter().find_map(|kind| Some((*kind, destination[kind].as_str()?)));
     said.map(|(kind, to)| harmless(&if kind == "url" { to.to_owned() } else { format!("{kind} {to}") }))
         .unwrap_or_default()
@@ -313,6 +321,10 @@ mod tests {
 
     #[test]
     fn a_schedule_of_annotations() {
+        let trigger = json!({"metadata": {"name": "hello"}, "spec": {"function": "hello", "schedule": "@daily"},
+            "status": {"state": "active", "annotation": true}});
+        assert_eq!(row(&trigger)[..3], ["hello", "hello", "@daily (annotation)"]);
+        assert!(page(&trigger).contains(&("From", "the function's annotations `topic` and `schedule`".into())));
         let function = |status: Value| json!({"metadata": {"annotations": {"topic": "cron-function", "schedule": "@daily"}}, "status": status});
         let next = json!({"schedule": {"state": "active", "nextTick": "2000-01-01T00:00:00Z"}});
         assert_eq!(annotated(&function(next)).as_deref(), Some("@daily, next now"));

@@ -20,7 +20,7 @@ use crate::{
     Error, Shared,
     admit::admit,
     api::{
-        known, no_function,
+        invocations, known, no_function,
         read::{Asked, By, Space, Target, Told, flag},
         resource, revisions, set_scale,
     },
@@ -61,7 +61,9 @@ pub(crate) async fn list(State(shared): State<Arc<Shared>>, Space(namespace): Sp
 }
 
 pub(crate) async fn get(State(shared): State<Arc<Shared>>, Target(name): Target) -> Result<Json<Value>, Error> {
-    shown(&shared, &name).map(Json)
+    let mut shown = shown(&shared, &name)?;
+    shown["status"]["async"] = invocations::standing(&shared, &name).await;
+    Ok(Json(shown))
 }
 
 pub(super) fn shown(shared: &Shared, name: &FunctionName) -> Result<Value, Error> {

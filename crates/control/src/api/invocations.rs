@@ -21,7 +21,11 @@ use futures_util::stream;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use taper_model::{CallId, FunctionName, Name, clock, quantity::Span};
+use taper_model::{
+    CallId, FunctionName, Name, clock,
+    invocation::{Async, Retries},
+    quantity::Span,
+};
 use taper_queue::{Details, Filter, Page, State as Where};
 use tokio::time::{Instant, timeout_at};
 
@@ -172,6 +176,40 @@ pub(crate) async fn list(
     let listed = shared.parts.queue.list(filter, Page { after, size }).await?;
     let items: Vec<Value> = listed.invocations.iter().map(|call| json!(shown::Item::of(call))).collect();
     Ok(Json(json!({"items": items, "next": listed.next})).into_response())
+}
+
+/// What holds for the calls of a function that nobody waits for, and how many there are, as far as the queue can say that now.
+pub(super) async fn standing(shared: &Shared, function: &FunctionName) -> Value {
+    let said = snapshot(shared).function(function).map(|function| {
+        let (annotated, _) = Retries::of_annotations(&function.latest().revision.annotations);
+        let said = function.routing.asynchronous.clone();
+        Async { retry: said.retry.clone().or(annotated), ..said }
+    });
+    let said = said.unwrap_or_default();
+    let queue = &shared.parts.queue;
+    let all = queue.backlog();
+    let backlog = all.iter().find(|(name, _)| name == function).map(|(_, backlog)| *backlog).unwrap_or_default();
+    let mut shown = json!(said);
+    shown["paused"] = (said.concurrency == Some(0)).into();
+    (shown["waiting"], shown["running"]) = (backlog.waiting.into(), backlog.running.into());
+    let listed = async |state| {
+        let filter = Filter { function: Some(function.clone()), state: Some(state), ..Filter::default() };
+        queue.list(filter, Page { after: None, size: PAGE.0 }).await.ok()
+    };
+    if let Some(dead) = listed(Where::Dead).await {
+        shown["dead"] = dead.invocations.len().into();
+        if dead.next.is_some() {
+            shown["deadAtLeast"] = true.into();
+        }
+    }
+    // Of more than one page it is not looked for.
+    if (1..=PAGE.0 as u64).contains(&backlog.waiting)
+        && let Some(waiting) = listed(Where::Waiting).await
+        && let Some(oldest) = waiting.invocations.last()
+    {
+        shown["oldest"] = clock::rfc3339(oldest.accepted_ms).into();
+    }
+    shown
 }
 
 #[derive(Deserialize)]

@@ -362,6 +362,7 @@ fn schemas() -> Value {
     });
     schemas["FunctionStatus"]["properties"]["starts"] = named("Starts");
     schemas["FunctionStatus"]["properties"]["schedule"] = named("TriggerStatus");
+    schemas["FunctionStatus"]["properties"]["async"] = named("Standing");
     schemas
 }
 

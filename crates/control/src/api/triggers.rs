@@ -43,6 +43,19 @@ fn unseen(snapshot: &Snapshot, trigger: &Trigger) -> TriggerStatus {
     }
 }
 
+/// The trigger that a function's annotations make, as long as nobody has put one of that name.
+fn of_annotations(shared: &Shared, snapshot: &Snapshot, name: &FunctionName) -> Option<Value> {
+    let function = snapshot.function(name)?;
+    let status = annotated(shared, name)?;
+    let schedule = function.latest().revision.annotations.get("schedule").cloned();
+    let spec = TriggerSpec { function: Some(name.name.clone()), schedule, ..TriggerSpec::default() };
+    let mut shown = json!(Manifest::new(name, spec));
+    shown["status"] = json!(status);
+    shown["status"]["createdAt"] = clock::rfc3339(function.created_ms).into();
+    shown["status"]["annotation"] = true.into();
+    Some(shown)
+}
+
 fn missing(name: &FunctionName) -> Error {
     Error::NotFound(format!("trigger {name} does not exist"))
 }
@@ -67,15 +80,21 @@ pub(super) fn annotated(shared: &Shared, function: &FunctionName) -> Option<Trig
 pub(super) async fn list(State(shared): State<Arc<Shared>>, Space(namespace): Space) -> Result<Json<Value>, Error> {
     let snapshot = snapshot(&shared);
     known(&snapshot, &namespace)?;
-    let mut triggers: Vec<_> = snapshot.triggers.values().filter(|t| t.namespace == namespace).collect();
-    triggers.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-    Ok(Json(triggers.into_iter().map(|trigger| shown(&shared, &snapshot, trigger)).collect()))
+    let put = snapshot.triggers.values().filter(|t| t.namespace == namespace);
+    let mut triggers: Vec<_> = put.map(|trigger| (&trigger.name, shown(&shared, &snapshot, trigger))).collect();
+    let here = snapshot.functions.values().filter(|f| f.name.namespace == namespace);
+    triggers.extend(here.filter_map(|f| Some((&f.name.name, of_annotations(&shared, &snapshot, &f.name)?))));
+    triggers.sort_unstable_by_key(|(name, _)| *name);
+    Ok(Json(triggers.into_iter().map(|(_, trigger)| trigger).collect()))
 }
 
 pub(super) async fn get(State(shared): State<Arc<Shared>>, Target(name): Target) -> Result<Json<Value>, Error> {
     let snapshot = snapshot(&shared);
-    let trigger = snapshot.trigger(&name.namespace, &name.name).ok_or_else(|| missing(&name))?;
-    Ok(Json(shown(&shared, &snapshot, trigger)))
+    let found = match snapshot.trigger(&name.namespace, &name.name) {
+        Some(trigger) => Some(shown(&shared, &snapshot, trigger)),
+        None => of_annotations(&shared, &snapshot, &name),
+    };
+    found.map(Json).ok_or_else(|| missing(&name))
 }
 
 pub(super) async fn put(
@@ -112,6 +131,9 @@ pub(super) async fn put(
 
 pub(super) async fn delete(State(shared): State<Arc<Shared>>, Target(name): Target) -> Result<StatusCode, Error> {
     shared.parts.store.delete_trigger(&name.namespace, &name.name).await.map_err(|error| match error {
+        taper_store::Error::NotFound(_) if annotated(&shared, &name).is_some() => Error::Conflict(format!(
+            "trigger {name} stands in the annotations `topic` and `schedule` of function {name}; deploy that without them"
+        )),
         taper_store::Error::NotFound(_) => missing(&name),
         error => error.into(),
     })?;

@@ -17,7 +17,7 @@ use tower::ServiceExt;
 
 use crate::house::{House, Stage as Scene, secs};
 
-const CALLS: &str = "/v1/namespaces/default/invocations";
+pub(crate) const CALLS: &str = "/v1/namespaces/default/invocations";
 
 /// Takes calls on as the gateway would, for functions that there are.
 pub(crate) fn accepting(snapshot: watch::Receiver<Arc<Snapshot>>, queue: &Arc<Journal>) -> taper_control::Accept {
@@ -55,7 +55,7 @@ async fn deployed(house: House) -> House {
 }
 
 /// Accepts a call of `hello`, and gives its id.
-async fn accepted(house: &House, more: Value) -> String {
+pub(crate) async fn accepted(house: &House, more: Value) -> String {
     let mut body = json!({"function": "hello"});
     body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     let (status, record) = house.json("POST", CALLS, body).await;
@@ -64,7 +64,7 @@ async fn accepted(house: &House, more: Value) -> String {
 }
 
 /// Takes the next call that is due.
-async fn lease(house: &House) -> Lease {
+pub(crate) async fn lease(house: &House) -> Lease {
     tokio::time::timeout(secs(20), house.queue.lease()).await.expect("a call is due").unwrap()
 }
 
@@ -99,7 +99,7 @@ async fn done(house: &House, lease: Lease, answer: Answer) {
 }
 
 /// Makes a dead letter of a call.
-async fn dead(house: &House, lease: Lease) {
+pub(crate) async fn dead(house: &House, lease: Lease) {
     let attempt = Attempt { stage: Some("invoke".into()), message: Some("the process died".into()), ..attempt(502) };
     let verdict = Verdict::Bury("it failed 3 times".into());
     house.queue.settle(&lease, Settled { attempt, verdict, answer: None, parcels: Vec::new() }).await.unwrap();
@@ -177,7 +177,14 @@ async fn a_call_from_its_acceptance_to_its_result() {
 
     let (_, record) = get(&house, &format!("/{id}")).await;
     assert_eq!((&record["status"], &record["lastStatus"]), (&json!("done"), &json!(404)), "{record}");
-    assert_eq!((&record["result"]["body"], &record["deliveries"]), (&json!("<b>no</b>"), &json!(["callback"])));
+    assert_eq!(record["result"]["body"], "<b>no</b>");
+    let told = &record["deliveries"][0];
+    assert_eq!(
+        (&told["kind"], &told["state"], &told["tries"]),
+        (&json!("callback"), &json!("waiting"), &json!(0)),
+        "{record}"
+    );
+    assert!(told["nextAt"].is_string() && told["to"] == "https://example.com", "{told}");
     assert_eq!(record["result"]["headers"]["x-many"], json!(["1", "2"]));
     let tried = &record["attempts"][0];
     assert_eq!((&tried["tookMs"], &tried["start"], &tried["status"]), (&json!(7), &json!("warm"), &json!(404)));
@@ -295,6 +302,13 @@ async fn what_cannot_be_accepted_is_refused_by_its_field() {
         (json!({"function": "hello", "body": "a", "bodyBase64": "YQ=="}), 400, "not both"),
         (json!({"function": "hello", "bodyBase64": "?"}), 400, "bodyBase64: "),
         (json!({"function": "hello", "delay": "soon"}), 400, "delay: `soon`"),
+        (json!({"function": "hello", "delay": "1s", "at": "2026-01-02T03:04:05Z"}), 400, "give delay or at, not both"),
+        (
+            json!({"function": "hello", "delay": "1s", "orderKey": "k"}),
+            400,
+            "orderKey does not go together with delay: ",
+        ),
+        (json!({"function": "hello", "at": "2026-01-02T03:04:05Z", "orderKey": "k"}), 400, "not go together with at: "),
         (json!({"function": "hello", "delay": "9000h"}), 400, "delay lies more than 366 days ahead"),
         (json!({"function": "hello", "delay": "367d"}), 400, "delay lies more than 366 days ahead"),
         (json!({"function": "hello", "delay": "999999999h"}), 400, "delay: `999999999h` is too long"),

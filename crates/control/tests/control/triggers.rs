@@ -1,4 +1,5 @@
-//! `kind: Trigger` through `/v1`: what goes in comes out, what its source knows stands beside it, and what makes no sense is refused.
+//! `kind: Trigger` through `/v1`: what goes in comes out, what its source knows stands beside it, and what makes no sense is refused. And what a
+//! function says of the calls that nobody waits for.
 
 use serde_json::{Value, json};
 use taper_model::{
@@ -7,7 +8,10 @@ use taper_model::{
 };
 use taper_store::Store;
 
-use crate::house::{House, manifest};
+use crate::{
+    house::{House, manifest},
+    invocations::{CALLS, accepted, dead, lease},
+};
 
 const ALL: &str = "/v1/namespaces/default/triggers";
 
@@ -92,6 +96,18 @@ async fn triggers_are_put_shown_and_deleted() {
     assert_eq!(house.json("DELETE", &place("seen"), Value::Null).await.0, 204);
     let (_, function) = house.json("GET", "/v1/namespaces/default/functions/seen", Value::Null).await;
     assert_eq!((&function["status"]["schedule"], function["status"].get("triggers")), (&known, None));
+    // It is shown with the others, and goes where it has come from.
+    let (_, all) = house.json("GET", ALL, Value::Null).await;
+    let (_, annotated) = house.json("GET", &place("seen"), Value::Null).await;
+    assert_eq!(all, json!([held, shown, annotated]));
+    assert_eq!(annotated["spec"], json!({"function": "seen"}));
+    assert_eq!(annotated["status"]["createdAt"], function["status"]["createdAt"]);
+    known["annotation"] = json!(true);
+    known["createdAt"] = annotated["status"]["createdAt"].clone();
+    assert_eq!((&annotated["kind"], &annotated["status"]), (&json!("Trigger"), &known));
+    let (status, refusal) = house.json("DELETE", &place("seen"), Value::Null).await;
+    let why = "trigger seen.default stands in the annotations `topic` and `schedule` of function seen.default; deploy that without them";
+    assert_eq!((status.as_u16(), &refusal["message"]), (409, &json!(why)));
 
     // It outlives its function, and says what is wrong.
     assert_eq!(house.json("DELETE", "/v1/namespaces/default/functions/hello", Value::Null).await.0, 204);
@@ -144,4 +160,33 @@ async fn triggers_that_make_no_sense_are_refused() {
     let (status, refusal) = house.json("PUT", "/v1/namespaces/nowhere/triggers/t", good()).await;
     assert!(status == 404 && refusal["message"].as_str().unwrap().contains("nowhere"), "{refusal}");
     assert_eq!(house.store.snapshot().borrow().version, before, "nothing was changed");
+}
+
+/// A function says what holds for its calls and how many there are, so that a reader finds why none runs.
+#[tokio::test]
+async fn a_function_shows_its_calls() {
+    let house = House::new();
+    let mut said = manifest(
+        "hello",
+        json!({"async": {"concurrency": 0, "queue": 5, "retry": {"maxAge": "1h"}, "onFailure": {"topic": "bad"}}}),
+    );
+    said["metadata"]["annotations"] = json!({"com.openfaas.retry.attempts": "7"});
+    let path = "/v1/namespaces/default/functions/hello";
+    assert_eq!(house.json("PUT", &format!("{path}?wait=false"), said).await.0, 202);
+    let standing = async || house.json("GET", path, Value::Null).await.1["status"]["async"].clone();
+    let mut expect = json!({"paused": true, "concurrency": 0, "queue": 5, "retry": {"attempts": 7, "maxAge": "1h"},
+        "onFailure": {"topic": "bad"}, "waiting": 0, "running": 0, "dead": 0});
+    assert_eq!(standing().await, expect);
+    let first = accepted(&house, json!({})).await;
+    let (_, first) = house.json("GET", &format!("{CALLS}/{first}"), Value::Null).await;
+    accepted(&house, json!({"delay": "1h"})).await;
+    (expect["waiting"], expect["oldest"]) = (json!(2), first["acceptedAt"].clone());
+    assert_eq!(standing().await, expect);
+    let held = lease(&house).await;
+    let seen = standing().await;
+    assert_eq!((&seen["waiting"], &seen["running"]), (&json!(1), &json!(1)));
+    dead(&house, held).await;
+    let seen = standing().await;
+    assert_eq!((&seen["waiting"], &seen["running"], &seen["dead"]), (&json!(1), &json!(0), &json!(1)));
+    assert!(seen["oldest"].as_str() >= first["acceptedAt"].as_str());
 }

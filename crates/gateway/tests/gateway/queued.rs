@@ -11,7 +11,7 @@ use taper_medium::Error::Full;
 use taper_model::{BoxFuture, CallId, Cause, Fault, FunctionName, Reply, Retry, call};
 use taper_queue::{
     Accepted, Backlog, Delivery, Details, Entry, Error, Filter, Invocation, Lease, Listed, Origin, Page, Queue,
-    Settled, State, Stats,
+    Settled, State, Stats, Tried,
 };
 use tokio::sync::broadcast;
 
@@ -69,7 +69,7 @@ impl Queue for Notebook {
         Box::pin(std::future::pending())
     }
 
-    fn delivered<'a>(&'a self, _: &'a mut Delivery, _: Option<Duration>) -> BoxFuture<'a, Result<(), Error>> {
+    fn delivered<'a>(&'a self, _: &'a mut Delivery, _: Tried) -> BoxFuture<'a, Result<(), Error>> {
         Box::pin(async { Ok(()) })
     }
 
@@ -112,7 +112,7 @@ impl Queue for Notebook {
                 status: None,
                 reason: None,
             };
-            Ok(Some(Details { invocation, entry, attempts: Vec::new(), answer: None, owed: Vec::new() }))
+            Ok(Some(Details { invocation, entry, attempts: Vec::new(), answer: None, deliveries: Vec::new() }))
         })
     }
 
@@ -351,6 +351,8 @@ async fn what_is_refused_is_not_accepted_by_half() {
         ("x-callback-url", "http://127.1/"),
         ("x-taper-order-key", "\u{e4}"),
         ("idempotency-key", "a\r\nidempotency-key: b"),
+        ("x-taper-order-key", "k\r\nx-taper-delay: 1s"),
+        ("x-taper-at", "2020-01-02T03:04:05Z\r\nx-taper-order-key: k"),
     ] {
         // Refused by its head: the body is never waited for.
         let mut raw = platform.raw().await;
@@ -476,9 +478,11 @@ async fn what_a_host_or_a_rule_leads_to_can_be_called_for_later() {
     let (platform, notebook) = platform().await;
     let rule = r#"{"path": "/users/{id}/*", "strip": true, "function": "quick", "cors": {"origins": ["*"]}}"#;
     platform.publish.send_replace(Arc::new(routed(&[("default", rule)])));
-    for (host, path, function, target) in [
-        ("hello.dev.localhost", "/a/b?c", "hello.dev", "/a/b?c"),
-        ("localhost", "/users/7/x?c", "quick.default", "/7/x?c"),
+    for (host, path, function, target, home) in [
+        ("hello.dev.localhost", "/a/b?c", "hello.dev", "/a/b?c", "http://localhost"),
+        ("Hello.dev.localhost:8080", "/a/b?c", "hello.dev", "/a/b?c", "http://localhost:8080"),
+        ("localhost", "/users/7/x?c", "quick.default", "/7/x?c", ""),
+        ("10.1.2.3:8080", "/users/7/x?c", "quick.default", "/7/x?c", ""),
     ] {
         let request =
             Request::post(path).header("host", host).header("x-taper-async", "true").header("origin", "https://a.b");
@@ -487,10 +491,20 @@ async fn what_a_host_or_a_rule_leads_to_can_be_called_for_later() {
         let entry = notebook.only();
         notebook.pushed.lock().unwrap().clear();
         assert_eq!((entry.function.to_string(), entry.path.as_str()), (function.to_owned(), target));
+        // The path alone would lead into the function there.
+        let record = format!("{home}/v1/namespaces/{}/invocations/{}", entry.function.namespace, entry.id);
+        assert_eq!(answer.header("location"), record, "{host}");
         let id = entry.headers.get("x-taper-param-id").map(|v| v.to_str().unwrap());
         assert_eq!(id, (function == "quick.default").then_some("7"));
         assert_eq!(answer.header("access-control-allow-origin"), if id.is_some() { "*" } else { "" });
     }
+    // Below no domain that is known to be the platform's.
+    let rule = r#"{"host": "shop.example.com", "path": "/*", "function": "quick"}"#;
+    platform.publish.send_replace(Arc::new(routed(&[("default", rule)])));
+    let request = Request::post("/v1/x").header("host", "shop.example.com").header("x-taper-async", "true");
+    let answer = platform.send(request.body(call::full("x")).unwrap()).await;
+    assert_eq!((answer.status.as_u16(), answer.header("location")), (202, ""));
+    assert_eq!(answer.header("x-call-id"), notebook.only().id.as_str());
 }
 
 /// The queue keeps what chooses the revision when the call runs; a tag that the address names cannot be had otherwise, nor forged.

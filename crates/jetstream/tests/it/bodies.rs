@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use taper_model::invocation::Destination;
 use taper_queue::{
-    Entry, Filter, Page, Parcel, Queue, State, Verdict,
+    Condition, Entry, Filter, Page, Parcel, Queue, State, Tried, Verdict,
     conformance::{entry, settled},
 };
 
@@ -48,14 +49,14 @@ async fn a_body_of_many_messages_is_one_body_and_leaves_nothing() {
     let queue = open(&address, &home).await;
     let lease = queue.lease().await.unwrap();
     assert!(lease.entry.id == first && lease.entry.body == body && lease.entry.headers["x-large"] == head);
-    // The answer is too much for one message, too; it is owed to somebody, who may want to see what was asked.
+    // The answer is too much for one message, too; it is owed to somebody who sees what was asked.
     let answer = vec![b'a'; 1 << 20];
     let mut end = settled(Verdict::Done, 200, &answer);
-    end.parcels = vec![Parcel::Callback];
+    end.parcels = vec![Parcel::Record { to: Destination::default(), condition: Condition::Success }];
     queue.settle(&lease, end).await.unwrap();
     let mut delivery = queue.outbox().await.unwrap();
     assert!(delivery.details.entry.body == body && delivery.details.answer.as_ref().unwrap().body == answer);
-    queue.delivered(&mut delivery, None).await.unwrap();
+    queue.delivered(&mut delivery, Tried::Delivered).await.unwrap();
     let details = queue.get(&first).await.unwrap().unwrap();
     assert!(details.entry.body.is_empty() && details.entry.headers["x-large"] == head);
     assert_eq!((details.answer.unwrap().body, details.invocation.state), (answer.clone().into(), State::Done));

@@ -100,18 +100,30 @@ impl Bodies {
         Ok(pin)
     }
 
-    /// Reads a body, and checks that it is what was written. Blocks.
+    /// Reads a body, and checks that it is what was written; a file that is not is set aside, so that whoever sends the same body again has it
+    /// written anew. Blocks.
     pub(super) fn read(&self, digest_: &str) -> Result<Bytes, Error> {
         let path = self.path(digest_);
         let damaged = |detail: &str| Error::damaged(&path, detail);
-        let body = fs::read(&path).map_err(|e| match e.kind() {
-            ErrorKind::NotFound => damaged("the body of a call is gone"),
-            _ => Error::io("read", &path)(e),
-        })?;
-        match digest(&body) == digest_ {
-            true => Ok(body.into()),
-            false => Err(damaged("it is not what was written")),
+        let read = || {
+            fs::read(&path).map_err(|e| match e.kind() {
+                ErrorKind::NotFound => damaged("the body of a call is gone"),
+                _ => Error::io("read", &path)(e),
+            })
+        };
+        let body = read()?;
+        if digest(&body) == digest_ {
+            return Ok(body.into());
         }
+        // Held until the file is elsewhere: nobody begins to count on it meanwhile. Who does already is told when his is read.
+        let pins = self.pins();
+        // Somebody else may have set it aside, and another written it anew.
+        if !pins.contains_key(digest_) && read().is_ok_and(|body| digest(&body) != digest_) {
+            let aside = path.with_extension("damaged");
+            // Where that is not possible it stays, and is told of again.
+            drop(fs::rename(&path, &aside));
+        }
+        Err(damaged("it is not what was written"))
     }
 
     /// Removes a body's file, unless a call that is about to be written counts on it, or `named` says that one in the database does.

@@ -10,7 +10,7 @@ use taper_model::{CallId, FunctionName, Name};
 
 use super::parcels::Owing;
 use crate::{
-    Answer, Attempt, Due, Entry, Error, Invocation, Origin, Parcel, Settled, State, Verdict,
+    Answer, Attempt, Due, Entry, Error, Invocation, Notice, Origin, Parcel, Settled, State, Verdict,
     schedule::{Key, Seq},
 };
 
@@ -88,6 +88,7 @@ pub(super) struct Whole {
     pub(super) file: Option<String>,
     pub(super) attempts: Vec<Attempt>,
     pub(super) answer: Option<Answer>,
+    pub(super) deliveries: Vec<Notice>,
 }
 
 impl Db<'_> {
@@ -96,7 +97,7 @@ impl Db<'_> {
         let (namespace, name) = (entry.function.namespace.as_str(), entry.function.name.as_str());
         if let Some(key) = &entry.idempotency_key {
             let since = now.saturating_sub(millis(window));
-            let text = "SELECT id FROM call WHERE namespace = ?1 AND name = ?2 AND key = ?3 AND accepted_ms >= ?4
+            let text = "SELECT id FROM call WHERE namespace = ?1 AND name = ?2 AND key = ?3 AND (accepted_ms >= ?4 OR state = 0)
                         ORDER BY seq DESC LIMIT 1";
             let known = self.one(text, params![namespace, name, key, int(since)], |row| self.id(row, 0))?;
             if let Some(id) = known {
@@ -210,8 +211,8 @@ impl Db<'_> {
         })
     }
 
-    /// Writes how an attempt ended; `due` is when the call is due again, if it is. Says what is owed then; nothing when the call does not wait
-    /// any more.
+    /// Writes how an attempt ended; `due` is when the call is due again, if it is. Says what is owed then, and how many bytes of it are kept;
+    /// nothing when the call does not wait any more.
     pub(super) fn settle(
         &self,
         seq: Seq,
@@ -219,7 +220,7 @@ impl Db<'_> {
         due: u64,
         now: u64,
         dropped: &mut Vec<String>,
-    ) -> Result<Option<Vec<Owing>>, Error> {
+    ) -> Result<Option<(Vec<Owing>, u64)>, Error> {
         let text = "SELECT history, size, file, parcels FROM call WHERE seq = ?1 AND state = 0";
         let before = self.one(text, [seq], |row| {
             Ok((
@@ -235,7 +236,7 @@ impl Db<'_> {
             let text = "UPDATE call SET due_ms = ?2, attempts = attempts + ?3, deferred = iif(?3, 0, deferred + 1),
                         history = ?4, status = ?5 WHERE seq = ?1";
             self.run(text, params![seq, int(due), counts, history, status])?;
-            return Ok(Some(Vec::new()));
+            return Ok(Some((Vec::new(), 0)));
         }
         let reason = match &settled.verdict {
             Verdict::Bury(reason) => Some(reason),
@@ -249,8 +250,8 @@ impl Db<'_> {
             Some(_) => (DEAD, size + answer_size),
             None => (DONE, answer_size),
         };
-        // A dead letter can be run again, and what is owed may tell what was asked.
-        let keeps = reason.is_some() || !settled.parcels.is_empty();
+        // A dead letter can be run again, and a record tells what was asked.
+        let keeps = reason.is_some() || settled.parcels.iter().any(|parcel| matches!(parcel, Parcel::Record { .. }));
         // Nothing is asked back of it: for what could be undone half way, SQLite would first copy every page that it changes.
         let text = "UPDATE call SET state = ?2, ended_ms = ?3, attempts = attempts + 1, history = ?4, status = ?5, reason = ?6,
                     answer = ?7, answer_body = ?8, kept = ?9, body = iif(?10, body, NULL), file = iif(?10, file, NULL),
@@ -259,7 +260,7 @@ impl Db<'_> {
         let owed = int(settled.parcels.len() as u64);
         self.run(text, params![seq, state, int(now), history, status, reason, head, body, int(kept), keeps, owed])?;
         dropped.extend(file.filter(|_| !keeps));
-        self.owe(seq, first, &settled.parcels, now).map(Some)
+        self.owe(seq, first, &settled.parcels, now).map(|owing| Some((owing, kept)))
     }
 
     /// Marks a call as dead without an attempt: it cannot be read. As [`settle`](Self::settle) says it; what may be owed is its callback.
@@ -340,17 +341,22 @@ impl Db<'_> {
 
     /// Everything of one call.
     pub(super) fn whole(&self, id: &CallId) -> Result<Option<Whole>, Error> {
-        let text = format!("SELECT {SHOWN}, {ASKED}, history, answer, answer_body, seq FROM call WHERE id = ?1");
+        let text = format!("SELECT {SHOWN}, {ASKED}, history, answer, answer_body, seq, told FROM call WHERE id = ?1");
         self.one(&text, [id.as_str()], |row| {
             let answer: Option<String> = self.column(row, MORE + 1)?;
             let answer = answer.map(|text| self.answer(&text, row, MORE + 2)).transpose()?;
             let invocation = self.invocation(row)?;
+            let (seq, entry) = (self.int(row, MORE + 3)?, self.entry(row, &invocation)?);
+            let mut deliveries = self.told(row, MORE + 4);
+            deliveries.extend(self.notices(seq, &entry)?);
+            deliveries.sort_by_key(|notice| notice.number);
             Ok(Whole {
-                seq: self.int(row, MORE + 3)?,
-                entry: self.entry(row, &invocation)?,
+                seq,
+                entry,
                 file: self.file(row)?,
                 attempts: self.parse(&self.text(row, MORE)?).unwrap_or_default(),
                 answer,
+                deliveries,
                 invocation,
             })
         })

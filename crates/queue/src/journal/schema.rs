@@ -79,4 +79,8 @@ CREATE TABLE cursor (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITH
 DROP INDEX call_function;
 CREATE INDEX call_function ON call (namespace, name, state, seq) WHERE state > 0;
 ",
+    "
+ALTER TABLE delivery ADD COLUMN last TEXT; -- why it failed last
+ALTER TABLE call ADD COLUMN told TEXT;     -- JSON: what became of its latest deliveries that are over
+",
 ];

@@ -1,5 +1,7 @@
 //! What only the embedded queue must bear: a full disk, damage, a clock that is set, bounds, and being opened again.
 
+mod kept;
+
 use std::{
     fs,
     os::unix::fs::PermissionsExt,
@@ -501,7 +503,11 @@ async fn what_is_owed_is_kept_beyond_every_bound() {
     for n in 0..450 {
         journal.push(entry("f", if n == 0 { &[1; LARGE] } else { b"x" })).await.unwrap();
         let lease = lease(&journal).await;
-        let parcels = if n < 420 { vec![crate::Parcel::Callback] } else { Vec::new() };
+        let parcels = match n {
+            0 => vec![crate::Parcel::Record { to: Default::default(), condition: crate::Condition::Success }],
+            1..420 => vec![crate::Parcel::Callback],
+            _ => Vec::new(),
+        };
         let verdict = if n % 2 == 0 { Verdict::Done } else { Verdict::Bury("no".into()) };
         journal.settle(&lease, Settled { parcels, ..settled(verdict, 200, b"") }).await.unwrap();
         if n < 420 {
@@ -518,7 +524,7 @@ async fn what_is_owed_is_kept_beyond_every_bound() {
     assert_eq!(there, owed, "and nothing else");
     assert_eq!(bodies(&dir), 1);
     for _ in 0..420 {
-        journal.delivered(&mut journal.outbox().await.unwrap(), None).await.unwrap();
+        journal.delivered(&mut journal.outbox().await.unwrap(), Tried::Delivered).await.unwrap();
     }
     assert_eq!(bodies(&dir), 0, "its body went with what was owed");
     expire(&journal).await;
@@ -570,7 +576,7 @@ async fn a_journal_of_before_comes_forward() {
         let mut delivery = journal.outbox().await.unwrap();
         assert_eq!((delivery.details.invocation.id.as_str(), delivery.tries), ("owes", 2));
         assert_eq!((&delivery.parcel, delivery.number), (&crate::Parcel::Callback, 0));
-        journal.delivered(&mut delivery, None).await.unwrap();
+        journal.delivered(&mut delivery, Tried::Delivered).await.unwrap();
         assert_eq!(lease(&journal).await.entry.id.as_str(), "waits");
         let added = journal.push(entry("f", b"x")).await.unwrap().id;
         let listed = journal.list(Filter::default(), Page::default()).await.unwrap().invocations;

@@ -3,6 +3,7 @@
 
 use std::{
     io,
+    path::Path,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         mpsc::{Receiver, RecvTimeoutError, Sender, channel},
@@ -12,7 +13,10 @@ use std::{
 };
 
 use rusqlite::Connection;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, oneshot},
+    time::Instant,
+};
 
 use super::{
     Shared,
@@ -20,7 +24,7 @@ use super::{
     mark::Mark,
     rows::Db,
 };
-use crate::{Error, Seq};
+use crate::{Config, Error, Seq};
 
 /// Commands that may wait; whoever comes later waits to get in.
 const WAITING: usize = 4096;
@@ -28,11 +32,13 @@ const WAITING: usize = 4096;
 const TOGETHER: usize = 512;
 /// Calls that are removed between two commits.
 const EXPIRED: u64 = 500;
-/// How often is looked for what is not kept any longer, when nothing else happens.
-const IDLE: Duration = Duration::from_secs(60);
-/// After so many commands it is looked for, too, and after a twentieth of what was found the last time: it costs a look at each.
+/// How often is looked for what is not kept any longer, whatever happens meanwhile: so much longer may a call be kept than it should.
+const EVERY: Duration = Duration::from_secs(10);
+/// After so many commands it is looked for, too, or a twentieth of the calls that were found the last time: it costs a look at each.
 const OFTEN: usize = 2000;
-const PART: usize = 20;
+/// And after so many bytes of calls that have ended, or a twentieth of those that may be kept.
+const MUCH: u64 = 1 << 20;
+const PART: u8 = 20;
 
 /// What a command works on.
 pub(super) struct Batch<'a> {
@@ -41,6 +47,40 @@ pub(super) struct Batch<'a> {
     pub(super) dropped: Vec<String>,
     /// Calls that were changed while nobody looked on.
     pub(super) unseen: Vec<Seq>,
+    /// Bytes of calls that have ended.
+    pub(super) kept: u64,
+}
+
+impl<'a> Batch<'a> {
+    fn new(connection: &'a Connection, path: &'a Path) -> Self {
+        Self { db: Db { connection, path }, dropped: Vec::new(), unseen: Vec::new(), kept: 0 }
+    }
+}
+
+/// When it is looked for what is not kept any longer.
+struct Looks {
+    next: Instant,
+    commands: usize,
+    bytes: u64,
+    often: usize,
+    much: u64,
+}
+
+impl Looks {
+    fn new(config: &Config) -> Self {
+        let much = config.results_bytes.min(config.dead_bytes) / u64::from(PART);
+        Self { next: Instant::now() + EVERY, commands: 0, bytes: 0, often: OFTEN, much: much.max(MUCH) }
+    }
+
+    fn is_due(&self, now: Instant) -> bool {
+        now >= self.next || self.commands >= self.often || self.bytes >= self.much
+    }
+
+    /// So many calls were found.
+    fn looked(&mut self, calls: u64, now: Instant) {
+        let part = usize::try_from(calls).unwrap_or(usize::MAX) / usize::from(PART);
+        (self.next, self.commands, self.bytes, self.often) = (now + EVERY, 0, 0, part.max(OFTEN));
+    }
 }
 
 /// Told after the commit, or why there was none.
@@ -146,29 +186,27 @@ fn command<T: Send + 'static, A: Send + 'static>(
 }
 
 fn work(db: &Connection, shared: &Shared, waiting: &Receiver<Job>) {
-    let (mut since, mut often, mut rest) = (0, OFTEN, None);
+    let (mut looks, mut rest) = (Looks::new(shared.book.config()), None);
     loop {
         // While there is something to remove, nobody is waited for.
-        let first = match waiting.recv_timeout(if rest.is_some() { Duration::ZERO } else { IDLE }) {
+        let left = looks.next.saturating_duration_since(Instant::now());
+        let first = match waiting.recv_timeout(if rest.is_some() { Duration::ZERO } else { left }) {
             Ok(job) => Some(job),
             Err(RecvTimeoutError::Timeout) => None,
             Err(RecvTimeoutError::Disconnected) => return,
         };
-        let idle = first.is_none();
         let jobs: Vec<_> = first.into_iter().chain(waiting.try_iter().take(TOGETHER - 1)).collect();
-        since += jobs.len();
+        looks.commands += jobs.len();
         if !jobs.is_empty() {
-            together(db, shared, jobs);
+            looks.bytes += together(db, shared, jobs);
         }
         let removed = match rest.take() {
             Some(kept) => expire(db, shared, kept),
-            None if idle || since >= often => {
-                since = 0;
-                kept(db, shared).and_then(|kept| {
-                    let calls = kept.iter().map(|kept| kept.calls).sum::<u64>();
-                    often = OFTEN.max(usize::try_from(calls).unwrap_or(usize::MAX) / PART);
-                    expire(db, shared, kept)
-                })
+            None if looks.is_due(Instant::now()) => {
+                let kept = kept(db, shared);
+                let calls = kept.as_ref().map_or(0, |kept| kept.iter().map(|kept| kept.calls).sum());
+                looks.looked(calls, Instant::now());
+                kept.and_then(|kept| expire(db, shared, kept))
             }
             None => Ok(None),
         };
@@ -179,9 +217,9 @@ fn work(db: &Connection, shared: &Shared, waiting: &Receiver<Job>) {
     }
 }
 
-/// One commit. When whoever asked is told yes, it is on the medium.
-fn together(db: &Connection, shared: &Shared, jobs: Vec<Job>) {
-    let mut batch = Batch { db: Db { connection: db, path: &shared.path }, dropped: Vec::new(), unseen: Vec::new() };
+/// One commit. When whoever asked is told yes, it is on the medium. Says how many bytes of calls that have ended it holds.
+fn together(db: &Connection, shared: &Shared, jobs: Vec<Job>) -> u64 {
+    let mut batch = Batch::new(db, &shared.path);
     let sql = Error::sql(&shared.path);
     let mut broken = db.execute_batch("BEGIN IMMEDIATE").map_err(&sql).err();
     let mut finishes = Vec::with_capacity(jobs.len());
@@ -216,6 +254,7 @@ fn together(db: &Connection, shared: &Shared, jobs: Vec<Job>) {
         }
     }
     remove(shared, &batch);
+    batch.kept
 }
 
 /// What there is of calls that have ended: of dead letters the second.
@@ -227,7 +266,7 @@ pub(super) fn kept(db: &Connection, shared: &Shared) -> Result<[Kept; 2], Error>
 /// Removes some of what is not kept any longer; says what is left where there may be more.
 pub(super) fn expire(db: &Connection, shared: &Shared, mut kept: [Kept; 2]) -> Result<Option<[Kept; 2]>, Error> {
     let (config, now) = (shared.book.config(), shared.book.now_ms());
-    let mut batch = Batch { db: Db { connection: db, path: &shared.path }, dropped: Vec::new(), unseen: Vec::new() };
+    let mut batch = Batch::new(db, &shared.path);
     let keep = [
         Keep { dead: false, time: config.keep, calls: config.results, bytes: config.results_bytes },
         Keep { dead: true, time: config.keep_dead, calls: config.dead, bytes: config.dead_bytes },
@@ -246,5 +285,31 @@ fn remove(shared: &Shared, batch: &Batch<'_>) {
         if let Err(error) = shared.bodies.remove(digest, || batch.db.names_file(digest)) {
             tracing::warn!(%error, "a body that no call needs any more is left; the next start tries again");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_kept_is_looked_for_however_little_happens() {
+        let config = Config { results_bytes: 100 << 20, ..Config::default() };
+        let (mut looks, begun) = (Looks::new(&config), Instant::now());
+        assert!(!looks.is_due(begun));
+        // A command every second puts it off no more than none.
+        looks.commands += 10;
+        assert!(looks.is_due(begun + EVERY + Duration::from_secs(1)));
+        looks.looked(OFTEN as u64 * 40, begun + EVERY);
+        assert!(!looks.is_due(begun + EVERY));
+        looks.commands = OFTEN * 2 - 1;
+        assert!(!looks.is_due(begun + EVERY), "each look costs more");
+        looks.commands += 1;
+        assert!(looks.is_due(begun + EVERY));
+        looks.looked(0, begun);
+        looks.bytes = (5 << 20) - 1;
+        assert!(!looks.is_due(begun));
+        looks.bytes += 1;
+        assert!(looks.is_due(begun), "a twentieth of what may be kept");
     }
 }

@@ -21,8 +21,8 @@ pub(super) struct Line {
     pub(super) held: bool,
     /// Its rate lets nothing more begin until then.
     pub(super) until: Option<u64>,
-    /// In the turns of all functions, and of those that nothing runs of.
-    pub(super) turns: [Option<u64>; 2],
+    /// In the turns of all functions, of those that nothing runs of, and of those that few run of.
+    pub(super) turns: [Option<u64>; 3],
     /// In the timers, at this time.
     pub(super) timer: Option<u64>,
     /// Among those that rest, until this time.
@@ -109,7 +109,7 @@ impl Line {
 
     /// Whether there is nothing that anybody would miss.
     pub(super) fn is_idle(&self) -> bool {
-        self.has.waiting + self.has.running == 0 && self.turns == [None; 2] && self.timer.or(self.rests).is_none()
+        self.has.waiting + self.has.running == 0 && self.turns == [None; 3] && self.timer.or(self.rests).is_none()
     }
 
     /// Has the right call of an order key, or none, be among those that are ready.

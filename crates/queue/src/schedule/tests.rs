@@ -94,6 +94,37 @@ fn workers_bound_all_but_the_first_of_each() {
     assert_eq!(all(&mut schedule, 0, &open).len(), 5);
 }
 
+/// Who came first has the places, and leaves others more than one at a time all the same.
+#[test]
+fn however_much_runs_a_few_of_each_may() {
+    let mut schedule = Schedule::new(Bounds { workers: 1000, function_workers: 100, ..OPEN });
+    let mut seqs = 0..;
+    let mut push = |schedule: &mut Schedule, function: &str, calls| {
+        for seq in seqs.by_ref().take(calls) {
+            schedule.restore(&named(function), (0, seq), 1, None, 0);
+        }
+    };
+    for n in 0..10 {
+        push(&mut schedule, &format!("slow{n}"), 200);
+    }
+    assert_eq!(all(&mut schedule, 0, &open).len(), 1000);
+    push(&mut schedule, "late.other", 100);
+    let late = all(&mut schedule, 0, &open);
+    assert_eq!(late.len(), 8);
+    schedule.ended(&late[0], 0);
+    assert_eq!(run(&mut schedule, 0).function, named("late.other"));
+    // Those that nothing runs of come first, and there is room left for them.
+    for n in 0..1000 {
+        push(&mut schedule, &format!("more{n}.third"), 10);
+    }
+    let more = all(&mut schedule, 0, &open);
+    assert_eq!((more.len(), schedule.total().running), (5000 - 1008, 5000));
+    let first: std::collections::HashSet<_> = more[..1000].iter().map(|ticket| &ticket.function).collect();
+    assert_eq!(first.len(), 1000);
+    push(&mut schedule, "last.fourth", 2);
+    assert_eq!(all(&mut schedule, 0, &open).len(), 1);
+}
+
 #[test]
 fn ten_thousand_run_and_no_more() {
     let mut schedule = Schedule::new(Bounds { workers: 3, ..OPEN });

@@ -13,9 +13,10 @@ use std::{
 };
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
-use taper_model::Name;
+use taper_model::invocation::Destination;
 use taper_queue::{
-    Config, Entry, Filter, Journal, Lease, Page, Parcel, Queue, State, Verdict, conformance, derived_id,
+    Condition, Config, Entry, Filter, Journal, Lease, Page, Parcel, Queue, State, Tried, Verdict, conformance,
+    derived_id,
 };
 use tokio::task::JoinSet;
 
@@ -160,12 +161,12 @@ fn work(journal: &Arc<Journal>, say: impl Fn(String) + Clone + Send + 'static) -
             loop {
                 let mut delivery = journal.outbox().await.unwrap();
                 let (call, _) = who(&delivery.details.entry);
-                assert_eq!(delivery.parcel, Parcel::Reply(Name::new("topic").unwrap()));
+                assert_eq!(delivery.parcel, record());
                 // Once for each parcel, as whoever receives it would see.
                 if delivery.number == 1 {
                     say(format!("told {call}"));
                 }
-                journal.delivered(&mut delivery, None).await.unwrap();
+                journal.delivered(&mut delivery, Tried::Delivered).await.unwrap();
             }
         });
     }
@@ -181,8 +182,13 @@ fn who(entry: &Entry) -> (String, u64) {
     (call, number)
 }
 
+/// What is told: it says what was asked.
+fn record() -> Parcel {
+    Parcel::Record { to: Destination::default(), condition: Condition::Success }
+}
+
 fn end(lease: &Lease, number: u64) -> taper_queue::Settled {
-    let parcels = vec![Parcel::Reply(Name::new("topic").unwrap()); 2];
+    let parcels = vec![record(); 2];
     let (verdict, parcels) = match lease.attempts {
         0 if fails(number) => (Verdict::Again { after: Duration::from_millis(1), counts: true }, Vec::new()),
         _ if number.is_multiple_of(11) => (Verdict::Bury("no".into()), parcels),

@@ -15,7 +15,7 @@ use rand::{RngExt, SeedableRng, rngs::StdRng};
 use rusqlite::Connection;
 use taper_model::{CallId, Name, invocation::Destination};
 use taper_queue::{
-    Condition, Config, Entry, Error, Filter, Journal, Lease, Page, Parcel, Queue, Settled, State, Verdict,
+    Condition, Config, Entry, Error, Filter, Journal, Lease, Page, Parcel, Queue, Settled, State, Tried, Verdict,
     conformance::{entry, settled, unlimited},
 };
 use tokio::time::timeout;
@@ -228,11 +228,11 @@ async fn a_delivery_whose_end_cannot_be_written_stays_in_its_hands() {
     let (there, away) = (dir.path().join("queue/journal.db"), dir.path().join("away"));
     fs::rename(&there, &away).unwrap();
     for _ in 0..2 {
-        assert!(journal.delivered(&mut delivery, None).await.is_err());
+        assert!(journal.delivered(&mut delivery, Tried::Delivered).await.is_err());
         assert!(timeout(Duration::from_millis(100), journal.outbox()).await.is_err(), "it is not sent again");
     }
     fs::rename(&away, &there).unwrap();
-    journal.delivered(&mut delivery, None).await.unwrap();
+    journal.delivered(&mut delivery, Tried::Delivered).await.unwrap();
     assert_eq!(journal.stats().parcels, 0);
 }
 
@@ -249,7 +249,7 @@ async fn a_damaged_parcel_holds_up_no_other() {
     for number in [0, 2] {
         let mut delivery = timeout(Duration::from_secs(60), journal.outbox()).await.unwrap().unwrap();
         assert_eq!(delivery.number, number);
-        journal.delivered(&mut delivery, None).await.unwrap();
+        journal.delivered(&mut delivery, Tried::Delivered).await.unwrap();
     }
     assert_eq!(journal.stats().parcels, 0);
     assert!(journal.get(&id).await.unwrap().unwrap().entry.body.is_empty(), "nothing is owed any more");

@@ -131,13 +131,13 @@ fn show(call: &Value) -> Result<()> {
         ("Due", due),
         ("Ended", when("/endedAt")),
         ("Result", answer(call)),
-        ("Owed", owed(call)),
     ] {
         if fact != "-" {
             output::line(&format!("{label:<10} {fact}"))?;
         }
     }
     timeline(call)?;
+    deliveries(call)?;
     let body = call.pointer("/result/body").and_then(Value::as_str).filter(|body| !body.is_empty());
     match body {
         Some(body) if body.len() <= SHOWN => {
@@ -165,12 +165,6 @@ fn answer(call: &Value) -> String {
     format!("{}, {} bytes{kind}{cut}", text(result, "/status"), text(result, "/bytes"))
 }
 
-/// What is still to be delivered.
-fn owed(call: &Value) -> String {
-    let all: Vec<&str> = call["deliveries"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-    if all.is_empty() { "-".into() } else { harmless(&all.join(", ")) }
-}
-
 /// A row for each attempt, at its time from the call's acceptance on.
 fn timeline(call: &Value) -> Result<()> {
     let attempts = call["attempts"].as_array().map_or(&[][..], Vec::as_slice);
@@ -194,6 +188,24 @@ fn timeline(call: &Value) -> Result<()> {
     let rows: Vec<_> = attempts.iter().enumerate().map(row).collect();
     output::line("")?;
     output::table(&["ATTEMPT", "BEGUN", "TOOK", "START", "STATUS", "WHERE", "MESSAGE"], &rows)
+}
+
+/// A row for each thing that is told of the call, and what became of it.
+fn deliveries(call: &Value) -> Result<()> {
+    let all = call["deliveries"].as_array().map_or(&[][..], Vec::as_slice);
+    if all.is_empty() {
+        return Ok(());
+    }
+    let row = |delivery: &Value| {
+        let state = match delivery["state"].as_str() {
+            Some("givenUp") => "given up".to_owned(),
+            _ => text(delivery, "/state"),
+        };
+        let cell = |pointer| harmless(&text(delivery, pointer));
+        vec![cell("/kind"), cell("/to"), harmless(&state), cell("/tries"), cell("/nextAt"), cell("/last")]
+    };
+    output::line("")?;
+    output::table(&["TOLD", "TO", "STATE", "TRIES", "NEXT", "LAST"], &all.iter().map(row).collect::<Vec<_>>())
 }
 
 /// A time in milliseconds since the Unix epoch.

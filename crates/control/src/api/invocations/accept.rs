@@ -12,7 +12,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header::LOCATION, uri::PathAndQuery};
 use serde::Deserialize;
-use taper_model::{FunctionName, Name};
+use taper_model::{Cause, FunctionName, Name};
 
 use super::{One, shown};
 use crate::{
@@ -74,8 +74,9 @@ pub(crate) async fn accept(
     let function = FunctionName::new(namespace.clone(), name);
     let accepted = (shared.parts.accept)(function, wanted.request()?).await.map_err(|mut fault| {
         // The words for a header are for a field here.
-        if let Some((field, header)) = FIELDS.iter().find(|(_, header)| fault.message.starts_with(header.as_str())) {
-            fault.message = fault.message.replacen(header.as_str(), field, 1);
+        if fault.cause == Cause::Malformed {
+            let said = |text: String, (field, header): &(&str, HeaderName)| text.replace(header.as_str(), field);
+            fault.message = FIELDS.iter().fold(fault.message, said);
         }
         Error::from(fault)
     })?;

@@ -8,7 +8,7 @@ use http::{HeaderMap, HeaderName, Uri, header::CONTENT_TYPE};
 use serde::Serialize;
 use serde_json::{Value, json};
 use taper_model::{CallId, Digest, Name, clock::rfc3339};
-use taper_queue::{Answer, Attempt, Details, Entry, Invocation, Parcel, State};
+use taper_queue::{Answer, Attempt, Details, Entry, Fate, Invocation, Kind, Notice, State};
 
 /// What the gateway writes beside a caller's headers, and no function sees.
 const OURS: [&str; 2] = ["x-taper-made", "x-taper-pin"];
@@ -78,9 +78,23 @@ struct Whole<'a> {
     request: Request<'a>,
     #[serde(skip_serializing_if = "Option::is_none")]
     result: Option<Value>,
-    /// What is still to be delivered.
+    /// What was told of it, and is still to be.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    deliveries: Vec<String>,
+    deliveries: Vec<Delivery<'a>>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Delivery<'a> {
+    kind: Kind,
+    to: &'a str,
+    state: Fate,
+    tries: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_at: Option<String>,
+    /// Why it failed last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last: Option<&'a str>,
 }
 
 #[derive(Serialize)]
@@ -135,7 +149,7 @@ pub(super) async fn whole(call: Details) -> Value {
 }
 
 fn show(call: &Details) -> Value {
-    let Details { invocation, entry, attempts, answer, owed } = call;
+    let Details { invocation, entry, attempts, answer, deliveries } = call;
     let mut item = Item::of(invocation);
     if invocation.state == State::Waiting
         && let Some(why) = attempts.last().and_then(|attempt| attempt.message.as_deref())
@@ -151,7 +165,7 @@ fn show(call: &Details) -> Value {
         attempts: attempts.iter().map(tried).collect(),
         request: request(entry, invocation.state),
         result: answer.as_ref().map(result),
-        deliveries: owed.iter().map(delivery).collect(),
+        deliveries: deliveries.iter().map(delivery).collect(),
     })
 }
 
@@ -184,15 +198,14 @@ fn request(entry: &Entry, state: State) -> Request<'_> {
     }
 }
 
-fn delivery(parcel: &Parcel) -> String {
-    match parcel {
-        Parcel::Callback => "callback".into(),
-        // Where it goes; of an address without what follows the path.
-        Parcel::Record { to, .. } => match to.url.as_deref().and_then(|url| url.parse().ok()) {
-            Some(url) => format!("record to {}", address(&url)),
-            None => format!("record to {to}"),
-        },
-        Parcel::Reply(topic) => format!("reply to topic {topic}"),
+fn delivery(notice: &Notice) -> Delivery<'_> {
+    Delivery {
+        kind: notice.kind,
+        to: &notice.to,
+        state: notice.state,
+        tries: notice.tries,
+        next_at: notice.next_ms.map(rfc3339),
+        last: notice.last.as_deref(),
     }
 }
 
@@ -230,8 +243,6 @@ fn headers(headers: &HeaderMap) -> BTreeMap<&str, Vec<String>> {
 
 #[cfg(test)]
 mod tests {
-    use taper_model::invocation::Destination;
-
     use super::*;
 
     #[test]
@@ -239,16 +250,5 @@ mod tests {
         let shown = |url: &str| address(&url.parse().unwrap());
         assert_eq!(shown("https://a.example/x?token=s"), "https://a.example/x?…");
         assert_eq!(shown("https://a.example/x"), "https://a.example/x");
-        let record = |to: &str| -> Parcel {
-            let to: Destination = serde_json::from_str(to).unwrap();
-            serde_json::from_value(json!({"record": {"to": to, "condition": "Success"}})).unwrap()
-        };
-        for (to, expect) in [
-            (r#"{"url": "https://a.example/x?token=s"}"#, "record to https://a.example/x?…"),
-            (r#"{"function": "audit"}"#, "record to function audit"),
-            (r#"{"topic": "orders"}"#, "record to topic orders"),
-        ] {
-            assert_eq!(delivery(&record(to)), expect);
-        }
     }
 }

@@ -110,18 +110,26 @@ pub(super) fn schemas() -> Value {
         ("reason", "string"),
     ];
     let required = ["id", "function", "namespace", "status", "acceptedAt", "tries"];
-    let more = [
-        ("cause", "string"),
-        ("correlation", "string"),
-        ("method", "string"),
-        ("path", "string"),
-        ("deliveries", "array"),
-    ];
+    let more = [("cause", "string"), ("correlation", "string"), ("method", "string"), ("path", "string")];
     let mut details = object(&[&fields[..], &more].concat(), &[&required[..], &["method", "path"]].concat());
     details["description"] =
         "One call with everything that is known of it. Of what was asked, values of headers and the body stay inside."
             .into();
     details["properties"]["attempts"] = list("Attempt");
+    let delivery = [
+        ("kind", "string"),
+        ("to", "string"),
+        ("state", "string"),
+        ("tries", "integer"),
+        ("nextAt", "string"),
+        ("last", "string"),
+    ];
+    let mut delivery = object(&delivery, &["kind", "to", "state", "tries"]);
+    delivery["description"] =
+        "What is told of the call, to whom, and what became of that. `last` is why it failed last.".into();
+    delivery["properties"]["kind"]["enum"] = json!(["callback", "record", "reply"]);
+    delivery["properties"]["state"]["enum"] = json!(["waiting", "delivered", "givenUp"]);
+    details["properties"]["deliveries"] = json!({"type": "array", "items": delivery});
     details["properties"]["request"] = object(
         &[
             ("headers", "array"),

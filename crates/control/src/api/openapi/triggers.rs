@@ -39,6 +39,26 @@ fn publish(place: &[Value], summary: &str) -> Value {
     operation
 }
 
+/// What holds for a function's calls that nobody waits for, and how many there are.
+fn standing() -> Value {
+    let fields = [
+        ("paused", "boolean"),
+        ("concurrency", "integer"),
+        ("rate", "number"),
+        ("queue", "integer"),
+        ("waiting", "integer"),
+        ("running", "integer"),
+        ("dead", "integer"),
+        ("deadAtLeast", "boolean"),
+        ("oldest", "string"),
+    ];
+    let mut standing = object(&fields, &["paused", "waiting", "running"]);
+    for (field, of) in [("retry", "Retries"), ("onSuccess", "Destination"), ("onFailure", "Destination")] {
+        standing["properties"][field] = named(of);
+    }
+    standing
+}
+
 /// The shapes.
 // long because: it is a table, one entry per shape
 pub(super) fn schemas() -> Value {
@@ -56,6 +76,7 @@ pub(super) fn schemas() -> Value {
             ("events", "integer"),
             ("matched", "integer"),
             ("error", "string"),
+            ("annotation", "boolean"),
         ],
         &["state"],
     );
@@ -107,6 +128,7 @@ pub(super) fn schemas() -> Value {
             },
         },
         "TriggerStatus": status,
+        "Standing": standing(),
         "PublishedEvent": {
             "type": "object",
             "required": ["id", "source", "calls"],
