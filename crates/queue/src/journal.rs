@@ -252,7 +252,12 @@ impl Journal {
             Ok(Some((ready, None))) => ready,
             Ok(Some((ready, Some(error)))) => {
                 tracing::error!(%error, function = %held.function(), "the body of a call cannot be read; it is tried again later");
-                self.put_off(&held, ready.deferred, &error).await?;
+                let age = Duration::from_millis(self.shared.book.now_ms().saturating_sub(ready.since_ms));
+                if age > Policy::default().max_age {
+                    self.bury(held, &error).await?;
+                } else {
+                    self.put_off(&held, ready.deferred, &error).await?;
+                }
                 return Ok(None);
             }
             Ok(None) => {

@@ -235,6 +235,8 @@ impl Owed {
     /// It is due again at this time.
     pub fn again(&mut self, at: u64) {
         self.parcel.0 = at;
+        // A place that it had is for one that goes now.
+        drop(self.place.take());
         self.put_back();
     }
 }

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rusqlite::Connection;
+use rusqlite::{Connection, config::DbConfig};
 use taper_medium::{fold, private_file, sync_dir};
 
 use crate::Error;
@@ -62,9 +62,15 @@ impl Mark {
             // Before the log goes, on the disk as well.
             _ => sync_dir(&self.dir).map_err(Error::from),
         };
-        if let Err(error) =
-            fold(db, &self.log).map_err(Error::from).and_then(|whole| if whole { gone() } else { Ok(()) })
-        {
+        // Where it stays so does the log: the last connection that is closed would remove that else.
+        let stay = || db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).map(drop);
+        let folded = fold(db, &self.log).map_err(Error::from);
+        let folded = match folded {
+            Ok(true) => gone(),
+            Ok(false) => stay().map_err(Error::sql(&self.log)),
+            Err(error) => stay().map_err(Error::sql(&self.log)).and(Err(error)),
+        };
+        if let Err(error) = folded {
             tracing::warn!(%error, "the queue was not closed in order; the next start goes on with its log");
         }
     }
