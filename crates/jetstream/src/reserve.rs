@@ -100,7 +100,11 @@ impl Reserve {
         if pieces.coming > 0 {
             return 0;
         }
-        pieces.coming = PIECES - pieces.there.len();
+        pieces.coming = PIECES.saturating_sub(pieces.there.len());
+        if pieces.coming == 0 {
+            // All of it is there, because what was to be removed could not be: whoever comes next sees whether there is room.
+            pieces.short = None;
+        }
         pieces.coming
     }
 
@@ -136,6 +140,11 @@ mod tests {
         assert!(!reserve.written(None) && reserve.is_short());
         assert_eq!(reserve.missing(), 1);
         assert!(reserve.written(Some(30)) && !reserve.is_short(), "there is room again");
+        // A piece that could not be removed is no reason to be short for ever.
+        assert!(reserve.set_short());
+        let piece = reserve.take(false).unwrap();
+        reserve.back(piece);
+        assert_eq!((reserve.missing(), reserve.is_short()), (0, false));
     }
 
     #[test]
