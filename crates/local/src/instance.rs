@@ -484,7 +484,8 @@ impl Instance {
         self.run.left().is_some_and(|left| left.calls() >= self.busy())
     }
 
-    /// Begins its end: what runs may end, for as long as the function's timeout allows, or its grace where that is longer.
+    /// Begins its end: what runs may end, for as long as the function's timeout allows, or its grace where that is longer. Calls that nobody
+    /// waits for any more have the grace alone.
     pub(crate) fn stop(&self) {
         self.stop.cancel();
     }

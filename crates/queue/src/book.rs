@@ -451,7 +451,8 @@ impl Held {
 }
 
 impl Settling {
-    /// Gives up what there is no room for of what is to be told of the end. A callback has its room since its call was accepted.
+    /// Gives up what there is no room for of what is to be told of the end. A callback is told all the same: it was looked for room when its call
+    /// was accepted.
     pub fn bound(&mut self, parcels: &mut Vec<Parcel>) {
         let full = || self.book.outbox.full(&self.ticket.function.namespace, &self.book.config).is_some();
         let before = parcels.len();

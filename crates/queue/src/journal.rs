@@ -89,6 +89,9 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
     fs::metadata(path).map(|found| (found.dev(), found.ino()))
 }
 
+/// After how long a body that cannot be read, and that a record needs, is looked at again.
+const UNREAD: Duration = Duration::from_secs(5);
+
 /// What the database said when it was found to be damaged. From then on nothing is accepted: what is written into it may not be there.
 #[derive(Clone, Default)]
 struct Damage(Arc<OnceLock<Error>>);
@@ -165,8 +168,6 @@ impl Journal {
         let reader = || {
             let db = connect(&path)?;
             db.pragma_update(None, "query_only", true).map_err(Error::sql(&path))?;
-            // Whoever writes brings the log into the database; nobody else removes it.
-            db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).map_err(Error::sql(&path))?;
             Ok::<_, Error>(Arc::new(Reader { path: path.clone(), db: Mutex::new(db), damage: damage.clone() }))
         };
         let (leases, looks) = (reader()?, reader()?);
@@ -427,16 +428,16 @@ impl Journal {
             match read.await {
                 Ok(Some((details, unread, parcel, tries))) => {
                     // A record says what was asked; the others do not.
-                    match unread.filter(|_| matches!(parcel, Parcel::Record { .. })) {
-                        Some(error @ Error::Damaged { .. }) => {
-                            tracing::error!(%error, "the record of a call goes without what was asked");
-                        }
-                        Some(error) => {
+                    if let Some(error) = unread.filter(|_| matches!(parcel, Parcel::Record { .. })) {
+                        let now = self.shared.book.now_ms();
+                        let age = now.saturating_sub(details.invocation.ended_ms.unwrap_or_default());
+                        let waits = Duration::from_millis(age) < Policy::default().max_age;
+                        if waits && !matches!(error, Error::Damaged { .. }) {
                             tracing::error!(%error, "the body of a call cannot be read; its record goes later");
-                            owed.again(later(self.shared.book.now_ms(), Policy::default().wait(tries, 1.0)));
+                            owed.again(later(now, UNREAD));
                             continue;
                         }
-                        None => {}
+                        tracing::error!(%error, "the record of a call goes without what was asked");
                     }
                     return Ok(Delivery { details, parcel, number, tries, owed });
                 }
@@ -630,5 +631,7 @@ fn later(now: u64, after: Duration) -> u64 {
 fn connect(path: &Path) -> Result<Connection, Error> {
     let db = taper_medium::connect(path, &[("journal_size_limit", "67108864")])?;
     db.set_prepared_statement_cache_capacity(64);
+    // The log goes when the mark has gone, and not because a connection was the last one: also of a start that fails.
+    db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).map_err(Error::sql(path))?;
     Ok(db)
 }

@@ -62,15 +62,13 @@ impl Mark {
             // Before the log goes, on the disk as well.
             _ => sync_dir(&self.dir).map_err(Error::from),
         };
-        // Where it stays so does the log: the last connection that is closed would remove that else.
-        let stay = || db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).map(drop);
-        let folded = fold(db, &self.log).map_err(Error::from);
-        let folded = match folded {
-            Ok(true) => gone(),
-            Ok(false) => stay().map_err(Error::sql(&self.log)),
-            Err(error) => stay().map_err(Error::sql(&self.log)).and(Err(error)),
+        // Where it stays, so does the log.
+        let log_goes = || {
+            let set = db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false);
+            set.map(drop).map_err(Error::sql(&self.log))
         };
-        if let Err(error) = folded {
+        let folded = fold(db, &self.log).map_err(Error::from);
+        if let Err(error) = folded.and_then(|whole| if whole { gone().and_then(|()| log_goes()) } else { Ok(()) }) {
             tracing::warn!(%error, "the queue was not closed in order; the next start goes on with its log");
         }
     }
@@ -128,6 +126,22 @@ mod tests {
         let journal = open(&left).unwrap();
         assert_eq!(journal.stats().depth, 0, "what was in it is gone");
         journal.push(entry("f", b"x")).await.unwrap();
+    }
+
+    /// A program that is too old for the schema, say, is started by mistake.
+    #[tokio::test]
+    async fn a_start_that_fails_leaves_the_log_to_the_next() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = open(&dir).unwrap();
+        journal.push(entry("f", b"x")).await.unwrap();
+        let left = killed(&dir);
+        // Something that cannot be removed as a body is, after the database was read.
+        let odd = left.path().join("queue/bodies/odd");
+        fs::create_dir_all(&odd).unwrap();
+        assert!(open(&left).is_err());
+        assert!(size(&left, "-wal").is_some() && size(&left, "-open").is_some());
+        fs::remove_dir(odd).unwrap();
+        assert_eq!(open(&left).unwrap().stats().depth, 1);
     }
 
     /// What is accepted after a kill stands behind nothing that may never have reached the disk.
