@@ -61,6 +61,12 @@ async fn of_calls(output: &Output, id: &str, last: &str) -> Vec<(String, String)
     lines(&text).into_iter().filter(|(id, _)| !id.is_empty()).collect()
 }
 
+/// Those of this one alone.
+async fn of_call(output: &Output, id: &str, last: &str) -> Vec<String> {
+    let all = of_calls(output, id, last).await;
+    all.into_iter().filter(|(whose, _)| whose == id).map(|(_, text)| text).collect()
+}
+
 fn owned(lines: &[(&str, &str)]) -> Vec<(String, String)> {
     lines.iter().map(|(id, text)| ((*id).to_owned(), (*text).to_owned())).collect()
 }
@@ -96,8 +102,7 @@ async def handle(event, context):
     let instance = python(source, 1).await;
     for id in ["one", "tw]o"] {
         assert_eq!(said(&instance, id, "/").await, "x");
-        let seen = of_calls(&instance.out, id, "without an end").await;
-        let seen: Vec<_> = seen.into_iter().filter(|(whose, _)| whose == id).map(|(_, text)| text).collect();
+        let seen = of_call(&instance.out, id, "without an end").await;
         let (long, long_too) = ("x".repeat(20_000), "y".repeat(4096));
         let expect = [
             "two lines",
@@ -238,8 +243,7 @@ exports.handle = async (event, context) => {
     let instance = node(source).await;
     for id in ["one", "tw]o"] {
         assert_eq!(said(&instance, id, "/").await, "x");
-        let seen = of_calls(&instance.out, id, "without an end").await;
-        let seen: Vec<_> = seen.into_iter().filter(|(whose, _)| whose == id).map(|(_, text)| text).collect();
+        let seen = of_call(&instance.out, id, "without an end").await;
         let (long, long_too) = ("x".repeat(20_000), "y".repeat(4096));
         let expect = [
             "two lines",
